@@ -1,0 +1,44 @@
+"""Where the files that belong to the package lie, in a checkout and in an installed wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recbole_cdr_ext.errors import CDRError, did_you_mean
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def properties_dir() -> Path:
+    """The folder of property files: inside the package in a wheel, beside it in a checkout.
+
+    Raises:
+        CDRError: neither exists, so the installation is damaged.
+    """
+    for folder in (_PACKAGE / "properties", _PACKAGE.parent / "properties"):
+        if (folder / "dataset").is_dir():
+            return folder
+    raise CDRError(
+        f"the property files are missing: neither {_PACKAGE / 'properties'} nor "
+        f"{_PACKAGE.parent / 'properties'} exists; install recbole_cdr_ext again."
+    )
+
+
+def dataset_property_files() -> dict[str, Path]:
+    """The property file of each described dataset, by dataset name, in alphabetical order."""
+    return {path.stem: path for path in sorted((properties_dir() / "dataset").glob("*.yaml"))}
+
+
+def dataset_property_file(name: str) -> Path:
+    """The property file of one dataset.
+
+    Raises:
+        CDRError: there is none of that name (with the nearest known name).
+    """
+    known = dataset_property_files()
+    if name not in known:
+        raise CDRError(
+            f"dataset '{name}' has no property file in "
+            f"{properties_dir() / 'dataset'}.{did_you_mean(name, known)}"
+        )
+    return known[name]
