@@ -1,0 +1,302 @@
+"""Several domains of one user space as a RecBole dataset."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
+from recbole.utils import FeatureSource, FeatureType
+
+from recbole_cdr_ext import compat
+from recbole_cdr_ext.data import atomic
+from recbole_cdr_ext.errors import CDRError
+
+compat.apply()
+
+DOMAIN_FIELD = "domain"
+PAD = "[PAD]"
+FILTERS = ("val_interval", "user_inter_num_interval", "item_inter_num_interval")
+
+
+@dataclass(frozen=True)
+class Events:
+    """m interactions, ordered by (sequence, merged timeline).
+
+    A sequence is what one user did (in the layout ``rows``: what one published row says of a user).
+
+    Attributes:
+        user, item, domain: (m,) user ids, global item ids, domain indices.
+        time, rating: (m,) as in the files; rating is NaN where there is none.
+        sequence: (m,) sequence ids, 0-based.
+    """
+
+    user: np.ndarray
+    item: np.ndarray
+    domain: np.ndarray
+    time: np.ndarray
+    rating: np.ndarray
+    sequence: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def take(self, rows: np.ndarray) -> Events:
+        """Returns the events at ``rows`` (indices or a mask)."""
+        return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The published rows as instances: (r,) arrays indexed by sequence id."""
+
+    user: np.ndarray
+    target_domain: np.ndarray
+    is_test: np.ndarray
+
+
+class CrossDomainDataset(Dataset):
+    """RecBole's ``Dataset`` over a list of domains: one user space, one item space cut into a range per domain.
+
+    Users with one token are one user. Items with one token in two domains are two items, whose tokens leak checks
+    compare (:attr:`token_key`). Ids start from 1; id 0 is padding, as in RecBole.
+
+    Attributes:
+        domains: their names; the index of a domain is its place in this list.
+        item_offset: (K+1,) domain k owns the global item ids ``item_offset[k] .. item_offset[k+1] - 1``.
+        token_key: (item_num,) equal for items whose external token is the same.
+        events: all interactions after the filters, on each user's merged timeline.
+        order: "clock", "merged" or "none": what the timestamps mean.
+        rows: the published rows, in the layout ``rows`` only.
+        split: the split in force (set by ``make_split``); models built on the dataset learn from it alone.
+        report: what loading found and did, counted.
+
+    Raises:
+        CDRError: a file is missing or malformed, or a domain is empty after the filters.
+    """
+
+    def _from_scratch(self):
+        self._get_preset()
+        self._get_field_from_config()
+        config = self.config
+        self.domains: list[str] = list(config["domains"])
+        self.n_domains = len(self.domains)
+        self.order: str = config["order"]
+        self.simulated = bool(config["simulated"])
+        self.task: str = config["task"] or "next_item"
+        self.report: dict[str, object] = {}
+        self.user_feat = self.item_feat = None
+        published = config["split"] == "published"
+        folder = Path(self.dataset_path) / "rows" if published else Path(self.dataset_path)
+        if published and not (folder / "rows.inter").exists():
+            raise CDRError(
+                f"split=published needs the published rows as they are, and {folder} does not hold them. "
+                f"Run: recbole-cdr prepare {self.dataset_name} --layout=rows --raw=DIR"
+            )
+        frames = [self._load_domain(folder, k, name) for k, name in enumerate(self.domains)]
+        self.fingerprint = atomic.fingerprint(folder)
+        self._remap(frames)
+        self.rows = self._load_rows(folder) if published else None
+        self._sort_events()
+        self.feat_name_list = ["inter_feat"]
+
+    # -- loading ------------------------------------------------------------------------------------------------
+
+    def _load_domain(self, folder: Path, index: int, name: str) -> pd.DataFrame:
+        """Reads one domain's file and applies RecBole's filters with that domain's settings."""
+        path = folder / f"{name}.inter"
+        if not path.exists():
+            raise CDRError(
+                f"{path} is missing: dataset '{self.dataset_name}' names the domain '{name}'. "
+                f"Prepare it (recbole-cdr prepare {self.dataset_name}) or mend 'domains' in its property file."
+            )
+        frame = atomic.read_inter(path)
+        frame = frame.rename(columns={"user_id": self.uid_field, "item_id": self.iid_field})
+        found = len(frame)
+        self.inter_feat = self._without_duplicates(frame, name)
+        general = self.config
+        # RecBole's filters read their settings from self.config: lend them this domain's for as long as they run.
+        own = (general["domain_settings"] or {}).get(name, {})
+        self.config = {key: own.get(key, general[key]) for key in FILTERS}
+        self._declare_fields(self.inter_feat)
+        try:
+            self._filter_by_field_value()
+            self._filter_by_inter_num()
+        finally:
+            self.config = general
+        kept, self.inter_feat = self.inter_feat, None
+        self.report[f"{name}: interactions in the file"] = found
+        self.report[f"{name}: interactions kept"] = len(kept)
+        if kept.empty:
+            raise CDRError(
+                f"No interaction of domain '{name}' is left of {found} in {path} after the filters "
+                f"(val_interval, user_inter_num_interval, item_inter_num_interval): loosen them."
+            )
+        kept[DOMAIN_FIELD] = index
+        return kept
+
+    def _without_duplicates(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:
+        """next_item keeps the first of a user's interactions with an item; rating averages them."""
+        key = [c for c in ("row_id", self.uid_field, self.iid_field) if c in frame]
+        double = frame.duplicated(key)
+        self.report[f"{name}: duplicated (user, item)"] = int(double.sum())
+        if not double.any():
+            return frame
+        if self.task == "rating" and "rating" in frame:
+            means = frame.groupby(key, sort=False)["rating"].transform("mean")
+            return frame.assign(rating=means)[~double].copy()
+        if "timestamp" in frame:
+            order = frame.reset_index().sort_values(["timestamp", "index"], kind="stable")["index"]
+            frame = frame.loc[order]
+        return frame.drop_duplicates(key, keep="first").sort_index().copy()
+
+    def _declare_fields(self, frame: pd.DataFrame) -> None:
+        tokens = {self.uid_field, self.iid_field, "row_id"}
+        for column in frame.columns:
+            kind = FeatureType.TOKEN if column in tokens else FeatureType.FLOAT
+            self.set_field_property(column, kind, FeatureSource.INTERACTION, 1)
+
+    def _load_rows(self, folder: Path) -> Rows:
+        table = atomic.read_inter(folder / "rows.inter", required=("row_id", "user_id", "target_domain", "part"))
+        unknown = set(table["target_domain"]) - set(self.domains)
+        if unknown:
+            raise CDRError(f"{folder / 'rows.inter'}: target_domain {sorted(unknown)} is none of {self.domains}.")
+        table = table.set_index("row_id")
+        missing = self._row_index.index.difference(table.index)
+        if len(missing):
+            raise CDRError(f"{folder / 'rows.inter'}: row {missing[0]} has events but no line of its own.")
+        table = table.loc[self._row_index.index]
+        user = np.array([self.field2token_id[self.uid_field][u] for u in table["user_id"]])
+        domain = table["target_domain"].map({d: k for k, d in enumerate(self.domains)}).to_numpy()
+        return Rows(user, domain, (table["part"] == "test").to_numpy())
+
+    # -- ids ----------------------------------------------------------------------------------------------------
+
+    def _remap(self, frames: list[pd.DataFrame]) -> None:
+        """Gives users one id space and each domain's items a range of one; makes ``inter_feat``."""
+        users = pd.Index(sorted(pd.unique(pd.concat([f[self.uid_field] for f in frames]))))
+        item_tokens, self.item_offset = [PAD], np.ones(self.n_domains + 1, np.int64)
+        columns: dict[str, list[np.ndarray]] = {c: [] for c in ("user", "item", "domain", "time", "rating", "row")}
+        for k, frame in enumerate(frames):
+            tokens = pd.Index(sorted(frame[self.iid_field].unique()))
+            self.item_offset[k + 1] = self.item_offset[k] + len(tokens)
+            item_tokens.extend(tokens)
+            columns["user"].append(users.get_indexer(frame[self.uid_field]) + 1)
+            columns["item"].append(tokens.get_indexer(frame[self.iid_field]) + self.item_offset[k])
+            columns["domain"].append(np.full(len(frame), k))
+            columns["time"].append(frame["timestamp"].to_numpy() if "timestamp" in frame else np.zeros(len(frame)))
+            columns["rating"].append(frame["rating"].to_numpy() if "rating" in frame else np.full(len(frame), np.nan))
+            columns["row"].append(frame["row_id"].to_numpy() if "row_id" in frame else np.zeros(len(frame), object))
+        if self.order != "none" and not all("timestamp" in f for f in frames):
+            raise CDRError(
+                f"Dataset '{self.dataset_name}' says order: {self.order}, but a domain's file has no timestamp column. "
+                "Add one, or say order: none in the property file."
+            )
+        flat = {name: np.concatenate(parts) for name, parts in columns.items()}
+        self._tokens = np.array(item_tokens, dtype=object)
+        self.token_key = pd.factorize(self._tokens)[0]
+        # Two domains may share a token, so RecBole's token table says the domain as well.
+        owner = np.searchsorted(self.item_offset, np.arange(1, len(item_tokens)), side="right") - 1
+        unique = [PAD] + [f"{self.domains[k]}:{t}" for k, t in zip(owner, item_tokens[1:], strict=True)]
+        self._set_tokens(self.uid_field, [PAD, *users])
+        self._set_tokens(self.iid_field, unique)
+        self._set_tokens(DOMAIN_FIELD, self.domains)
+        self._flat = flat
+
+    def _set_tokens(self, field: str, tokens: list[str]) -> None:
+        self.field2id_token[field] = np.array(tokens, dtype=object)
+        self.field2token_id[field] = {token: i for i, token in enumerate(tokens)}
+        self.set_field_property(field, FeatureType.TOKEN, FeatureSource.INTERACTION, 1)
+
+    def _sort_events(self) -> None:
+        flat = self._flat
+        sequence = flat["user"] - 1
+        if self.rows is not None or self.config["split"] == "published":
+            sequence = self._row_index.to_numpy()[self._row_index.index.get_indexer(flat["row"])]
+        time = flat["time"]
+        if self.order == "none" and self.config["split"] != "published":
+            # The files' order means nothing: a seeded one takes its place, so that "last" is a random item and
+            # every history comes shuffled, in all that follows.
+            time = np.random.default_rng(int(self.config["split_seed"])).permutation(len(time)).astype(float)
+        # Stable: within a domain, the file's order breaks ties; between domains, the domains' order does.
+        order = np.lexsort((flat["domain"], time, sequence))
+        columns = (flat["user"], flat["item"], flat["domain"], time, flat["rating"], sequence)
+        self.events = Events(*(np.ascontiguousarray(c[order]) for c in columns))
+        self.inter_feat = Interaction(
+            {
+                self.uid_field: torch.from_numpy(self.events.user),
+                self.iid_field: torch.from_numpy(self.events.item),
+                DOMAIN_FIELD: torch.from_numpy(self.events.domain),
+                "rating": torch.from_numpy(self.events.rating.astype(np.float32)),
+                "timestamp": torch.from_numpy(self.events.time),
+            }
+        )
+        del self._flat
+
+    @property
+    def _row_index(self) -> pd.Series:
+        """Published row ids to sequence ids, in order of appearance."""
+        if not hasattr(self, "_row_ids"):
+            rows = pd.unique(pd.Series(self._flat["row"]))
+            self._row_ids = pd.Series(np.arange(len(rows)), index=pd.Index(rows))
+        return self._row_ids
+
+    # -- questions ----------------------------------------------------------------------------------------------
+
+    def item_range(self, domain: int) -> slice:
+        """The global item ids of a domain."""
+        return slice(int(self.item_offset[domain]), int(self.item_offset[domain + 1]))
+
+    def n_domain_items(self, domain: int) -> int:
+        """How many items a domain has."""
+        return int(self.item_offset[domain + 1] - self.item_offset[domain])
+
+    def domain_index(self, name: str) -> int:
+        """The index of a domain.
+
+        Raises:
+            CDRError: there is no such domain.
+        """
+        if name not in self.domains:
+            raise CDRError(f"Unknown domain '{name}'; dataset '{self.dataset_name}' has {', '.join(self.domains)}.")
+        return self.domains.index(name)
+
+    def item_token(self, items: np.ndarray) -> np.ndarray:
+        """External tokens of global item ids."""
+        return self._tokens[np.asarray(items)]
+
+    def item_ids(self, domain: int, tokens: list[str]) -> np.ndarray:
+        """Global ids of a domain's items by external token.
+
+        Raises:
+            CDRError: the domain has no such item.
+        """
+        table, name = self.field2token_id[self.iid_field], self.domains[domain]
+        try:
+            return np.array([table[f"{name}:{token}"] for token in tokens])
+        except KeyError as error:
+            raise CDRError(f"Unknown item in domain '{name}': {str(error).split(':', 1)[1]}.") from None
+
+    def summary(self) -> str:
+        """One line: users, and per domain items and interactions."""
+        counts = np.bincount(self.events.domain, minlength=self.n_domains)
+        parts = [
+            f"{name}: {self.n_domain_items(k):,} items, {counts[k]:,} interactions"
+            for k, name in enumerate(self.domains)
+        ]
+        return f"{self.user_num - 1:,} users; " + "; ".join(parts)
+
+    def __str__(self) -> str:
+        return f"{self.dataset_name} ({self.summary()})"
+
+    __repr__ = __str__
+
+
+def data_key(*parts: object) -> str:
+    """A short hash of anything whose text says what it is; names cached results."""
+    return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]

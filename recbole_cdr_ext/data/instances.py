@@ -1,0 +1,222 @@
+"""Ranking instances and the batches that models see.
+
+An *instance* is one question put to a recommender: given what this user did in every domain (its histories), which
+item of one domain comes next? Splits make instances, loaders batch them, evaluation ranks them.
+
+Histories are not copied: an instance holds, for each domain, a range ``[start, stop)`` of one shared pool of events,
+so the positions of one sequence share its memory whatever their number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The events that histories are ranges of, ordered by (sequence, domain, time).
+
+    All arrays have shape (m,): ``item`` global ids, ``user`` ids, ``order`` the event's rank on the merged timeline
+    of its sequence (comparable within one sequence only), ``time`` as in the data.
+    """
+
+    item: np.ndarray
+    user: np.ndarray
+    order: np.ndarray
+    time: np.ndarray
+
+    def extended(self, other: Pool) -> Pool:
+        """Returns a pool with the events of ``other`` behind its own."""
+        return Pool(
+            *(np.concatenate([getattr(self, f), getattr(other, f)]) for f in ("item", "user", "order", "time"))
+        )
+
+    def take(self, index: np.ndarray) -> Pool:
+        """Returns the events at ``index``."""
+        return Pool(self.item[index], self.user[index], self.order[index], self.time[index])
+
+
+@dataclass(frozen=True)
+class Instances:
+    """n instances over K domains.
+
+    Attributes:
+        user: (n,) user ids.
+        domain: (n,) index of the target's domain.
+        target: (n,) global item id of the target.
+        time: (n,) the target's time.
+        sequence: (n,) id of the sequence an instance was cut from (a user and domain), for drawing positions.
+        start, stop: (n, K) each domain's history as a range of ``pool``.
+        pool: the events.
+        recalled: (n, r) global ids that a pseudo-sequence generator recalled in the target's domain, best first,
+            0 where there are fewer; None before one ran.
+    """
+
+    user: np.ndarray
+    domain: np.ndarray
+    target: np.ndarray
+    time: np.ndarray
+    sequence: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+    pool: Pool
+    recalled: np.ndarray | None = field(default=None)
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(n, K) history lengths, the target not counted."""
+        return self.stop - self.start
+
+    @property
+    def own_length(self) -> np.ndarray:
+        """(n,) history length in the target's domain."""
+        return self.lengths[np.arange(len(self)), self.domain]
+
+    def take(self, rows: np.ndarray) -> Instances:
+        """Returns the instances at ``rows`` (indices or a mask); the pool is shared."""
+        per_row = ("user", "domain", "target", "time", "sequence", "start", "stop")
+        taken = {name: getattr(self, name)[rows] for name in per_row}
+        return replace(self, **taken, recalled=None if self.recalled is None else self.recalled[rows])
+
+    def history(self, row: int, domain: int) -> np.ndarray:
+        """Returns one instance's history in one domain, oldest first."""
+        return self.pool.item[self.start[row, domain] : self.stop[row, domain]]
+
+    def gather(self, rows: np.ndarray, domain: int, max_length: int) -> np.ndarray:
+        """Returns the most recent ``max_length`` items of each row's history in ``domain``.
+
+        Shape (B, L), right-aligned, 0 on the left; L is the longest of these rows, at least 1.
+        """
+        return self._gather(self.pool.item, rows, domain, max_length)
+
+    def gather_merged(self, rows: np.ndarray, max_length: int) -> np.ndarray:
+        """Returns the most recent items of all domains on one timeline, shape (B, L), right-aligned.
+
+        Ties are broken so that the target's own domain comes last; rows may differ in their domain.
+        """
+        n_domains = self.start.shape[1]
+        items = [self.gather(rows, k, max_length) for k in range(n_domains)]
+        order = [self._gather(self.pool.order, rows, k, max_length) for k in range(n_domains)]
+        own = [np.where(self.domain[rows] == k, 1, 0)[:, None].repeat(x.shape[1], 1) for k, x in enumerate(items)]
+        item, key, last = np.concatenate(items, 1), np.concatenate(order, 1), np.concatenate(own, 1)
+        key = np.where(item == 0, -1, key)
+        ranked = np.lexsort((last, key), axis=1)[:, -max_length:]
+        merged = np.take_along_axis(item, ranked, 1)
+        return merged[:, -max(1, int((merged != 0).sum(1).max(initial=0))) :]
+
+    def gather_pseudo(self, rows: np.ndarray, max_length: int) -> np.ndarray:
+        """Returns the pseudo-sequences of the target's domain: the most recent real items, then the recalled ones.
+
+        Shape (B, L), right-aligned, at most ``max_length`` wide. All rows must have the same target domain.
+        """
+        assert self.recalled is not None, "no pseudo-sequence generator has run"
+        domain = int(self.domain[rows[0]])
+        recalled = self.recalled[rows][:, :max_length]
+        width = recalled.shape[1]
+        if width == max_length:
+            return _compact(recalled)
+        return _compact(np.concatenate([self.gather(rows, domain, max_length - width), recalled], 1))
+
+    def _gather(self, values: np.ndarray, rows: np.ndarray, domain: int, max_length: int) -> np.ndarray:
+        stop = self.stop[rows, domain]
+        length = np.minimum(stop - self.start[rows, domain], max_length)
+        width = max(1, int(length.max(initial=0)))
+        column = np.arange(width)
+        index = stop[:, None] - width + column
+        valid = column >= (width - length)[:, None]
+        return np.where(valid, values[np.where(valid, index, 0)] if len(values) else 0, 0)
+
+
+def _compact(ids: np.ndarray) -> np.ndarray:
+    """Moves the non-zero ids of each row to the right, in order, and trims columns that are 0 throughout."""
+    order = np.argsort(ids != 0, axis=1, kind="stable")
+    moved = np.take_along_axis(ids, order, 1)
+    return moved[:, -max(1, int((moved != 0).sum(1).max(initial=0))) :]
+
+
+class Batch(Interaction):
+    """Some instances of *one* target domain as tensors: RecBole's ``Interaction`` with names for what it holds.
+
+    Fields (B rows): ``user_id`` (B,), ``item_id`` the targets (B,), ``index`` rows of the instances (B,),
+    ``history_k`` (B, L_k) of each domain k, right-aligned and 0-padded, ``merged`` (B, L) if asked for, ``pseudo``
+    (B, L') if a generator ran, ``neg_item_id`` (B, n) in training where the model asks for negatives.
+    Item ids are global: domain k owns the ids ``dataset.item_range(k)``.
+    """
+
+    def __init__(self, tensors: dict[str, torch.Tensor], target_domain: int, n_domains: int):
+        super().__init__(tensors)
+        self.target_domain = target_domain
+        self.n_domains = n_domains
+
+    def to(self, device, selected_field=None):
+        """Returns the batch on ``device``."""
+        moved = {name: tensor.to(device) for name, tensor in self.interaction.items()}
+        return Batch(moved, self.target_domain, self.n_domains)
+
+    def rows(self, mask: torch.Tensor) -> Batch:
+        """Returns the rows at ``mask`` (boolean or indices)."""
+        return Batch({k: v[mask] for k, v in self.interaction.items()}, self.target_domain, self.n_domains)
+
+    def with_fields(self, **tensors: torch.Tensor) -> Batch:
+        """Returns a batch with the given fields put in place of, or beside, its own."""
+        return Batch({**self.interaction, **tensors}, self.target_domain, self.n_domains)
+
+    @property
+    def users(self) -> torch.Tensor:
+        """(B,) user ids."""
+        return self["user_id"]
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """(B,) global ids of the target items."""
+        return self["item_id"]
+
+    @property
+    def negatives(self) -> torch.Tensor:
+        """(B, n) sampled negatives of the target's domain."""
+        return self["neg_item_id"]
+
+    @property
+    def pseudo(self) -> torch.Tensor:
+        """(B, L') pseudo-sequences of the target's domain."""
+        return self["pseudo"]
+
+    def history(self, domain: int) -> torch.Tensor:
+        """Returns the histories of one domain, (B, L_k)."""
+        return self[f"history_{domain}"]
+
+    @property
+    def own_history(self) -> torch.Tensor:
+        """The histories of the target's domain, (B, L)."""
+        return self.history(self.target_domain)
+
+
+def make_batch(
+    instances: Instances,
+    rows: np.ndarray,
+    *,
+    max_length: int,
+    pseudo_length: int = 0,
+    merged: bool = False,
+    negatives: np.ndarray | None = None,
+) -> Batch:
+    """Returns the batch of ``rows``, which must share one target domain, each field trimmed to its longest row."""
+    domain, n_domains = int(instances.domain[rows[0]]), instances.start.shape[1]
+    arrays = {"user_id": instances.user[rows], "item_id": instances.target[rows], "index": rows}
+    for k in range(n_domains):
+        arrays[f"history_{k}"] = instances.gather(rows, k, max_length)
+    if merged:
+        arrays["merged"] = instances.gather_merged(rows, max_length)
+    if pseudo_length:
+        arrays["pseudo"] = instances.gather_pseudo(rows, pseudo_length)
+    if negatives is not None:
+        arrays["neg_item_id"] = negatives
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(a, dtype=np.int64)) for name, a in arrays.items()}
+    return Batch(tensors, domain, n_domains)
