@@ -1,0 +1,195 @@
+"""What a setting's value may be: its type, its range, and what it may stand beside. All checked before any work."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from recbole_cdr_ext._settings import parse_value
+from recbole_cdr_ext.errors import CDRError, did_you_mean
+
+# -- types ----------------------------------------------------------------------------------------------------------
+
+# Types that RecBole takes and its comments don't mention.
+MORE_TYPES: Mapping[str, set[type | None]] = {
+    "gpu_id": {int, list},
+    "train_neg_sample_args": {None},
+    "user_inter_num_interval": {None},
+    "item_inter_num_interval": {None},
+    "load_col": {None},
+    "topk": {int},
+}
+
+
+def check_type(key: str, value: Any, allowed: Collection[type | None], origin: str, *, is_text: bool) -> Any:
+    """Returns the value of a setting in one of its types.
+
+    Args:
+        allowed: the types, None among them where the value may be None; empty for any.
+        origin: where the value was given, for the message.
+        is_text: whether ``value`` is text to be read as YAML, as it comes from a command line.
+
+    Raises:
+        CDRError: it has none of these types.
+    """
+    allowed = set(allowed) | MORE_TYPES.get(key, set()) if allowed else set()
+    read = parse_value(value) if is_text else value
+    if isinstance(read, str) and is_text and value[:1] not in ("'", '"'):
+        read = value  # as it stands: YAML would take " #" for a comment
+    if not allowed or _has_type(read, allowed):
+        return read
+    if is_text and str in allowed and (read is not None or not value.strip()):
+        return value  # "[5,inf)", a run_id of digits and a separating blank are text, whatever YAML makes of them
+    if is_text and list in allowed and re.fullmatch(r"\(.*\)", value.strip(), re.DOTALL):
+        return check_type(key, f"[{value.strip()[1:-1]}]", allowed, origin, is_text=True)  # a Python tuple
+    expected = " or ".join(sorted("None" if kind is None else kind.__name__ for kind in allowed))
+    raise CDRError(f"{key}={value!r} ({origin}) should be of type {expected}.")
+
+
+def _has_type(value: Any, allowed: Collection[type | None]) -> bool:
+    if value is None:
+        return None in allowed
+    if isinstance(value, bool):  # a bool is an int to Python, and a mistake here
+        return bool in allowed
+    if isinstance(value, int):
+        return int in allowed or float in allowed
+    if isinstance(value, tuple):
+        return list in allowed
+    return isinstance(value, tuple(kind for kind in allowed if kind is not None))
+
+
+# -- ranges ---------------------------------------------------------------------------------------------------------
+
+Rule = tuple[Callable[[Any], bool], str]
+
+
+def _at_least(low: float) -> Rule:
+    return (lambda value: low <= value < math.inf), f"at least {low}"
+
+
+def _above_zero() -> Rule:
+    return (lambda value: 0 < value < math.inf), "above 0"
+
+
+def _ratio(*, zero: bool = True) -> Rule:
+    if zero:
+        return (lambda value: 0 <= value <= 1), "between 0 and 1"
+    return (lambda value: 0 < value <= 1), "above 0 and at most 1"
+
+
+def _one_of(*choices: str) -> Rule:
+    return (lambda value: value in choices), "one of " + ", ".join(choices)
+
+
+def _shares(value: Any) -> bool:
+    return (
+        len(value) == 3
+        and all(isinstance(v, (int, float)) and not isinstance(v, bool) and v > 0 for v in value)
+        and math.isclose(sum(value), 1, abs_tol=1e-6)
+    )
+
+
+def _names(value: Any) -> bool:
+    named = all(isinstance(v, str) and v and not re.search(r"[/\\:]", v) for v in value)
+    return len(value) > 0 and named and len(set(value)) == len(value)
+
+
+_SEED: Rule = (lambda value: 0 <= value < 2**32), "between 0 and 2**32 - 1"
+
+# One line per setting that not every value of its type suits. None always passes: the types say where it may stand.
+RULES: Mapping[str, Rule] = {
+    "task": _one_of("next_item", "rating"),
+    "domains": (_names, "a list of one or more different names, without slashes and colons"),
+    "order": _one_of("clock", "merged", "none"),
+    "split": _one_of("user", "leave_one_out", "published"),
+    "split_ratio": (_shares, "three numbers above 0 whose sum is 1"),
+    "cold_start_ratio": _ratio(),
+    "overlap_ratio": _ratio(),
+    "density": _ratio(zero=False),
+    "train_targets": _one_of("last", "all"),
+    "targets_per_sequence": _at_least(0),
+    "max_history_length": _at_least(1),
+    "seed": _SEED,
+    "split_seed": _SEED,
+    "candidate_seed": _SEED,
+    "psg_seed": _SEED,
+    "epochs": _at_least(0),
+    "train_batch_size": _at_least(1),
+    "train_neg_num": _at_least(1),
+    "learner": _one_of("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"),
+    "learning_rate": _above_zero(),
+    "weight_decay": _at_least(0),
+    "eval_step": _at_least(0),
+    "stopping_step": _at_least(0),
+    "max_seconds": _at_least(0),
+    "baseline_scope": _one_of("target", "all"),
+    "eval_batch_size": _at_least(1),
+    "metric_decimal_place": _at_least(0),
+    "torch_threads": _at_least(0),
+}
+
+
+def check_ranges(settings: Mapping[str, Any]) -> None:
+    """Checks every setting of :data:`RULES`.
+
+    Raises:
+        CDRError: a value is outside of its range.
+    """
+    for key, (holds, text) in RULES.items():
+        value = settings.get(key)
+        if value is not None and not holds(value):
+            raise CDRError(f"{key}={value!r} should be {text}.")
+
+
+# -- evaluation -----------------------------------------------------------------------------------------------------
+
+# RecBole's name for what our split does, where there is one. Its ratio splits cut each user's interactions; our
+# `user` split draws users, so none of them is the same.
+_SAME_SPLIT = {"leave_one_out": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user"}}
+
+
+def check_eval_args(eval_args: Mapping[str, Any], split: str, origin: str) -> None:
+    """Checks a user's ``eval_args``: known keys, a known mode, and no split that contradicts ``split``.
+
+    Raises:
+        CDRError: one of these does not hold.
+    """
+    for key in eval_args:
+        if key not in ("mode", "split", "order", "group_by"):
+            raise CDRError(f"eval_args ({origin}) has no key '{key}'.{did_you_mean(key, ['mode', 'split'])}")
+        if key != "mode" and eval_args[key] != _SAME_SPLIT.get(split, {}).get(key):
+            raise CDRError(
+                f"eval_args: {{{key}: {eval_args[key]}}} ({origin}) contradicts split={split}. Leave it out and choose "
+                "split=user, leave_one_out or published; eval_args keeps the mode only."
+            )
+    mode = eval_args.get("mode", "full")
+    for value in mode.values() if isinstance(mode, Mapping) else [mode]:
+        if not re.fullmatch(r"full|labeled|(uni|pop)[1-9]\d*", str(value)):
+            raise CDRError(
+                f"eval_args: {{mode: {value}}} ({origin}) should be full, labeled, uniN or popN (N negatives)."
+            )
+
+
+def check_metrics(metrics: list[str], topk: list[int], valid_metric: str, known: Mapping[str, Any]) -> None:
+    """Checks the metrics, and that the one for early stopping is among them.
+
+    Args:
+        known: RecBole's metrics and their kinds, by lower-case name.
+
+    Raises:
+        CDRError: a metric is unknown, a cut-off is no positive integer, or ``valid_metric`` is not computed.
+    """
+    if not metrics:
+        raise CDRError("metrics should name one metric or more.")
+    if not topk or not all(isinstance(k, int) and not isinstance(k, bool) and k > 0 for k in topk):
+        raise CDRError(f"topk={topk} should hold positive integers.")
+    for metric in metrics:
+        if str(metric).lower() not in known:
+            raise CDRError(f"Unknown metric '{metric}'.{did_you_mean(metric, known)}")
+    name, _, cut = valid_metric.partition("@")
+    if name.lower() not in {metric.lower() for metric in metrics}:
+        raise CDRError(f"valid_metric={valid_metric} is not among metrics={metrics}.")
+    if (cut and cut not in map(str, topk)) or (not cut and known[name.lower()].name == "RANKING"):
+        raise CDRError(f"valid_metric={valid_metric} should end in @k with k among topk={topk}.")

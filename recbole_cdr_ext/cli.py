@@ -1,0 +1,287 @@
+"""The command line: ``recbole-cdr COMMAND --key=value``.
+
+Every command imports what it needs when it runs, so that ``--help`` and a misspelt command answer at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from recbole_cdr_ext._checks import check_type
+from recbole_cdr_ext._settings import (
+    Documented,
+    documented_keys,
+    file_names,
+    find_config_file,
+    parse_arguments,
+    read_mapping,
+    types_in,
+)
+from recbole_cdr_ext.errors import CDRError, did_you_mean
+from recbole_cdr_ext.paths import properties_dir
+
+PROGRAM = "recbole-cdr"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: the words after the program's name; None: those of the process.
+
+    Returns:
+        The exit status: 0, 2 for an error that the user can mend, 130 if the user interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _dispatch(words)
+        sys.stdout.flush()
+    except CDRError as error:
+        print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"\n{PROGRAM}: {stop.args[0] if stop.args else 'interrupted.'}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `recbole-cdr models | head`; what is left to flush has no reader
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _dispatch(words: Sequence[str]) -> None:
+    asks_help = any(word in ("-h", "--help") for word in words)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return
+    name, rest = words[0], [word for word in words[1:] if word not in ("-h", "--help")]
+    if name not in COMMANDS:
+        raise CDRError(
+            f"Unknown command '{name}'.{did_you_mean(name, COMMANDS)} `{PROGRAM} --help` lists them."
+        )
+    if asks_help:
+        print(_help(name, rest))
+    else:
+        COMMANDS[name](rest)
+
+
+# -- commands: the first line of a docstring is what `--help` says in one line --------------------------------------
+
+
+def run(words: Sequence[str]) -> None:
+    """Train and evaluate one model on one dataset.
+
+    Usage: recbole-cdr run --model=NAME --dataset=NAME [--config_files=FILE,FILE] [--key=value ...]
+
+    A dataset that is not prepared is prepared first. The result is a table of domain x user group, and a JSON file.
+    Settings come from RecBole's defaults, properties/overall.yaml, the model's and the dataset's property files,
+    your files, and the command line; later ones win. `recbole-cdr run --help --model=NAME` shows the model's own.
+    """
+    given = parse_arguments(words)
+    from recbole_cdr_ext.run import run_recbole_cdr
+
+    run_recbole_cdr(given.get("model"), given.get("dataset"), argv=list(words))
+
+
+def prepare(words: Sequence[str]) -> None:
+    """Make a dataset's atomic files from raw data, and print its statistics.
+
+    Usage: recbole-cdr prepare NAME [--raw=DIR] [--layout=users|rows] [--download] [--overwrite]
+
+    `recbole-cdr datasets` lists the names. For data of your own, describe it as the files in properties/dataset do,
+    and say --config_files=FILE.
+    """
+    names = [word for word in words[:1] if not word.startswith("--")]
+    given = _options("prepare", words[len(names) :])
+    if not names:
+        raise CDRError(f"Which dataset? Say `{PROGRAM} prepare NAME`; `{PROGRAM} datasets` lists them.")
+    from recbole_cdr_ext.data.prepare import prepare as prepare_dataset
+
+    described: dict[str, Any] = {}
+    for file in file_names(given["config_files"]):
+        described |= read_mapping(find_config_file(file))
+    folder = prepare_dataset(
+        names[0],
+        raw=given["raw"],
+        data_path=given["data_path"],
+        layout=given["layout"],
+        download=given["download"],
+        overwrite=given["overwrite"],
+        progress=given["show_progress"],
+        description=described or None,
+    )
+    if not given["show_progress"]:  # which prints the statistics as well
+        print((folder / "statistics.txt").read_text(encoding="utf-8"), end="")
+    print(f"Prepared: {folder}")
+
+
+def models(words: Sequence[str]) -> None:
+    """List the models: what each does, what it needs, and where it was published.
+
+    Usage: recbole-cdr models [--json]
+    """
+    given = _options("models", words)
+    from recbole_cdr_ext.registry import list_models
+
+    infos = [asdict(info) for info in list_models()]
+    if given["json"]:
+        print(json.dumps(infos, indent=2))
+        return
+    columns = {
+        "model": "name", "task": "task", "domains": "domains", "cold start": "cold_start",
+        "needs overlap": "needs_overlap", "from": "origin", "paper": "paper",
+    }  # fmt: skip
+    print(_table([{title: info[key] for title, key in columns.items()} for info in infos]))
+
+
+def datasets(words: Sequence[str]) -> None:
+    """List the datasets: their domains, tasks, order, and whether they are prepared.
+
+    Usage: recbole-cdr datasets [--json] [--data_path=DIR]
+    """
+    given = _options("datasets", words)
+    from recbole_cdr_ext.data.prepare import list_datasets
+
+    entries = list_datasets(given["data_path"])
+    if given["json"]:
+        print(json.dumps(entries, indent=2))
+        return
+    columns = {
+        "dataset": "name", "domains": "domains", "tasks": "tasks", "order": "order", "prepared": "layouts",
+        "simulated": "simulated",
+    }  # fmt: skip
+    print(_table([{title: entry[key] for title, key in columns.items()} for entry in entries]))
+
+
+Command = Callable[[Sequence[str]], None]
+COMMANDS: Mapping[str, Command] = {command.__name__: command for command in (run, prepare, models, datasets)}
+
+
+# -- the keys of the commands that take a few of their own ----------------------------------------------------------
+
+_JSON = Documented("json", "False", "bool", "Print JSON instead of a table.", "Options")
+_OWN: Mapping[str, tuple[Documented, ...]] = {
+    "prepare": (
+        Documented(
+            "layout", "users", "str", "users, or rows: published rows as they are, for split=published.", ""
+        ),
+        Documented("overwrite", "False", "bool", "Replace what is prepared already.", ""),
+        Documented("config_files", "~", "str or None", "A file that describes a dataset of your own.", ""),
+    ),
+    "models": (_JSON,),
+    "datasets": (_JSON,),
+}
+_SHARED: Mapping[str, tuple[str, ...]] = {
+    "prepare": ("raw", "download", "data_path", "show_progress"),
+    "datasets": ("data_path",),
+}
+
+
+def _keys(command: str) -> dict[str, Documented]:
+    """The keys of a command: a few of its own and of the settings; for `run` all settings."""
+    settings = documented_keys(properties_dir() / "overall.yaml")
+    if command == "run":
+        return settings
+    own = {key.key: key for key in _OWN.get(command, ())}
+    return own | {name: settings[name] for name in _SHARED.get(command, ())}
+
+
+def _options(command: str, words: Iterable[str]) -> dict[str, Any]:
+    """Returns the value of every key of a command.
+
+    Raises:
+        CDRError: a word is no ``--key=value``, the key is not the command's, or the value is of another type.
+    """
+    keys = _keys(command)
+    given = parse_arguments(words)
+    for name in given:
+        if name not in keys:
+            raise CDRError(f"Unknown setting '{name}' of `{PROGRAM} {command}`.{did_you_mean(name, keys)}")
+    return {
+        name: check_type(
+            name, given.get(name, key.default), types_in(key.types), "command line", is_text=True
+        )
+        for name, key in keys.items()
+    }
+
+
+# -- help -----------------------------------------------------------------------------------------------------------
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {_summary(command)}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "Cross-domain recommendation on RecBole.",
+            "",
+            f"Usage: {PROGRAM} COMMAND [--key=value ...]",
+            "",
+            *lines,
+            "",
+            f"`{PROGRAM} COMMAND --help` says more. For a start:",
+            f"  {PROGRAM} run --model=I2VAE --dataset=ml100k_genres",
+        ]
+    )
+
+
+def _summary(command: Command) -> str:
+    return (inspect.getdoc(command) or "").split("\n", 1)[0]
+
+
+def _help(name: str, words: Sequence[str]) -> str:
+    text = [inspect.getdoc(COMMANDS[name]) or ""]
+    model = parse_arguments([word for word in words if word.startswith("--")]).get("model")
+    if name == "run" and model:
+        for path in _model_files(model):
+            text += ["", f"Settings of {model}:", *_describe(documented_keys(path).values())]
+    section = None
+    for key in _keys(name).values():
+        if (key.section or "Options") != section:
+            section = key.section or "Options"
+            text += ["", f"{section}:"]
+        text += _describe([key])
+    return "\n".join(text)
+
+
+def _model_files(model: str) -> list[Path]:
+    """The property files of a model; the registry, which imports models, is asked only if it must be."""
+    path = properties_dir() / "model" / f"{model}.yaml"
+    if path.is_file():
+        return [path]
+    from recbole_cdr_ext import registry
+
+    return registry.property_files(model, registry.recbole_class(model) or registry.get_model(model))
+
+
+def _describe(keys: Iterable[Documented]) -> list[str]:
+    width = min(shutil.get_terminal_size().columns, 120)
+    lines = []
+    for key in keys:
+        head = f"  --{key.key}={key.default or '...'}"
+        body = f"({key.types}) {key.meaning}" if key.types else key.meaning
+        indent = " " * 34
+        wrapped = textwrap.wrap(body, width, initial_indent=indent, subsequent_indent=indent) or [""]
+        lines += [head.ljust(34) + wrapped[0].strip(), *wrapped[1:]] if len(head) < 34 else [head, *wrapped]
+    return lines
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    from tabulate import tabulate
+
+    return tabulate([{title: _cell(value) for title, value in row.items()} for row in rows], headers="keys")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "-"
+    return "-" if value is None else textwrap.shorten(str(value), 80, placeholder=" ...")

@@ -1,0 +1,57 @@
+"""Writing files so that a reader never meets half of one."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from recbole_cdr_ext.errors import CDRError
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary name beside ``path`` to write to; what was written takes the place of ``path`` at the end.
+
+    After an error, or Ctrl-C, ``path`` is as it was and the temporary file is gone.
+
+    Raises:
+        CDRError: the file cannot be written (disk full, no permission); the message names it.
+    """
+    path = Path(path)
+    # Unique, so that two processes that write the same file do not write into one another.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def make_folder(path: str | Path) -> Path:
+    """Makes a folder, and those above it, and makes sure that files can be written to it.
+
+    Raises:
+        CDRError: that is not possible; the message names the folder.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise unwritable(path, error) from error
+    return path
+
+
+def unwritable(path: str | Path, error: OSError) -> CDRError:
+    """The error to raise when ``path`` could not be written."""
+    return CDRError(
+        f"cannot write {path}: {error.strerror or error}. What was written before is untouched; make room or get "
+        "permission there, or choose another folder (--checkpoint_dir)."
+    )

@@ -1,0 +1,164 @@
+"""Each mend works, and is still needed: the probes run here with the mends, and in a process of its own without."""
+
+from __future__ import annotations
+
+import collections
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import types
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+# -- probes: RecBole's own code, one per mend; each returns what a mended RecBole makes of its input ---------------
+
+
+def probe_numpy_aliases():
+    from recbole.data.interaction import _convert_to_tensor
+
+    return _convert_to_tensor([1.5, 2.5]).tolist()
+
+
+def probe_config_numpy_names():
+    from recbole.config import Config
+
+    Config.compatibility_settings(object())
+    return "started"
+
+
+def probe_dok_update():
+    from recbole.model.general_recommender import LightGCN
+
+    # Users 0 and 1, item 0; user 0 has the item: the normalised entry is 1 / sqrt(1 * 1), on either side.
+    model = types.SimpleNamespace(
+        n_users=2, n_items=1, interaction_matrix=sp.coo_matrix(([1.0], ([0], [0])), shape=(2, 1))
+    )
+    matrix = LightGCN.get_norm_adj_mat(model).to_dense()
+    return [[round(float(value), 3) for value in row] for row in matrix]
+
+
+def probe_fill_missing_values():
+    from recbole.data.dataset import Dataset
+    from recbole.utils import FeatureType
+
+    frame = pd.DataFrame({"token": [3.0, np.nan], "value": [1.0, np.nan], "other": [np.nan, 5.0]})
+    kinds = dict.fromkeys(frame, FeatureType.FLOAT) | {"token": FeatureType.TOKEN}
+    dataset = types.SimpleNamespace(
+        feat_name_list=["inter_feat"], inter_feat=frame, field2type=kinds, logger=logging.getLogger("probe")
+    )
+    Dataset._fill_nan(dataset)
+    filled = dataset.inter_feat.fillna(-1).to_dict(orient="list")
+    if -1 in filled["token"] or -1 in filled["value"]:
+        raise ValueError("NaN is left")
+    return filled
+
+
+def probe_read_missing_sequences():
+    from recbole.data.dataset import Dataset
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.item"
+        path.write_text("item_id:token\tgenres:token_seq\ni1\ta b\ni2\t\n", encoding="utf-8")
+        dataset = types.SimpleNamespace(
+            logger=logging.getLogger("probe"),
+            config={"field_separator": "\t", "seq_separator": " ", "encoding": "utf-8", "seq_len": None},
+            field2source={}, field2type={}, field2seqlen={}, field2bucketnum=collections.defaultdict(int),
+            _get_load_and_unload_col=lambda source: (None, None),
+        )  # fmt: skip
+        frame = Dataset._load_feat(dataset, str(path), "item")
+    return [list(map(str, genres)) for genres in frame["genres"]]
+
+
+PROBES = {
+    name.removeprefix("probe_"): probe for name, probe in list(globals().items()) if name.startswith("probe_")
+}
+MENDED = {
+    "numpy_aliases": [1.5, 2.5],
+    "config_numpy_names": "started",
+    "dok_update": [[0, 0, 1], [0, 0, 0], [1, 0, 0]],
+    "fill_missing_values": {"token": [3, 0], "value": [1, 1], "other": [5, 5]},
+    "read_missing_sequences": [["a", "b"], []],
+}
+NEEDED_FROM = {
+    "numpy_aliases": (np, (1, 24)),
+    "config_numpy_names": (np, (2, 0)),
+    "dok_update": (sp, (1, 13)),
+    "fill_missing_values": (pd, (3, 0)),
+    "read_missing_sequences": (pd, (3, 0)),
+}
+
+
+@pytest.fixture(scope="module")
+def unmended() -> dict[str, str]:
+    """What each probe raises in a process that never heard of the mends; "" where it does not."""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", __file__], capture_output=True, text=True, timeout=300, check=True
+    )
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("mend", PROBES)
+def test_is_mended(mend):
+    from recbole_cdr_ext import compat
+
+    compat.apply()
+    compat.apply()  # a second time changes nothing
+    assert PROBES[mend]() == MENDED[mend]
+
+
+@pytest.mark.parametrize("mend", PROBES)
+def test_is_still_needed(mend, unmended):
+    package, since = NEEDED_FROM[mend]
+    version = sys.modules[package.__name__.split(".")[0]].__version__
+    if tuple(map(int, version.split(".")[:2])) < since:
+        pytest.skip(f"{package.__name__} {version} is older than what the mend is for")
+    assert unmended[mend], f"RecBole runs without compat.{mend}(): delete the mend, its probe and its tests."
+
+
+def test_every_mend_has_a_probe():
+    import inspect
+
+    from recbole_cdr_ext import compat
+
+    mends = {
+        name
+        for name, function in inspect.getmembers(compat, inspect.isfunction)
+        if function.__module__ == compat.__name__ and not name.startswith("_") and name != "apply"
+    }
+    assert mends == set(PROBES) == set(MENDED) == set(NEEDED_FROM)
+
+
+def test_nothing_that_numpy_defines_is_shadowed():
+    code = (
+        "import numpy as np; before = dict(vars(np)); from recbole_cdr_ext import compat; compat.apply();"
+        "from recbole.config import Config; Config.compatibility_settings(object());"
+        "changed = [name for name, value in before.items() if vars(np)[name] is not value]; assert not changed, changed"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300, cwd=Path(__file__).parent.parent)
+
+
+def test_pandas_itself_is_left_alone():
+    from recbole_cdr_ext import compat
+
+    read_csv = pd.read_csv
+    compat.apply()
+    assert pd.read_csv is read_csv
+    assert type(pd) is types.ModuleType
+
+
+def _outcome(probe) -> str:
+    try:
+        probe()
+    except Exception as error:  # whichever it is, it is what the mend is for
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+if __name__ == "__main__":
+    print(json.dumps({name: _outcome(probe) for name, probe in PROBES.items()}))
