@@ -14,7 +14,7 @@ from recbole_cdr_ext.errors import CDRError
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary name beside ``path`` to write to; what was written takes the place of ``path`` at the end.
+    """Yields a temporary name beside ``path``; what is written there takes the place of ``path`` at the end.
 
     After an error, or Ctrl-C, ``path`` is as it was and the temporary file is gone.
 
@@ -52,6 +52,6 @@ def make_folder(path: str | Path) -> Path:
 def unwritable(path: str | Path, error: OSError) -> CDRError:
     """The error to raise when ``path`` could not be written."""
     return CDRError(
-        f"cannot write {path}: {error.strerror or error}. What was written before is untouched; make room or get "
-        "permission there, or choose another folder (--checkpoint_dir)."
+        f"cannot write {path}: {error.strerror or error}. What was written before is untouched; make room or "
+        "get permission there, or choose another folder (--checkpoint_dir)."
     )

@@ -46,7 +46,9 @@ def load(tmp_path: Path, domains: dict[str, Rows], model: str = "I2VAE", **setti
     return load_written(tmp_path, list(domains), model, **settings)
 
 
-def load_written(root: Path, domains: list[str], model: str = "I2VAE", dataset: str = "mini", **settings) -> Loaded:
+def load_written(
+    root: Path, domains: list[str], model: str = "I2VAE", dataset: str = "mini", **settings
+) -> Loaded:
     """Loads and splits ``root/dataset``."""
     given = {
         "data_path": str(root),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from recbole.sampler import Sampler
+from support import load, random_domains
 
 from recbole_cdr_ext.data.audit import audit_candidates
 from recbole_cdr_ext.data.sampler import CrossDomainSampler
 from recbole_cdr_ext.errors import CDRError
-from support import load, random_domains
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,10 @@ def test_candidates_are_distinct_and_untouched(loaded, mode):
         assert set(candidates.reduced) == {0, 1}  # sixty items: all of them are ranked, and that is said
         touched = {u: set(split.touched.rows(np.array([u]))[1]) for u in np.unique(split.test.user)}
         for row in range(len(split.test)):
-            low, high = split.item_offset[split.test.domain[row]], split.item_offset[split.test.domain[row] + 1]
+            low, high = (
+                split.item_offset[split.test.domain[row]],
+                split.item_offset[split.test.domain[row] + 1],
+            )
             left = set(range(low, high)) - touched[split.test.user[row]]
             assert candidates.counts[row] == len(left) + 1
     else:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support import load, random_domains
 
 from recbole_cdr_ext.data.audit import (
     LeakError,
@@ -19,7 +20,6 @@ from recbole_cdr_ext.data.audit import (
 from recbole_cdr_ext.data.sampler import CrossDomainSampler
 from recbole_cdr_ext.data.split import UserItems, groups
 from recbole_cdr_ext.errors import CDRError
-from support import load, random_domains
 
 
 def tokens(loaded, items) -> list[str]:
@@ -35,7 +35,7 @@ def held_out_of(loaded, user: str):
     return found
 
 
-ONE_USER_EACH = dict(split_ratio=[0.4, 0.3, 0.3], cold_start_ratio=0.0)
+ONE_USER_EACH = {"split_ratio": [0.4, 0.3, 0.3], "cold_start_ratio": 0.0}
 
 
 @pytest.fixture
@@ -79,7 +79,9 @@ def test_held_out_users_train_on_what_they_did_before_the_earlier_target(timed):
 
 def test_train_targets_last_and_all(timed):
     last, every = timed(train_targets="last"), timed(train_targets="all")
-    trained = set(last.split.train_events.user[last.split.train_events.time == 6])  # only training users reach 6
+    trained = set(
+        last.split.train_events.user[last.split.train_events.time == 6]
+    )  # only training users reach 6
     for user in trained:
         assert (last.split.train.user == user).sum() == 2
         assert (every.split.train.user == user).sum() == 5  # six events, the first without any history
@@ -119,7 +121,7 @@ def test_order_none_asks_for_random_items_and_shuffles(tmp_path):
     rows["films"] = [(f"u{u}", f"f{i}", i) for u in range(200) for i in range(5)]
     loaded = load(tmp_path, rows, order="none", cold_start_ratio=0.0)
     books = loaded.split.test.domain == 0
-    asked = {t for t in tokens(loaded, loaded.split.test.target[books])}
+    asked = set(tokens(loaded, loaded.split.test.target[books]))
     assert asked == {"b0", "b1", "b2", "b3", "b4"}
     firsts = {tokens(loaded, loaded.split.test.history(r, 0))[0] for r in np.flatnonzero(books)}
     assert len(firsts) == 5
@@ -133,7 +135,11 @@ def test_leave_one_out(timed):
     assert len(split.test) == len(split.valid) == 10
     assert set(tokens(loaded, split.test.target)) == {"f2"}
     assert set(tokens(loaded, split.valid.target)) == {"b2"}
-    assert tokens(loaded, split.test.history(0, 0)) == ["b0", "b1", "b2"]  # the validation target is history now
+    assert tokens(loaded, split.test.history(0, 0)) == [
+        "b0",
+        "b1",
+        "b2",
+    ]  # the validation target is history now
     assert tokens(loaded, split.valid.history(0, 1)) == ["f0", "f1"]
     assert set(tokens(loaded, split.train_events.item)) == {"b0", "b1", "f0", "f1"}
 
@@ -160,7 +166,10 @@ def test_overlap_ratio_removes_overlapping_training_users_and_keeps_the_test(tmp
     events = none.split.train_events
     domains_of = {u: len(set(events.domain[events.user == u])) for u in np.unique(events.user)}
     assert set(domains_of.values()) == {1}
-    assert any(len(set(full.split.train_events.domain[full.split.train_events.user == u])) == 2 for u in range(1, 200))
+    assert any(
+        len(set(full.split.train_events.domain[full.split.train_events.user == u])) == 2
+        for u in range(1, 200)
+    )
 
 
 def test_target_token_is_removed_from_the_other_domain(tmp_path):
@@ -174,7 +183,9 @@ def test_target_token_is_removed_from_the_other_domain(tmp_path):
     for row in films:
         assert tokens(loaded, [loaded.split.test.target[row]]) == ["same"]
         assert tokens(loaded, loaded.split.test.history(row, 0)) == ["b1", "b2"]
-    assert loaded.split.report["interactions of held-out users with a target's token removed"] == 6  # three and three held-out users
+    assert (
+        loaded.split.report["interactions of held-out users with a target's token removed"] == 6
+    )  # three and three held-out users
 
 
 def test_groups_and_threshold(tmp_path):
@@ -243,7 +254,7 @@ def test_a_planted_training_interaction_is_found(clean):
 def test_a_target_in_a_training_history_is_found(clean):
     split, test = clean.split, clean.split.test
     row = int(np.flatnonzero(test.own_length > 0)[0])
-    spot = np.flatnonzero((split.train.user == test.user[row]))
+    spot = np.flatnonzero(split.train.user == test.user[row])
     assert len(spot), "the user trains on part of the history"
     pool, train = split.train.pool, split.train
     extra = replace(
@@ -331,10 +342,16 @@ def test_planted_candidates_are_found(clean):
 
 def test_held_out_pairs_compare_tokens_not_ids(tmp_path):
     rows = random_domains(n_users=40)
-    rows["films"] = [(u, i.replace("f", "b"), t) for u, i, t in rows["films"]]  # one set of tokens in both domains
+    rows["films"] = [
+        (u, i.replace("f", "b"), t) for u, i, t in rows["films"]
+    ]  # one set of tokens in both domains
     loaded = load(tmp_path, rows)
     split, test = loaded.split, loaded.split.test
-    twin = {t: i for i, t in enumerate(loaded.dataset.item_token(np.arange(loaded.dataset.item_num))) if i >= split.item_offset[1]}
+    twin = {
+        t: i
+        for i, t in enumerate(loaded.dataset.item_token(np.arange(loaded.dataset.item_num)))
+        if i >= split.item_offset[1]
+    }
     row = int(np.flatnonzero(test.domain == 0)[0])
     token = str(loaded.dataset.item_token(test.target[row]))
     assert len(held_out_pairs(split)) <= len(split.valid) + len(split.test)

@@ -42,7 +42,9 @@ def audit_split(split: Split, *, time_respecting: bool, fail: bool = True) -> di
     events = split.train_events
     held_out = (split.valid, split.test)
     found = {
-        "leak: held-out pairs among training interactions": _hits(secret, _pairs(split, events.user, events.item)),
+        "leak: held-out pairs among training interactions": _hits(
+            secret, _pairs(split, events.user, events.item)
+        ),
         "leak: held-out pairs as training targets": _hits(
             secret, _pairs(split, split.train.user, split.train.target)
         ),
@@ -55,7 +57,9 @@ def audit_split(split: Split, *, time_respecting: bool, fail: bool = True) -> di
     return _judge(found, fail)
 
 
-def audit_edges(split: Split, user: np.ndarray, item: np.ndarray, what: str, *, fail: bool = True) -> dict[str, int]:
+def audit_edges(
+    split: Split, user: np.ndarray, item: np.ndarray, what: str, *, fail: bool = True
+) -> dict[str, int]:
     """Checks the (user, item) pairs that something was made from: a graph's edges, a recall's mask.
 
     Raises:
@@ -121,7 +125,9 @@ def recall_rates(split: Split) -> dict[str, tuple[int, int]]:
     """Returns, for training and for held-out instances, how many targets were recalled, and out of how many."""
     out = {}
     for name, parts in (("train", (split.train,)), ("held-out", (split.valid, split.test))):
-        hits = sum(int((p.recalled == p.target[:, None]).any(1).sum()) for p in parts if p.recalled is not None)
+        hits = sum(
+            int((p.recalled == p.target[:, None]).any(1).sum()) for p in parts if p.recalled is not None
+        )
         out[name] = (hits, sum(len(p) for p in parts))
     return out
 
@@ -156,7 +162,9 @@ def _flat_histories(instances: Instances, domain: int) -> tuple[np.ndarray, np.n
     """All history items of one domain as (row, pool position) pairs."""
     length = instances.lengths[:, domain]
     row = np.repeat(np.arange(len(instances)), length)
-    place = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length) + instances.start[row, domain]
+    place = (
+        np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length) + instances.start[row, domain]
+    )
     return row, place
 
 

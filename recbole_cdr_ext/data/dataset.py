@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -79,6 +80,8 @@ class CrossDomainDataset(Dataset):
     Raises:
         CDRError: a file is missing or malformed, or a domain is empty after the filters.
     """
+
+    config: Any
 
     def _from_scratch(self):
         self._get_preset()
@@ -162,10 +165,14 @@ class CrossDomainDataset(Dataset):
             self.set_field_property(column, kind, FeatureSource.INTERACTION, 1)
 
     def _load_rows(self, folder: Path) -> Rows:
-        table = atomic.read_inter(folder / "rows.inter", required=("row_id", "user_id", "target_domain", "part"))
+        table = atomic.read_inter(
+            folder / "rows.inter", required=("row_id", "user_id", "target_domain", "part")
+        )
         unknown = set(table["target_domain"]) - set(self.domains)
         if unknown:
-            raise CDRError(f"{folder / 'rows.inter'}: target_domain {sorted(unknown)} is none of {self.domains}.")
+            raise CDRError(
+                f"{folder / 'rows.inter'}: target_domain {sorted(unknown)} is none of {self.domains}."
+            )
         table = table.set_index("row_id")
         missing = self._row_index.index.difference(table.index)
         if len(missing):
@@ -181,7 +188,9 @@ class CrossDomainDataset(Dataset):
         """Gives users one id space and each domain's items a range of one; makes ``inter_feat``."""
         users = pd.Index(sorted(pd.unique(pd.concat([f[self.uid_field] for f in frames]))))
         item_tokens, self.item_offset = [PAD], np.ones(self.n_domains + 1, np.int64)
-        columns: dict[str, list[np.ndarray]] = {c: [] for c in ("user", "item", "domain", "time", "rating", "row")}
+        columns: dict[str, list[np.ndarray]] = {
+            c: [] for c in ("user", "item", "domain", "time", "rating", "row")
+        }
         for k, frame in enumerate(frames):
             tokens = pd.Index(sorted(frame[self.iid_field].unique()))
             self.item_offset[k + 1] = self.item_offset[k] + len(tokens)
@@ -189,9 +198,15 @@ class CrossDomainDataset(Dataset):
             columns["user"].append(users.get_indexer(frame[self.uid_field]) + 1)
             columns["item"].append(tokens.get_indexer(frame[self.iid_field]) + self.item_offset[k])
             columns["domain"].append(np.full(len(frame), k))
-            columns["time"].append(frame["timestamp"].to_numpy() if "timestamp" in frame else np.zeros(len(frame)))
-            columns["rating"].append(frame["rating"].to_numpy() if "rating" in frame else np.full(len(frame), np.nan))
-            columns["row"].append(frame["row_id"].to_numpy() if "row_id" in frame else np.zeros(len(frame), object))
+            columns["time"].append(
+                frame["timestamp"].to_numpy() if "timestamp" in frame else np.zeros(len(frame))
+            )
+            columns["rating"].append(
+                frame["rating"].to_numpy() if "rating" in frame else np.full(len(frame), np.nan)
+            )
+            columns["row"].append(
+                frame["row_id"].to_numpy() if "row_id" in frame else np.zeros(len(frame), object)
+            )
         if self.order != "none" and not all("timestamp" in f for f in frames):
             raise CDRError(
                 f"Dataset '{self.dataset_name}' says order: {self.order}, but a domain's file has no timestamp column. "
@@ -263,7 +278,9 @@ class CrossDomainDataset(Dataset):
             CDRError: there is no such domain.
         """
         if name not in self.domains:
-            raise CDRError(f"Unknown domain '{name}'; dataset '{self.dataset_name}' has {', '.join(self.domains)}.")
+            raise CDRError(
+                f"Unknown domain '{name}'; dataset '{self.dataset_name}' has {', '.join(self.domains)}."
+            )
         return self.domains.index(name)
 
     def item_token(self, items: np.ndarray) -> np.ndarray:

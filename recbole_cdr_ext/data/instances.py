@@ -32,7 +32,10 @@ class Pool:
     def extended(self, other: Pool) -> Pool:
         """Returns a pool with the events of ``other`` behind its own."""
         return Pool(
-            *(np.concatenate([getattr(self, f), getattr(other, f)]) for f in ("item", "user", "order", "time"))
+            *(
+                np.concatenate([getattr(self, f), getattr(other, f)])
+                for f in ("item", "user", "order", "time")
+            )
         )
 
     def take(self, index: np.ndarray) -> Pool:
@@ -104,7 +107,9 @@ class Instances:
         n_domains = self.start.shape[1]
         items = [self.gather(rows, k, max_length) for k in range(n_domains)]
         order = [self._gather(self.pool.order, rows, k, max_length) for k in range(n_domains)]
-        own = [np.where(self.domain[rows] == k, 1, 0)[:, None].repeat(x.shape[1], 1) for k, x in enumerate(items)]
+        own = [
+            np.where(self.domain[rows] == k, 1, 0)[:, None].repeat(x.shape[1], 1) for k, x in enumerate(items)
+        ]
         item, key, last = np.concatenate(items, 1), np.concatenate(order, 1), np.concatenate(own, 1)
         key = np.where(item == 0, -1, key)
         ranked = np.lexsort((last, key), axis=1)[:, -max_length:]

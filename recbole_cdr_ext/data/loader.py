@@ -44,12 +44,10 @@ class CrossDomainLoader:
         self._seed = int(config["seed"])
         self._per_sequence = int(config["targets_per_sequence"] or 0) if training else 0
         self._negatives = int(config["train_neg_num"]) if training and model.needs_negatives else 0
-        self._fields = {
-            "max_length": int(model.max_history_length),
-            "pseudo_length": int(config["pseudo_length"]) if model.needs_pseudo else 0,
-            "merged": bool(model.needs_merged),
-        }
-        self._length = np.minimum(instances.lengths, self._fields["max_length"])
+        self._max_length = int(model.max_history_length)
+        self._pseudo_length = int(config["pseudo_length"]) if model.needs_pseudo else 0
+        self._merged = bool(model.needs_merged)
+        self._length = np.minimum(instances.lengths, self._max_length)
         self._epoch: tuple[int, int] = (0, 0)
 
     def set_epoch(self, phase: int, epoch: int) -> None:
@@ -70,7 +68,14 @@ class CrossDomainLoader:
             if self._negatives and self.sampler is not None:
                 domain = int(self.instances.domain[rows[0]])
                 negatives = self.sampler.negatives(self.instances.user[rows], domain, self._negatives, rng)
-            yield make_batch(self.instances, rows, negatives=negatives, **self._fields)
+            yield make_batch(
+                self.instances,
+                rows,
+                max_length=self._max_length,
+                pseudo_length=self._pseudo_length,
+                merged=self._merged,
+                negatives=negatives,
+            )
 
     def _positions(self, rng: np.random.Generator) -> np.ndarray:
         """Rows that take part: all, or so many per sequence, drawn anew each epoch."""

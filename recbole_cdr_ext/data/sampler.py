@@ -60,7 +60,9 @@ class CrossDomainSampler(Sampler):
         domain = np.searchsorted(self.split.item_offset, items, side="right") - 1
         for k in np.unique(domain):
             mask = domain == k
-            out[mask] = self.negatives(users[mask], int(k), num, np.random.default_rng(np.random.randint(2**31)))
+            out[mask] = self.negatives(
+                users[mask], int(k), num, np.random.default_rng(np.random.randint(2**31))
+            )
         return torch.from_numpy(out.T.reshape(-1))
 
     def negatives(self, users: np.ndarray, domain: int, num: int, rng: np.random.Generator) -> np.ndarray:
@@ -206,7 +208,9 @@ class Candidates:
         """Gumbel's top N: draws without replacement in proportion to ``weight`` (never-bought items last)."""
         n = min(self.asked, len(weight))
         with np.errstate(divide="ignore"):
-            key = np.log(np.maximum(weight, 1e-12))[None] - np.log(-np.log(rng.random((len(rows), len(weight)))))
+            key = np.log(np.maximum(weight, 1e-12))[None] - np.log(
+                -np.log(rng.random((len(rows), len(weight))))
+            )
         key[self.touched_or_target(rows)] = -np.inf
         best = np.argpartition(-key, n - 1, axis=1)[:, :n]
         best = np.take_along_axis(best, np.argsort(-np.take_along_axis(key, best, 1), 1), 1)
@@ -226,4 +230,6 @@ def _parse_mode(mode: str) -> tuple[str, int]:
         return "full", 0
     if kind in ("uni", "pop") and number.isdigit() and int(number) > 0:
         return kind, int(number)
-    raise CDRError(f"eval_args mode '{mode}' is not known: use uni999, pop999 (any number of negatives) or full.")
+    raise CDRError(
+        f"eval_args mode '{mode}' is not known: use uni999, pop999 (any number of negatives) or full."
+    )

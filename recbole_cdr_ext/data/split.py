@@ -80,6 +80,11 @@ class Split:
         """The instances of "train", "valid" or "test"."""
         return getattr(self, name)
 
+    def with_recalled(self, recalled: dict[str, np.ndarray]) -> Split:
+        """Returns the split with recalled items, (n, r) by part, in its instances."""
+        train, valid, test = (replace(self.part(p), recalled=recalled[p]) for p in PARTS)
+        return replace(self, train=train, valid=valid, test=test)
+
 
 def groups(split: Split, instances: Instances) -> dict[str, np.ndarray]:
     """Returns the (n,) masks of the user groups.
@@ -146,7 +151,9 @@ def _fingerprint(config, dataset: CrossDomainDataset) -> str:
 # -- the default: users fall into parts --------------------------------------------------------------------------
 
 
-def _user_split(config, dataset: CrossDomainDataset, report: dict) -> tuple[dict[str, Instances], Events, list[int]]:
+def _user_split(
+    config, dataset: CrossDomainDataset, report: dict
+) -> tuple[dict[str, Instances], Events, list[int]]:
     events, n_domains = dataset.events, dataset.n_domains
     rng = np.random.default_rng(int(config["split_seed"]))
     counts = np.zeros((dataset.user_num, n_domains), np.int64)
@@ -156,8 +163,12 @@ def _user_split(config, dataset: CrossDomainDataset, report: dict) -> tuple[dict
     cold_domain = _draw_cold(part, counts, float(config["cold_start_ratio"]), rng)
     removed = _draw_removed(part, overlapping, float(config["overlap_ratio"]), rng)
     report["users in train / valid / test"] = [int((part == p).sum()) for p in range(3)]
-    report["overlapping users in train / valid / test"] = [int((overlapping & (part == p)).sum()) for p in range(3)]
-    report["cold-start users in valid / test"] = [int(((cold_domain >= 0) & (part == p)).sum()) for p in (1, 2)]
+    report["overlapping users in train / valid / test"] = [
+        int((overlapping & (part == p)).sum()) for p in range(3)
+    ]
+    report["cold-start users in valid / test"] = [
+        int(((cold_domain >= 0) & (part == p)).sum()) for p in (1, 2)
+    ]
 
     last = np.zeros(len(events), bool)
     last[Timeline(events, dataset.user_num - 1, n_domains).last_of_blocks()] = True
@@ -167,7 +178,9 @@ def _user_split(config, dataset: CrossDomainDataset, report: dict) -> tuple[dict
     report["interactions thinned away (density)"] = int((thinned & ~hidden).sum())
     report["overlapping training users removed (overlap_ratio)"] = int(removed.sum())
 
-    timeline = Timeline(events.take(~(hidden | thinned | removed[events.user])), dataset.user_num - 1, n_domains)
+    timeline = Timeline(
+        events.take(~(hidden | thinned | removed[events.user])), dataset.user_num - 1, n_domains
+    )
     kept = timeline.events
     # Held-out users are asked about the last item of each domain; cold-start users of the one they lost.
     asked = np.zeros(len(kept), bool)
@@ -195,7 +208,9 @@ def _user_split(config, dataset: CrossDomainDataset, report: dict) -> tuple[dict
         learns |= told
     targets = np.flatnonzero(learns) if config["train_targets"] == "all" else timeline.last_of_blocks(learns)
     parts = {
-        "train": timeline.instances(targets, others=others, limit=earliest[kept.user[targets]], withheld=withheld)
+        "train": timeline.instances(
+            targets, others=others, limit=earliest[kept.user[targets]], withheld=withheld
+        )
     }
     for index, name in ((1, "valid"), (2, "test")):
         ranks = rank[asked & (part[kept.user] == index)]
@@ -243,7 +258,9 @@ def _draw_cold(part: np.ndarray, counts: np.ndarray, ratio: float, rng: np.rando
     return cold
 
 
-def _draw_removed(part: np.ndarray, overlapping: np.ndarray, ratio: float, rng: np.random.Generator) -> np.ndarray:
+def _draw_removed(
+    part: np.ndarray, overlapping: np.ndarray, ratio: float, rng: np.random.Generator
+) -> np.ndarray:
     """Returns the mask of overlapping training users that ``overlap_ratio`` takes out."""
     candidates = rng.permutation(np.flatnonzero((part == 0) & overlapping))
     removed = np.zeros(len(part), bool)
@@ -311,7 +328,9 @@ def _leave_one_out(
 # -- the published rows ------------------------------------------------------------------------------------------
 
 
-def _published(config, dataset: CrossDomainDataset, report: dict) -> tuple[dict[str, Instances], Events, list[int]]:
+def _published(
+    config, dataset: CrossDomainDataset, report: dict
+) -> tuple[dict[str, Instances], Events, list[int]]:
     rows, n_domains = dataset.rows, dataset.n_domains
     assert rows is not None
     timeline = Timeline(dataset.events, len(rows.user), n_domains)

@@ -65,7 +65,11 @@ class Timeline:
         sequence, domain = events.sequence[targets], events.domain[targets]
         start = np.empty((len(targets), k), np.int64)
         stop = np.empty_like(start)
-        edge = {"strict": targets, "ties": self.tie_stop[targets], "whole": np.full(len(targets), len(events))}[others]
+        edge = {
+            "strict": targets,
+            "ties": self.tie_stop[targets],
+            "whole": np.full(len(targets), len(events)),
+        }[others]
         edge = edge if limit is None else np.minimum(edge, limit)
         for j in range(k):
             block = sequence * k + j

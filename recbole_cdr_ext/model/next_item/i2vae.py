@@ -1,0 +1,295 @@
+"""I2VAE: Ning et al., "i²VAE: Interest Information Augmentation with Variational Regularizers for Cross-Domain
+Sequential Recommendation", UAI 2025.
+
+For an instance whose target lies in domain X, with Y standing for all other domains:
+
+    S^X, S^Y, S_a^X   means over the real positions of self-attention over the history in X, in Y, and over the
+                      pseudo-sequence of X (section 3.2)
+    z^x ~ q(·|S^X),  z_a^x ~ q(·|S_a^X),  z_t^y ~ q(·|attention from S^X' to S^Y')   (3.3.1, D.2)
+    X̂ = MLP([z^x; z_t^y; z_a^x]),  r̂_ui = X̂ · E_i                                   (3.3.3)
+
+and what is minimised (3.5.2) is
+
+    recon + w·[KL(z^x‖p) + KL(z_t^y‖N(0,I)) + KL(z_a^x‖p_a)] + λ_a·λ_d·KL(z^x‖z_a^x)
+          + λ_c·[recon + KL(z^x‖p) + KL(z_t^y‖r^y)],        λ_d = exp(a·L/T) − b
+
+summed over d, averaged over the batch. Without a history in Y, z_t^y is its prior mean and its terms are dropped.
+Without one in X (cold start), z^x and z_a^x are their prior means and z_t^y ~ r^y(·|S^Y), held to N(0, I) by the same
+weight w as any posterior of z_t.
+
+Decisions where the paper is silent are those of the documentation page; with more than two domains the other
+domains' sequences are one memory, each encoded by its own domain's encoder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from recbole_cdr_ext.data.instances import Batch, Instances
+from recbole_cdr_ext.data.split import PARTS, Split
+from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Stage
+from recbole_cdr_ext.model.layers import (
+    CrossAttention,
+    Gaussian,
+    GaussianHead,
+    Prior,
+    SequenceEncoder,
+    kl,
+    masked_mean,
+    mlp,
+)
+
+
+@dataclass
+class Latents:
+    """The posteriors of a batch. Those of z_t hold only the rows of their mask.
+
+    Attributes:
+        own, augmented: q(z^x), q(z_a^x), (B, d).
+        transfer: q(z_t^y), the rows in ``both``.
+        auxiliary: r^y(z_t^y|y), the rows in ``other``; None if the regulariser that trains it is off.
+        has_own, other, both: (B,) masks: a history in X, one in Y, one in each.
+        length: (B,) the history length in X, at most T.
+    """
+
+    own: Gaussian
+    augmented: Gaussian
+    transfer: Gaussian | None
+    auxiliary: Gaussian | None
+    has_own: torch.Tensor
+    other: torch.Tensor
+    both: torch.Tensor
+    length: torch.Tensor
+
+
+class I2VAE(CrossDomainRecommender):
+    """Variational augmentation of interests; settings and their defaults are in ``properties/model/I2VAE.yaml``."""
+
+    cold_start = True
+    domains = "two or more"
+    paper = "i²VAE (Ning et al., UAI 2025)"
+    needs_pseudo = True
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        d = int(config["embedding_size"])
+        dropout = float(config["dropout"])
+        self.kl_weight = float(config["kl_weight"])
+        self.lambda_a = float(config["lambda_a"]) if config["denoise_regularizer"] else 0.0
+        self.lambda_c = float(config["lambda_c"]) if config["cross_regularizer"] else 0.0
+        self.use_auxiliary = bool(config["cross_regularizer"])
+        self.adaptive = bool(config["adaptive_denoise"])
+        self.adaptive_a, self.adaptive_b = float(config["adaptive_a"]), float(config["adaptive_b"])
+        self.cold_start_mask_prob = float(config["cold_start_mask_prob"])
+        self.loss_type = config["loss_type"]
+        self.needs_negatives = self.loss_type == "BCE"
+
+        self.item_embedding = nn.Embedding(self.n_items, d, padding_idx=0)
+        longest = max(self.max_history_length, int(config["pseudo_length"]))
+
+        def per_domain(make) -> nn.ModuleList:
+            return nn.ModuleList(make() for _ in range(self.n_domains))
+
+        self.encoder = per_domain(
+            lambda: SequenceEncoder(
+                d=d,
+                n_layers=int(config["n_layers"]),
+                n_heads=int(config["n_heads"]),
+                max_length=longest,
+                inner=int(config["inner_size"]),
+                dropout=dropout,
+            )
+        )
+        self.own_head = per_domain(lambda: GaussianHead(d, d, dropout))
+        self.augmented_head = per_domain(lambda: GaussianHead(d, d, dropout))
+        self.transfer_head = per_domain(lambda: GaussianHead(d, d, dropout))
+        self.auxiliary_head = per_domain(lambda: GaussianHead(d, d, dropout))
+        self.by_attention = config["cross_encoder"] == "attention"
+        if self.by_attention:
+            self.cross_attention = per_domain(lambda: CrossAttention(d, int(config["n_cross_heads"])))
+        else:
+            self.cross_mlp = per_domain(lambda: mlp(2 * d, d, d, dropout=dropout))
+        self.own_prior, self.augmented_prior = per_domain(lambda: Prior(d)), per_domain(lambda: Prior(d))
+        self.decoder = per_domain(lambda: mlp(3 * d, d, d, dropout=dropout))
+        self.apply(_initialise)
+
+    @classmethod
+    def stages(cls, config) -> list[Stage]:
+        """LightGCN-PSG runs first, unless the pseudo-sequences are random (the ablation without PSG)."""
+        return [Stage("LightGCNPSG", config["psg_settings"] or {})] if config["psg"] == "lightgcn" else []
+
+    @classmethod
+    def prepare_data(cls, config, dataset, split: Split) -> Split:
+        """Draws random pseudo-sequences if these are asked for."""
+        if config["psg"] != "random":
+            return split
+        rng = np.random.default_rng(int(config["psg_seed"]))
+        width = int(config["random_recall_size"])
+        return split.with_recalled(
+            {p: random_recall(split.part(p), split.item_offset, width, rng) for p in PARTS}
+        )
+
+    # -- inference ----------------------------------------------------------------------------------------------
+
+    def posteriors(self, batch: Batch, own_hidden: torch.Tensor | None = None) -> Latents:
+        """Returns the posteriors of a batch; rows in ``own_hidden`` (B,) are treated as cold-start users."""
+        x = batch.target_domain
+        own_items = batch.own_history
+        others = [k for k in range(self.n_domains) if k != x]
+        if own_hidden is not None:
+            own_items = own_items.masked_fill(own_hidden.unsqueeze(1), 0)
+        own_mask = own_items != 0
+        states = self.encoder[x](own_items, self.item_embedding)
+        pooled = masked_mean(states, own_mask)
+        memory = torch.cat([self.encoder[k](batch.history(k), self.item_embedding) for k in others], 1)
+        memory_mask = torch.cat([batch.history(k) != 0 for k in others], 1)
+        pooled_other = masked_mean(memory, memory_mask)
+        has_own, other = own_mask.any(1), memory_mask.any(1)
+        both = has_own & other
+        return Latents(
+            own=self.own_head[x](pooled),
+            augmented=self.augmented_head[x](self._pooled_pseudo(batch, own_hidden)),
+            transfer=self._transfer(x, both, states, own_mask, pooled, memory, memory_mask, pooled_other),
+            auxiliary=self.auxiliary_head[x](pooled_other[other]) if self.use_auxiliary else None,
+            has_own=has_own,
+            other=other,
+            both=both,
+            length=own_mask.sum(1),
+        )
+
+    def _pooled_pseudo(self, batch: Batch, own_hidden: torch.Tensor | None) -> torch.Tensor:
+        pseudo = batch.pseudo
+        # z_a^x of cold-start users is masked: their pseudo-sequences need not be encoded.
+        cold = (batch.own_history != 0).sum(1) == 0
+        cold = cold if own_hidden is None else cold | own_hidden
+        pseudo = pseudo.masked_fill(cold.unsqueeze(1), 0)
+        return masked_mean(self.encoder[batch.target_domain](pseudo, self.item_embedding), pseudo != 0)
+
+    def _transfer(
+        self, x, both, states, own_mask, pooled, memory, memory_mask, pooled_other
+    ) -> Gaussian | None:
+        if not bool(both.any()):
+            return None
+        if self.by_attention:
+            mixed = self.cross_attention[x](states[both], own_mask[both], memory[both], memory_mask[both])
+        else:
+            mixed = self.cross_mlp[x](torch.cat([pooled[both], pooled_other[both]], 1))
+        return self.transfer_head[x](mixed)
+
+    def decode(self, batch: Batch, latents: Latents) -> torch.Tensor:
+        """X̂ = MLP([z^x; z_t^y; z_a^x]), (B, d); what a user has no history for is at its prior mean."""
+        x = batch.target_domain
+        has_own = latents.has_own.unsqueeze(1)
+        own = torch.where(has_own, latents.own.sample(self.training), self.own_prior[x].mean)
+        augmented = torch.where(
+            has_own, latents.augmented.sample(self.training), self.augmented_prior[x].mean
+        )
+        transfer = torch.zeros_like(own)
+        if latents.transfer is not None:
+            transfer = transfer.index_put((latents.both,), latents.transfer.sample(self.training))
+        if latents.auxiliary is not None:
+            cold = latents.other & ~latents.has_own
+            drawn = latents.auxiliary[cold[latents.other]].sample(self.training)
+            transfer = transfer.index_put((cold,), drawn)
+        return self.decoder[x](torch.cat([own, transfer, augmented], 1))
+
+    def encode(self, batch: Batch) -> torch.Tensor:
+        """The decoded interest X̂ at the posteriors' means, (B, d)."""
+        return self.decode(batch, self.posteriors(batch))
+
+    def item_vectors(self, domain: int) -> torch.Tensor:
+        """E^X, (n_x, d)."""
+        return self.item_embedding.weight[self.item_slice(domain)]
+
+    # -- training -----------------------------------------------------------------------------------------------
+
+    def calculate_loss(self, interaction: Batch) -> tuple[torch.Tensor, ...]:
+        """The terms (recon, KL to the priors, denoising, cross-domain and disentangling), each a batch mean."""
+        batch = interaction
+        hidden = None
+        if self.cold_start_mask_prob > 0:
+            hidden = torch.rand(len(batch), device=batch.users.device) < self.cold_start_mask_prob
+            hidden &= torch.stack([(batch.history(k) != 0).any(1) for k in self._others(batch)]).any(0)
+        latents = self.posteriors(batch, hidden)
+        recon = self._reconstruction(batch, self.decode(batch, latents))
+        return self.objective(batch.target_domain, latents, recon)
+
+    def objective(self, x: int, latents: Latents, recon: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The four terms of the objective from posteriors and per-instance reconstruction losses ``recon`` (B,)."""
+        count = len(recon)
+        own = latents.has_own.to(recon.dtype)
+        kl_own = kl(latents.own, self.own_prior[x]()) * own
+        kl_augmented = kl(latents.augmented, self.augmented_prior[x]()) * own
+        kl_transfer = cross = recon.new_zeros(())
+        if latents.transfer is not None:
+            kl_transfer = kl(latents.transfer).sum()
+        if latents.auxiliary is not None:
+            cold = latents.other & ~latents.has_own
+            kl_transfer = kl_transfer + kl(latents.auxiliary[cold[latents.other]]).sum()
+            if latents.transfer is not None:
+                cross = kl(latents.transfer, latents.auxiliary[latents.both[latents.other]]).sum()
+        denoise = kl(latents.own, latents.augmented) * own * self.denoise_weight(latents.length)
+        return (
+            recon.mean(),
+            self.kl_weight * (kl_own.sum() + kl_transfer + kl_augmented.sum()) / count,
+            self.lambda_a * denoise.mean(),
+            self.lambda_c * (recon.sum() + kl_own.sum() + cross) / count,
+        )
+
+    def denoise_weight(self, length: torch.Tensor) -> torch.Tensor:
+        """λ_d = exp(a·L/T) − b for history lengths L (B,), or 1 without the adaptive weight."""
+        if not self.adaptive:
+            return torch.ones_like(length, dtype=torch.float32)
+        return torch.exp(self.adaptive_a * length / self.max_history_length) - self.adaptive_b
+
+    def _reconstruction(self, batch: Batch, interest: torch.Tensor) -> torch.Tensor:
+        """−log p(target | X̂), (B,): binary over the target and its negatives, or softmax over the domain's items."""
+        if self.loss_type == "CE":
+            logits = interest @ self.item_vectors(batch.target_domain).T
+            return F.cross_entropy(
+                logits, batch.targets - self.item_offsets[batch.target_domain], reduction="none"
+            )
+        asked = torch.cat([batch.targets.unsqueeze(1), batch.negatives], 1)
+        scores = torch.bmm(self.item_embedding(asked), interest.unsqueeze(2)).squeeze(2)
+        return F.softplus(-scores[:, 0]) + F.softplus(scores[:, 1:]).sum(1)
+
+    def _others(self, batch: Batch) -> list[int]:
+        return [k for k in range(self.n_domains) if k != batch.target_domain]
+
+
+def random_recall(
+    instances: Instances, item_offset: np.ndarray, width: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Returns (n, width) distinct uniform items of each target's domain that its history does not hold."""
+    out = np.zeros((len(instances), width), np.int32)
+    longest = int(instances.lengths.max(initial=1))
+    for k in range(len(item_offset) - 1):
+        members = np.flatnonzero(instances.domain == k)
+        low, size = int(item_offset[k]), int(item_offset[k + 1] - item_offset[k])
+        for first in range(0, len(members), 512):
+            rows = members[first : first + 512]
+            key = rng.random((len(rows), size), dtype=np.float32)
+            history = instances.gather(rows, k, longest)
+            row, column = np.nonzero(history)
+            key[row, history[row, column] - low] = 2.0  # behind every other
+            best = np.argpartition(key, min(width, size) - 1, axis=1)[:, : min(width, size)]
+            drawn = np.where(np.take_along_axis(key, best, 1) < 2.0, best + low, 0)
+            out[rows, : drawn.shape[1]] = drawn
+    return out
+
+
+def _initialise(module: nn.Module) -> None:
+    """SASRec's initialisation: Xavier for matrices, small normal embeddings, zero biases."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_normal_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+        if module.padding_idx is not None:
+            with torch.no_grad():
+                module.weight[module.padding_idx].zero_()

@@ -1,0 +1,150 @@
+"""Models that run before others: trained once per data and settings, and kept in the cache folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from logging import getLogger
+from pathlib import Path
+
+import numpy as np
+import torch
+from recbole.utils import set_color
+from tqdm import tqdm
+
+from recbole_cdr_ext import compat
+from recbole_cdr_ext.config import RUNTIME_KEYS, CDRConfig
+from recbole_cdr_ext.data.audit import audit_recalled
+from recbole_cdr_ext.data.dataset import CrossDomainDataset, data_key
+from recbole_cdr_ext.data.instances import Instances
+from recbole_cdr_ext.data.loader import CrossDomainLoader
+from recbole_cdr_ext.data.sampler import CrossDomainSampler
+from recbole_cdr_ext.data.split import PARTS, SPLIT_KEYS, Split
+from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.files import make_folder
+from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Stage
+from recbole_cdr_ext.trainer import checkpoint
+from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer, seed_everything
+
+compat.apply()
+
+RECALLED = "recalled.pth"
+
+
+def run_stages(
+    config, dataset: CrossDomainDataset, split: Split, model_class: type[CrossDomainRecommender]
+) -> Split:
+    """Returns the split with what the model's stages make of it, in their order.
+
+    Raises:
+        CDRError: a stage cannot be trained or written, or what it recalled leaks held-out targets.
+    """
+    for stage in model_class.stages(config):
+        split = _run(stage, config, dataset, split)
+    return split
+
+
+def augment(
+    config, dataset: CrossDomainDataset, split: Split, stage: Stage, instances: Instances
+) -> Instances:
+    """Returns instances that are none of the split's (users to be served, say) as the stage enriches them."""
+    model, _ = _trained(stage, config, dataset, split)
+    return model.augment(replace(split, test=instances)).test
+
+
+def _run(stage: Stage, config, dataset: CrossDomainDataset, split: Split) -> Split:
+    stage_config = _config(stage, config)
+    path = _folder(stage_config, split) / RECALLED
+    recalled = _read_recalled(path, stage, split)
+    if recalled is None:
+        model, stage_config = _trained(stage, config, dataset, split)
+
+        def bar(blocks):
+            label = set_color(f"{stage.model} recalls", "pink")
+            return tqdm(blocks, ncols=100, desc=label, disable=not config["show_progress"], leave=False)
+
+        augmented = model.augment(split, bar)
+        recalled = {part: _recalled(augmented.part(part)) for part in PARTS}
+        tensors = {part: torch.from_numpy(items.astype(np.int32)) for part, items in recalled.items()}
+        meta = {"model": stage.model, "data": split.fingerprint, "settings": stage_config.to_dict()}
+        checkpoint.save(path, meta, recalled=tensors)
+    split = split.with_recalled(recalled)
+    split.report.update(audit_recalled(split, fail=split.name != "published"))
+    return split
+
+
+def _recalled(instances: Instances) -> np.ndarray:
+    assert instances.recalled is not None, "the stage left instances as they were"
+    return instances.recalled
+
+
+def _read_recalled(path: Path, stage: Stage, split: Split) -> dict[str, np.ndarray] | None:
+    """Returns what the cache holds, None if nothing or nothing of use."""
+    if not path.exists():
+        return None
+    try:
+        _, states = checkpoint.load(path, model=stage.model, data=split.fingerprint)
+        recalled = {part: states["recalled"][part].numpy().astype(np.int64) for part in PARTS}
+    except (CDRError, KeyError) as error:
+        getLogger().warning(f"The cached {path} is not used and made again: {error}")
+        return None
+    if any(len(recalled[part]) != len(split.part(part)) for part in PARTS):
+        getLogger().warning(f"The cached {path} is of another size and made again.")
+        return None
+    getLogger().info(f"{stage.model} was run before on these data: {path}")
+    return recalled
+
+
+def _trained(
+    stage: Stage, config, dataset: CrossDomainDataset, split: Split
+) -> tuple[CrossDomainRecommender, CDRConfig]:
+    """Returns the stage's trained model, from the cache if it is there."""
+    stage_config = _config(stage, config)
+    folder = make_folder(_folder(stage_config, split))
+    seed_everything(int(stage_config["seed"]))
+    dataset.split = split
+    model_class = stage_config.model_class
+    prepared = model_class.prepare_data(stage_config, dataset, split)
+    model = model_class(stage_config, dataset).to(stage_config["device"])
+    path = folder / checkpoint.MODEL
+    if path.exists():
+        try:
+            _, states = checkpoint.load(
+                path, model=stage.model, data=split.fingerprint, device=stage_config["device"]
+            )
+            checkpoint.restore(model, states["model"], path)
+        except (CDRError, KeyError) as error:
+            getLogger().warning(f"The cached {path} is not used and made again: {error}")
+        else:
+            return model, stage_config
+    getLogger().info(f"Stage {stage.model}: trained once for these data and settings, kept in {folder}")
+    run = Path(config["checkpoint_dir"]) / (config["run_id"] or "")
+    hint = (
+        f"go on with --resume={run}" if config["run_id"] else "what was trained is kept; call again to go on"
+    )
+    trainer = CrossDomainTrainer(stage_config, model, folder, data=split.fingerprint, resume_hint=hint)
+    last = folder / checkpoint.LAST
+    if last.exists():
+        try:
+            trainer.resume_checkpoint(last)
+        except CDRError as error:
+            getLogger().warning(f"{last} is not used: {error}")
+    loader = CrossDomainLoader(
+        stage_config, prepared.train, model, sampler=CrossDomainSampler(split), training=True
+    )
+    trainer.fit(split, loader, show_progress=bool(config["show_progress"]))
+    last.unlink(missing_ok=True)
+    return model, stage_config
+
+
+def _config(stage: Stage, config) -> CDRConfig:
+    """The stage's settings: its own property file, on the run's data, with nothing of the run's model."""
+    shared = {*SPLIT_KEYS, *RUNTIME_KEYS} - {"run_id", "resume", "result_file", "max_seconds", "tensorboard"}
+    settings = {key: value for key, value in config.to_dict().items() if key in shared}
+    # The seed of a run is its training's; all runs on the same data share the stage.
+    settings |= {"seed": config["psg_seed"], "psg_seed": config["psg_seed"], "tensorboard": False}
+    return CDRConfig(stage.model, config["dataset"], config_dict={**settings, **stage.settings})
+
+
+def _folder(stage_config: CDRConfig, split: Split) -> Path:
+    key = data_key(split.fingerprint, stage_config.fingerprint())
+    return Path(stage_config["cache_dir"]) / f"{stage_config['model']}-{stage_config['dataset']}-{key}"

@@ -1,0 +1,196 @@
+"""LightGCN-PSG: propagation, recall, and that nothing held out is reachable."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from support import load, load_written, random_domains
+
+from recbole_cdr_ext.data.audit import LeakError, audit_recalled, recall_rates
+from recbole_cdr_ext.data.loader import CrossDomainLoader
+from recbole_cdr_ext.model.graph.lightgcn_psg import LightGCNPSG, graph_edges
+from recbole_cdr_ext.model.graph.propagation import BipartiteGraph
+
+QUICK = {"embedding_size": 16, "train_batch_size": 512}
+
+
+def train(model, epochs=8, seed=0, lr=0.01):
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    losses = []
+    model.train()
+    for epoch in range(epochs):
+        total = 0.0
+        for batch in model.edge_batches(np.random.default_rng((seed, epoch))):
+            optimizer.zero_grad()
+            loss = sum(model.calculate_loss(batch))
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+        losses.append(total)
+    model.eval()
+    return losses
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory):
+    loaded = load(
+        tmp_path_factory.mktemp("psg"),
+        random_domains(n_users=150, n_items=60),
+        model="LightGCNPSG",
+        train_targets="last",
+        **QUICK,
+    )
+    torch.manual_seed(0)
+    model = LightGCNPSG(loaded.config, loaded.dataset)
+    losses = train(model, epochs=20, lr=0.03)
+    return loaded, model, losses
+
+
+def test_propagation_by_hand():
+    """u0 – i0 – u1: degrees 1, 2, 1, so every edge weighs 1/√2."""
+    graph = BipartiteGraph(np.array([0, 1, 1]), np.array([0, 0, 0]), 2, 2)
+    users, items = torch.tensor([[2.0], [4.0]]), torch.tensor([[6.0], [8.0]])
+    new_users, new_items = graph.step(users, items)
+    half = 1 / 2**0.5
+    torch.testing.assert_close(new_users, torch.tensor([[6 * half], [6 * half]]))
+    torch.testing.assert_close(new_items, torch.tensor([[(2 + 4) * half], [0.0]]))
+
+
+def test_propagations_gradient():
+    graph = BipartiteGraph(np.array([0, 1, 1, 2]), np.array([0, 0, 1, 2]), 3, 4)
+    graph._users_to_items, graph._items_to_users = (
+        m.double() for m in (graph._users_to_items, graph._items_to_users)
+    )
+    users, items = (torch.randn(n, 2, dtype=torch.double, requires_grad=True) for n in (3, 4))
+    assert torch.autograd.gradcheck(lambda u, i: graph.propagate(u, i, 2)[-1], (users, items))
+
+
+def test_it_learns(ready):
+    _, _, losses = ready
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_history_vectors_are_lightgcns_less_the_users_own_embedding(ready):
+    _, model, _ = ready
+    layers = model._full_graph.propagate(
+        model.user_embedding.weight, model.item_embedding.weight, model.n_layers
+    )
+    final = torch.stack([u for u, _ in layers]).mean(0)
+    messages, _ = model._read_out(model._full_graph)
+    user = int(model.edge_user[0])
+    mine = model.edge_item[model.edge_user == user]
+    depth = model.n_layers
+    by_hand = messages[mine].sum(0) * depth / (depth + 1) / len(mine) ** 0.5
+    torch.testing.assert_close(by_hand, final[user] - model.user_embedding.weight[user] / (depth + 1))
+
+
+def test_encode_sums_the_histories(ready):
+    loaded, model, _ = ready
+    messages, _ = model._vectors()
+    for batch in CrossDomainLoader(loaded.config, loaded.split.test, model):
+        vectors = model.encode(batch)
+        for row, index in enumerate(batch["index"][:5]):
+            items = np.concatenate([loaded.split.test.history(index, k) for k in (0, 1)])
+            torch.testing.assert_close(vectors[row], messages[items].sum(0), rtol=1e-4, atol=1e-6)
+
+
+def test_training_targets_are_no_edges(ready):
+    loaded, _model, _ = ready
+    split = loaded.split
+    edges = set(zip(*graph_edges(split), strict=True))
+    for part in (split.train, split.valid, split.test):
+        assert not edges & set(zip(part.user, part.target, strict=True))
+    assert edges and edges <= set(zip(split.train_events.user, split.train_events.item, strict=True))
+
+
+def test_a_leaking_graph_stops_the_model(ready):
+    loaded, _, _ = ready
+    split, events = loaded.split, loaded.split.train_events
+    user, item = events.user.copy(), events.item.copy()
+    user[0], item[0] = split.valid.user[0], split.valid.target[0]
+    loaded.dataset.split = replace(split, train_events=replace(events, user=user, item=item))
+    try:
+        with pytest.raises(LeakError, match="graph's edges"):
+            LightGCNPSG(loaded.config, loaded.dataset)
+    finally:
+        loaded.dataset.split = split
+
+
+def test_recalled_items(ready):
+    loaded, model, _ = ready
+    split = model.augment(loaded.split)
+    audit_recalled(split)
+    for part in (split.train, split.valid, split.test):
+        assert part.recalled.shape == (len(part), 20)
+        for row in range(len(part)):
+            items = part.recalled[row][part.recalled[row] > 0]
+            domain = int(part.domain[row])
+            assert len(set(items)) == len(items)
+            assert not set(items) & set(part.history(row, domain))
+            assert ((items >= split.item_offset[domain]) & (items < split.item_offset[domain + 1])).all()
+    again = model.augment(loaded.split)
+    assert (again.train.recalled == split.train.recalled).all()
+
+
+def test_the_first_round_takes_the_best_unseen_items(ready):
+    loaded, model, _ = ready
+    split = model.augment(loaded.split)
+    for batch in CrossDomainLoader(loaded.config, loaded.split.test, model):
+        scores = model.score(batch)
+        offset = model.item_offsets[batch.target_domain]
+        own = batch.own_history
+        row, column = (own > 0).nonzero(as_tuple=True)
+        scores[row, own[row, column] - offset] = -torch.inf
+        best = scores.topk(5).indices + offset
+        assert (best.numpy() == split.test.recalled[batch["index"].numpy(), :5]).all()
+
+
+def test_pseudo_edges_change_later_rounds(ready):
+    """Propagating again over the recalled items matters: one round of twenty is not four of five."""
+    loaded, model, _ = ready
+    rounds, per_round = model.rounds, model.per_round
+    four = model.augment(loaded.split).test.recalled
+    try:
+        model.rounds, model.per_round = 1, 20
+        once = model.augment(loaded.split).test.recalled
+    finally:
+        model.rounds, model.per_round = rounds, per_round
+    assert (four[:, :5] == once[:, :5]).all()
+    assert (np.sort(four) != np.sort(once)).any()
+
+
+def test_a_pseudo_sequence_is_the_history_then_the_recalled(ready):
+    loaded, model, _ = ready
+    part = model.augment(loaded.split).test
+    for k in (0, 1):
+        rows = np.flatnonzero(part.domain == k)[:20]
+        sequences = part.gather_pseudo(rows, 24)
+        for row, sequence in zip(rows, sequences, strict=True):
+            recalled = part.recalled[row][part.recalled[row] > 0]
+            expected = [*part.history(row, k)[-4:], *recalled]
+            assert list(sequence[sequence > 0]) == expected
+            assert not sequence[: len(sequence) - len(expected)].any()
+
+
+def test_training_and_held_out_targets_are_recalled_alike(tmp_path_factory):
+    """On data with a signal, under ``train_targets: last``: neither looked up nor masked out."""
+    from recbole_cdr_ext.data.prepare import prepare
+
+    root = tmp_path_factory.mktemp("toy")
+    prepare("toy", data_path=str(root), progress=False)
+    loaded = load_written(
+        root, ["books", "films"], model="LightGCNPSG", dataset="toy", train_targets="last", **QUICK
+    )
+    torch.manual_seed(1)
+    model = LightGCNPSG(loaded.config, loaded.dataset)
+    train(model, epochs=30)
+    split = model.augment(loaded.split)
+    audit_recalled(split)
+    (a, n), (b, m) = recall_rates(split)["train"], recall_rates(split)["held-out"]
+    pooled = (a + b) / (n + m)
+    error = (pooled * (1 - pooled) * (1 / n + 1 / m)) ** 0.5
+    assert abs(a / n - b / m) < 3 * error
+    assert a / n > 1.2 * 20 / 130, "better than chance: twenty of 120 to 130 items"

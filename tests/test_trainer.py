@@ -1,0 +1,566 @@
+"""The trainer: phases, early stopping, resuming to the same result, what it says when something breaks."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import resource
+import signal
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from recbole_cdr_ext.data.instances import Batch
+from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
+from recbole_cdr_ext.trainer import checkpoint
+from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
+
+DATASET = SimpleNamespace(
+    domains=["cloth", "sport"], n_domains=2, user_num=9, item_num=9, item_offset=np.array([1, 5, 9])
+)
+
+
+class Settings(dict):
+    """A configuration: unknown keys are None, as in ``CDRConfig``."""
+
+    def __missing__(self, key):
+        return None
+
+
+def settings(**more) -> Settings:
+    return Settings(
+        {
+            "model": "Slope",
+            "seed": 7,
+            "device": "cpu",
+            "epochs": 6,
+            "learning_rate": 0.05,
+            "weight_decay": 0.01,
+            "learner": "adam",
+            "eval_step": 1,
+            "stopping_step": 10,
+            "valid_metric": "NDCG@10",
+            "max_history_length": 5,
+            **more,
+        }
+    )
+
+
+class Slope(CrossDomainRecommender):
+    """Fits y = 3x with dropout: every epoch draws from torch's generator."""
+
+    def __init__(self, config=None):
+        super().__init__(config or settings(), DATASET)
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(1, 8), nn.Linear(8, 1)
+        self.drop = nn.Dropout(0.3)
+        self.closed_form_calls = 0
+
+    def calculate_loss(self, interaction):
+        """Returns the squared error."""
+        x = interaction["x"].unsqueeze(1)
+        return (self.second(self.drop(torch.tanh(self.first(x)))) - 3 * x).pow(2).mean()
+
+    def fit_closed_form(self, split):
+        """Counts its calls."""
+        self.closed_form_calls += 1
+
+
+class Batches:
+    """Draws four batches an epoch; ``interrupt`` raises Ctrl-C at the given (phase, epoch, batch)."""
+
+    def __init__(self, interrupt=None):
+        self.interrupt, self.epoch, self.seen = interrupt, (0, 0), []
+
+    def set_epoch(self, phase, epoch):
+        self.epoch = (phase, epoch)
+        self.seen.append(self.epoch)
+
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        rng = np.random.default_rng((7, *self.epoch))
+        for number in range(4):
+            if self.interrupt == (*self.epoch, number):
+                raise KeyboardInterrupt
+            x = torch.from_numpy(rng.standard_normal(16).astype(np.float32))
+            yield Batch({"x": x, "index": torch.arange(16)}, number % 2, 2)
+
+
+def scripted(*scores):
+    """A validation that returns the given scores one after the other, the same for both domains."""
+    left = list(scores)
+
+    def validate():
+        score = left.pop(0)
+        return {name: {"all": {"n": 3, "ndcg@10": score}} for name in DATASET.domains}
+
+    return validate
+
+
+def by_loss(model):
+    """A validation that follows from the weights alone."""
+
+    def validate():
+        x = torch.linspace(-1, 1, 32).unsqueeze(1)
+        model.eval()
+        with torch.no_grad():
+            error = (model.second(torch.tanh(model.first(x))) - 3 * x).pow(2).mean().item()
+        return {name: {"all": {"n": 3, "ndcg@10": -error}} for name in DATASET.domains}
+
+    return validate
+
+
+def trainer_of(model, folder, **more) -> CrossDomainTrainer:
+    folder.mkdir(exist_ok=True)
+    return CrossDomainTrainer(settings(**more), model, folder, data="d1")
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+# -- the best weights ----------------------------------------------------------------------------------------
+
+
+def test_best_epoch_is_kept_and_saved(tmp_path):
+    model = Slope()
+    kept = []
+    trainer = trainer_of(model, tmp_path / "run")
+    result = trainer.fit(
+        None,
+        Batches(),
+        scripted(0.1, 0.3, 0.2, 0.2, 0.2, 0.2),
+        callback_fn=lambda e, s: kept.append(weights(model)),
+    )
+    assert result[0] == 0.3 and trainer.best_epoch == 1 and trainer.stopped == "epochs"
+    assert result[1]["cloth"]["all"]["ndcg@10"] == 0.3
+    assert_same(weights(model), kept[1])
+    _, states = checkpoint.load(tmp_path / "run" / "model.pth", model="Slope", data="d1")
+    assert_same(states["model"], kept[1])
+    assert trainer.epochs_run == len(trainer.history) == 6
+
+
+def test_score_is_the_mean_over_domains_with_instances(tmp_path):
+    table = {"cloth": {"all": {"n": 2, "ndcg@10": 0.2}}, "sport": {"all": {"n": 5, "ndcg@10": 0.6}}}
+    score, _ = trainer_of(Slope(), tmp_path / "a", epochs=1).fit(None, Batches(), lambda: table)
+    assert score == pytest.approx((0.2 + 0.6) / 2)
+    table["sport"]["all"] = {"n": 0, "ndcg@10": None}
+    score, _ = trainer_of(Slope(), tmp_path / "b", epochs=1).fit(None, Batches(), lambda: table)
+    assert score == 0.2
+
+
+def test_early_stopping(tmp_path):
+    trainer = trainer_of(Slope(), tmp_path / "run", stopping_step=1)
+    trainer.fit(None, Batches(), scripted(0.5, 0.4, 0.3, 0.9))
+    # RecBole stops at the first validation beyond stopping_step of them without improvement.
+    assert (trainer.stopped, trainer.epochs_run, trainer.best_epoch) == ("early", 3, 0)
+
+
+def test_without_validation_the_last_epoch_is_kept(tmp_path):
+    model = Slope()
+    trainer = trainer_of(model, tmp_path / "run", epochs=2)
+    assert trainer.fit(None, Batches()) == (None, None)
+    _, states = checkpoint.load(tmp_path / "run" / "model.pth")
+    assert_same(states["model"], weights(model))
+    assert trainer.best_epoch == 1
+
+
+def test_last_epoch_is_validated_whatever_the_step(tmp_path):
+    trainer = trainer_of(Slope(), tmp_path / "run", epochs=3, eval_step=2)
+    trainer.fit(None, Batches(), scripted(0.1, 0.2))
+    assert [entry.get("valid_score") for entry in trainer.history] == [None, 0.1, 0.2]
+
+
+def test_model_without_phases_is_complete_once_fitted(tmp_path):
+    class Counted(Slope):
+        def phases(self):
+            return []
+
+    model = Counted()
+    before = weights(model)
+    trainer = trainer_of(model, tmp_path / "run")
+    assert trainer.fit(None) == (None, None)
+    assert model.closed_form_calls == 1 and trainer.epochs_run == 0
+    assert_same(weights(model), before)
+
+
+# -- phases --------------------------------------------------------------------------------------------------
+
+
+class TwoPhases(Slope):
+    """Trains one layer, then the other, on batches of its own in the second phase."""
+
+    def phases(self):
+        return [
+            Phase("lower", parameters=("first",), settings=(("epochs", 3),)),
+            Phase(
+                "upper",
+                parameters=("second",),
+                batches="own_batches",
+                validate="own_score",
+                settings=(("epochs", 2), ("learner", "sgd"), ("learning_rate", 0.5)),
+            ),
+        ]
+
+    def own_batches(self, rng):
+        """Yields batches without a domain's instances behind them."""
+        for _ in range(3):
+            yield Batch({"x": torch.from_numpy(rng.standard_normal(4).astype(np.float32))}, 0, 2)
+
+    def own_score(self):
+        """Larger is better."""
+        return -self.second.weight.abs().sum().item()
+
+
+def test_phase_starts_from_the_best_weights_of_the_one_before(tmp_path):
+    model = TwoPhases()
+    seen = []
+
+    def remember(epoch, score):
+        seen.append(weights(model))
+
+    begun = {}
+    original = model.start_epoch
+    model.start_epoch = lambda phase, epoch: (
+        begun.setdefault((phase.name, epoch), weights(model)),
+        original(phase, epoch),
+    )
+    trainer = trainer_of(model, tmp_path / "run")
+    trainer.fit(None, Batches(), scripted(0.1, 0.9, 0.2), callback_fn=remember)
+    assert_same(begun["upper", 0], seen[1])
+    assert not torch.equal(seen[2]["first.weight"], seen[1]["first.weight"])
+    assert [e["phase"] for e in trainer.history] == ["lower"] * 3 + ["upper"] * 2
+    assert isinstance(trainer.optimizer, torch.optim.SGD) and trainer.optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_frozen_parameters_keep_every_bit_and_are_thawed(tmp_path):
+    model = TwoPhases()
+    model.first.bias.requires_grad_(False)  # what the model fixes itself stays fixed
+    before = weights(model)
+    flags = []
+    original = model.calculate_loss
+
+    def spy(batch):
+        flags.append({name: p.requires_grad for name, p in model.named_parameters()})
+        return original(batch)
+
+    model.calculate_loss = spy
+    trainer_of(model, tmp_path / "run", weight_decay=0.5).fit(None, Batches(), scripted(0.1, 0.2, 0.3))
+    after = weights(model)
+    lower, upper = flags[0], flags[-1]
+    assert lower == {
+        "first.weight": True, "first.bias": False, "second.weight": False, "second.bias": False
+    }  # fmt: skip
+    assert upper["second.weight"] and not upper["first.weight"]
+    assert torch.equal(before["first.bias"], after["first.bias"])
+    assert not torch.equal(before["first.weight"], after["first.weight"])
+    assert model.first.weight.requires_grad and not model.first.bias.requires_grad
+
+
+def test_phase_that_trains_nothing_or_sets_nonsense_is_refused(tmp_path):
+    model = Slope()
+    model.phases = lambda: [Phase("typo", parameters=("fist",))]
+    with pytest.raises(CDRError, match="phase 'typo' of Slope has nothing that learns"):
+        trainer_of(model, tmp_path / "run").fit(None, Batches())
+    model.phases = lambda: [Phase(settings=(("learning_rates", 1),))]
+    with pytest.raises(CDRError, match="Did you mean 'learning_rate'"):
+        trainer_of(model, tmp_path / "run").fit(None, Batches())
+
+
+def test_terms_of_the_loss_are_summed_and_logged_by_name(tmp_path, caplog):
+    class Terms(NamedTuple):
+        fit: torch.Tensor
+        size: torch.Tensor
+
+    class Several(Slope):
+        def calculate_loss(self, interaction):
+            return Terms(super().calculate_loss(interaction), 0.1 * self.second.weight.pow(2).sum())
+
+    class Summed(Slope):
+        def calculate_loss(self, interaction):
+            return super().calculate_loss(interaction) + 0.1 * self.second.weight.pow(2).sum()
+
+    several, summed = Several(), Summed()
+    with caplog.at_level("INFO"):
+        trainer = trainer_of(several, tmp_path / "a", epochs=2)
+        trainer.fit(None, Batches())
+    trainer_of(summed, tmp_path / "b", epochs=2).fit(None, Batches())
+    torch.testing.assert_close(several.second.weight, summed.second.weight)
+    assert "fit" in caplog.text and "size" in caplog.text
+    assert len(trainer.history[0]["loss"]) == 2
+
+
+@pytest.mark.parametrize("learner", ["adam", "adamw"])
+def test_fused_optimiser_takes_the_same_steps(tmp_path, learner):
+    fused, plain = Slope(), Slope()
+    trainer = trainer_of(fused, tmp_path / "run", learner=learner, epochs=3, weight_decay=0.1)
+    trainer.fit(None, Batches())
+    assert trainer.optimizer.defaults["fused"]
+    cls = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[learner]
+    other = trainer_of(plain, tmp_path / "plain", learner=learner, epochs=3, weight_decay=0.1)
+    other._build_optimizer = lambda **kw: cls(
+        kw["params"], lr=kw["learning_rate"], weight_decay=kw["weight_decay"]
+    )
+    other.fit(None, Batches())
+    for name, tensor in weights(fused).items():
+        torch.testing.assert_close(tensor, weights(plain)[name], atol=1e-6, rtol=1e-5)
+
+
+# -- resuming ------------------------------------------------------------------------------------------------
+
+
+def unbroken(tmp_path, cls, **more):
+    model = cls()
+    trainer = trainer_of(model, tmp_path / "unbroken", **more)
+    return model, trainer, trainer.fit(None, Batches(), by_loss(model))
+
+
+@pytest.mark.parametrize("moment", [(0, 0, 2), (0, 1, 0), (0, 3, 3), (0, 5, 1)])
+def test_interrupted_and_resumed_equals_unbroken(tmp_path, moment):
+    expected, whole, expected_result = unbroken(tmp_path, Slope)
+    model = Slope()
+    first = trainer_of(model, tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt, match="--resume=run") as stop:
+        first.fit(None, Batches(interrupt=moment), by_loss(model))
+    assert f"phase 'train', epoch {moment[1]}" in str(stop.value)
+
+    torch.manual_seed(99)  # another process would have drawn other things by now
+    again = Slope()
+    second = trainer_of(again, tmp_path / "run")
+    last = tmp_path / "run" / "last.pth"
+    assert last.exists() == (moment[1] > 0)
+    batches = Batches()
+    if last.exists():
+        second.resume_checkpoint(last)
+    result = second.fit(None, batches, by_loss(again))
+    assert batches.seen[0] == (0, moment[1])
+    assert_same(weights(again), weights(expected))
+    assert result == expected_result
+    assert (second.best_epoch, second.epochs_run, second.stopped) == (whole.best_epoch, 6, "epochs")
+    scores = [(e["epoch"], e["valid_score"], e["loss"]) for e in second.history]
+    assert scores == [(e["epoch"], e["valid_score"], e["loss"]) for e in whole.history]
+
+
+@pytest.mark.parametrize("calls", [1, 3, 4, 5])
+def test_resuming_between_and_within_phases(tmp_path, calls):
+    expected, _, expected_result = unbroken(tmp_path, TwoPhases)
+    model = TwoPhases()
+    n = 0
+
+    def interrupting(phase, epoch):
+        nonlocal n
+        if n == calls:
+            raise KeyboardInterrupt
+        n += 1
+
+    model.start_epoch = interrupting
+    first = trainer_of(model, tmp_path / "run")
+    if calls < 5:
+        with pytest.raises(KeyboardInterrupt):
+            first.fit(None, Batches(), by_loss(model))
+    else:  # after the last epoch: only what follows training is left to do
+        first.fit(None, Batches(), by_loss(model))
+    again = TwoPhases()
+    second = trainer_of(again, tmp_path / "run")
+    second.resume_checkpoint(tmp_path / "run" / "last.pth")
+    assert second.fit(None, Batches(), by_loss(again)) == expected_result
+    assert_same(weights(again), weights(expected))
+    assert second.epochs_run == 5
+
+
+def test_early_stopping_counts_on_after_resuming(tmp_path):
+    first = trainer_of(Slope(), tmp_path / "run", stopping_step=1)
+    with pytest.raises(KeyboardInterrupt):
+        first.fit(None, Batches(interrupt=(0, 2, 0)), scripted(0.5, 0.4))
+    second = trainer_of(Slope(), tmp_path / "run", stopping_step=1)
+    second.resume_checkpoint(tmp_path / "run" / "last.pth")
+    score, _ = second.fit(None, Batches(), scripted(0.3))
+    assert (score, second.stopped, second.epochs_run) == (0.5, "early", 3)
+
+
+# -- time ----------------------------------------------------------------------------------------------------
+
+
+def test_time_cap_ends_training_after_the_epoch(tmp_path, monkeypatch):
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr("recbole_cdr_ext.trainer.trainer.perf_counter", lambda: next(clock))
+    trainer = trainer_of(TwoPhases(), tmp_path / "run", max_seconds=45)
+    trainer.fit(None, Batches(), scripted(0.1, 0.2, 0.3))
+    # 10 s before the first phase, then 10 s of training and 10 s of validation an epoch: 30 s, 50 s.
+    assert (trainer.stopped, trainer.epochs_run, trainer.skipped) == ("time", 2, ["upper"])
+    assert sum(trainer.seconds.values()) == 50
+    assert trainer.history[-1]["valid_score"] == 0.2
+
+
+# -- what is not finite --------------------------------------------------------------------------------------
+
+
+def test_nan_loss_stops_with_the_facts_and_keeps_the_checkpoint(tmp_path):
+    class Exploding(Slope):
+        def calculate_loss(self, interaction):
+            self.calls = getattr(self, "calls", 0) + 1
+            loss = super().calculate_loss(interaction)
+            return (loss, loss * math.nan) if self.calls == 7 else (loss, loss)
+
+    model = Exploding()
+    trainer = trainer_of(model, tmp_path / "run")
+    with pytest.raises(CDRError) as error:
+        trainer.fit(None, Batches(), scripted(0.1, 0.2))
+    text = str(error.value)
+    for fact in (
+        "phase 'train', epoch 1, batch 2", "domain: cloth", "rows: 16", "learning rate: 0.05",
+        "gradient norm of the batch before: ", "loss2 nan", "last.pth (phase 'train', epoch 0)",
+    ):  # fmt: skip
+        assert fact in text
+    meta, _ = checkpoint.load(tmp_path / "run" / "last.pth")
+    assert meta["epoch"] == 0
+
+
+def test_weights_that_blew_up_in_the_last_batch_are_not_saved(tmp_path):
+    class Poisoned(Slope):
+        def start_epoch(self, phase, epoch):
+            if epoch == 1:
+                self.second.weight.register_hook(lambda grad: grad * math.inf)
+
+    with pytest.raises(CDRError, match="not finite"):
+        trainer_of(Poisoned(), tmp_path / "run").fit(None, Batches(), scripted(0.1, 0.2))
+    meta, states = checkpoint.load(tmp_path / "run" / "last.pth")
+    assert meta["epoch"] == 0 and all(torch.isfinite(t).all() for t in states["model"].values())
+
+
+def test_nan_validation_score_is_an_error(tmp_path):
+    with pytest.raises(CDRError, match="validation score is not a number"):
+        trainer_of(Slope(), tmp_path / "run").fit(None, Batches(), scripted(math.nan))
+
+
+def test_no_batch_is_an_error(tmp_path):
+    model = Slope()
+    model.phases = lambda: [Phase(batches="none")]
+    model.none = lambda rng: []
+    with pytest.raises(CDRError, match="no batch to train on"):
+        trainer_of(model, tmp_path / "run").fit(None)
+
+
+# -- checkpoints ---------------------------------------------------------------------------------------------
+
+
+def test_disk_full_is_one_error_and_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    model = Slope()
+    trainer = trainer_of(model, tmp_path / "run")
+    save = torch.save
+
+    def full(content, file, **more):
+        if json.loads(content["meta"])["epoch"] == 2:
+            file.write(b"half of i")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(content, file, **more)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CDRError, match=r"cannot write .*last\.pth: No space left on device"):
+        trainer.fit(None, Batches(), by_loss(model))
+    meta, _ = checkpoint.load(tmp_path / "run" / "last.pth")
+    assert meta["epoch"] == 1
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["last.pth"]
+
+
+def test_a_real_write_error_is_understood(tmp_path):
+    """torch wraps the system's error in one that does not name it."""
+    path = tmp_path / "x.pth"
+    checkpoint.save(path, {"model": "Slope"}, model={"w": torch.ones(2)})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(CDRError, match=r"cannot write .*x\.pth: File too large"):
+            checkpoint.save(path, {"model": "Slope"}, model={"w": torch.ones(1_000_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert checkpoint.load(path)[1]["model"]["w"].tolist() == [1, 1]
+    assert [p.name for p in tmp_path.iterdir()] == ["x.pth"]
+
+
+def test_missing_folder_is_one_error(tmp_path):
+    with pytest.raises(CDRError, match="cannot write"):
+        checkpoint.save(tmp_path / "nowhere" / "x.pth", {}, model={"w": torch.ones(2)})
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = Slope()
+    trainer_of(model, tmp_path / "run", epochs=1).fit(None, Batches(), scripted(0.1))
+    return tmp_path / "run"
+
+
+def test_wrong_checkpoints_are_one_error_each(saved, tmp_path):
+    trainer = trainer_of(Slope(), saved)
+    cases = {
+        "not a checkpoint": b"user_id:token\titem_id:token\n",
+        "truncated": (saved / "last.pth").read_bytes()[:-500],
+        "not a checkpoint ": b"",
+    }
+    for text, content in cases.items():
+        path = tmp_path / "bad.pth"
+        path.write_bytes(content)
+        with pytest.raises(CDRError, match=text.strip()):
+            trainer.resume_checkpoint(path)
+    with pytest.raises(CDRError, match="cannot read checkpoint"):
+        trainer.resume_checkpoint(tmp_path / "none.pth")
+    torch.save({"state_dict": {"w": torch.ones(2)}}, tmp_path / "foreign.pth")
+    with pytest.raises(CDRError, match="not written by this library"):
+        trainer.resume_checkpoint(tmp_path / "foreign.pth")
+    with pytest.raises(CDRError, match=r"training resumes from last\.pth only"):
+        trainer.resume_checkpoint(saved / "model.pth")
+    with pytest.raises(CDRError, match="of model 'Slope', not of 'BPR'"):
+        CrossDomainTrainer(settings(model="BPR"), Slope(), saved, data="d1").resume_checkpoint(
+            saved / "last.pth"
+        )
+    with pytest.raises(CDRError, match="other data or another split"):
+        CrossDomainTrainer(settings(), Slope(), saved, data="d2").resume_checkpoint(saved / "last.pth")
+
+
+def test_checkpoint_that_would_run_code_is_refused(tmp_path):
+    torch.save({"meta": "{}", "model": {"w": Settings}}, tmp_path / "code.pth")
+    with pytest.raises(CDRError, match="holds more than tensors"):
+        checkpoint.load(tmp_path / "code.pth")
+
+
+def test_state_of_another_shape_is_one_error_and_buffers_take_theirs(saved):
+    class Wider(Slope):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(1, 9)
+
+    _, states = checkpoint.load(saved / "model.pth")
+    with pytest.raises(CDRError, match="does not fit the model"):
+        checkpoint.restore(Wider(), states["model"])
+
+    class ClosedForm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("similarity", None)
+
+    learnt, fresh = ClosedForm(), ClosedForm()
+    learnt.similarity = torch.eye(3)
+    checkpoint.restore(fresh, learnt.state_dict())
+    assert torch.equal(fresh.similarity, torch.eye(3))
+
+
+def test_tensorboard_writes_into_the_run_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer_of(TwoPhases(), tmp_path / "run", tensorboard=True).fit(None, Batches(), scripted(0.1, 0.2, 0.3))
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    assert not (tmp_path / "log_tensorboard").exists()
