@@ -114,6 +114,7 @@ class CDRConfig(Config):
         self._described: dict[str, Any] = {}  # the description of a dataset among the user's files
         super().__init__(model, dataset, file_names(config_file_list), self._given)
         self.final_config_dict["eval_args"] = {"mode": self.final_config_dict["eval_args"]["mode"]}
+        self.model_class.check_settings(self)
 
     # -- external sources (RecBole's hooks, in the order in which it calls them) -------------------------------------
 

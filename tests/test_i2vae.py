@@ -14,6 +14,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.data.loader import CrossDomainLoader
 from recbole_cdr_ext.data.sampler import CrossDomainSampler
+from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.layers import Gaussian, SequenceEncoder, kl, masked_mean
 from recbole_cdr_ext.model.next_item.i2vae import I2VAE, Latents, random_recall
 
@@ -277,6 +278,22 @@ def test_it_learns_its_training_targets_by_heart(tmp_path, settings):
         hits += int((best == local.unsqueeze(1)).any(1).sum())
         total += len(batch)
     assert hits / total > 0.95
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss_type": "MSE"},
+        {"psg": "none"},
+        {"pooling": "max"},
+        {"kl_weight": -1.0},
+        {"n_cross_heads": 3},
+        {"dropout": 1.0},
+    ],
+)
+def test_settings_that_cannot_be_are_one_clear_error(tmp_path, settings):
+    with pytest.raises(CDRError, match=next(iter(settings))):
+        load(tmp_path, random_domains(n_users=10), **{**SMALL, **settings})
 
 
 def test_loss_sequence_is_pinned(tmp_path):

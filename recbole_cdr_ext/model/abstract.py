@@ -98,6 +98,10 @@ class CrossDomainRecommender(AbstractRecommender):
         self.max_history_length = int(config["max_history_length"])
 
     @classmethod
+    def check_settings(cls, config) -> None:
+        """Raises a CDRError for settings that contradict each other or that the model does not know."""
+
+    @classmethod
     def stages(cls, config) -> list[Stage]:
         """The models that must run first."""
         return []

@@ -32,6 +32,7 @@ from torch import nn
 
 from recbole_cdr_ext.data.instances import Batch, Instances
 from recbole_cdr_ext.data.split import PARTS, Split
+from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Stage
 from recbole_cdr_ext.model.layers import (
     CrossAttention,
@@ -43,6 +44,13 @@ from recbole_cdr_ext.model.layers import (
     masked_mean,
     mlp,
 )
+
+CHOICES = {
+    "loss_type": ("BCE", "CE"),
+    "psg": ("lightgcn", "random"),
+    "cross_encoder": ("attention", "mlp"),
+    "pooling": ("mean", "mean_last"),
+}
 
 
 @dataclass
@@ -87,6 +95,7 @@ class I2VAE(CrossDomainRecommender):
         self.adaptive_a, self.adaptive_b = float(config["adaptive_a"]), float(config["adaptive_b"])
         self.cold_start_mask_prob = float(config["cold_start_mask_prob"])
         self.loss_type = config["loss_type"]
+        self.pool_last = config["pooling"] == "mean_last"
         self.needs_negatives = self.loss_type == "BCE"
 
         self.item_embedding = nn.Embedding(self.n_items, d, padding_idx=0)
@@ -117,6 +126,28 @@ class I2VAE(CrossDomainRecommender):
         self.own_prior, self.augmented_prior = per_domain(lambda: Prior(d)), per_domain(lambda: Prior(d))
         self.decoder = per_domain(lambda: mlp(3 * d, d, d, dropout=dropout))
         self.apply(_initialise)
+        for head in (*self.own_head, *self.augmented_head, *self.transfer_head, *self.auxiliary_head):
+            nn.init.constant_(head.logvar.bias, float(config["initial_logvar"]))
+
+    @classmethod
+    def check_settings(cls, config) -> None:
+        """Choices, weights that must not be negative, and widths that heads must divide."""
+        for key, known in CHOICES.items():
+            if config[key] not in known:
+                raise CDRError(f"{key}={config[key]!r} should be one of {', '.join(known)}.")
+        for key in ("kl_weight", "lambda_a", "lambda_c", "dropout", "cold_start_mask_prob"):
+            if not 0 <= config[key] < (1 if key in ("dropout", "cold_start_mask_prob") else float("inf")):
+                raise CDRError(
+                    f"{key}={config[key]!r} is out of range: weights from 0, probabilities from 0 below 1."
+                )
+        for key in ("n_heads", "n_cross_heads"):
+            if config[key] < 1 or config["embedding_size"] % config[key]:
+                raise CDRError(
+                    f"embedding_size={config['embedding_size']} is no multiple of {key}={config[key]}."
+                )
+        recalled = config["random_recall_size"] if config["psg"] == "random" else 1
+        if not 1 <= recalled <= config["pseudo_length"]:
+            raise CDRError("pseudo_length must hold the recalled items: at least random_recall_size.")
 
     @classmethod
     def stages(cls, config) -> list[Stage]:
@@ -145,7 +176,7 @@ class I2VAE(CrossDomainRecommender):
             own_items = own_items.masked_fill(own_hidden.unsqueeze(1), 0)
         own_mask = own_items != 0
         states = self.encoder[x](own_items, self.item_embedding)
-        pooled = masked_mean(states, own_mask)
+        pooled = self._pool(states, own_mask)
         memory = torch.cat([self.encoder[k](batch.history(k), self.item_embedding) for k in others], 1)
         memory_mask = torch.cat([batch.history(k) != 0 for k in others], 1)
         pooled_other = masked_mean(memory, memory_mask)
@@ -168,7 +199,13 @@ class I2VAE(CrossDomainRecommender):
         cold = (batch.own_history != 0).sum(1) == 0
         cold = cold if own_hidden is None else cold | own_hidden
         pseudo = pseudo.masked_fill(cold.unsqueeze(1), 0)
-        return masked_mean(self.encoder[batch.target_domain](pseudo, self.item_embedding), pseudo != 0)
+        return self._pool(self.encoder[batch.target_domain](pseudo, self.item_embedding), pseudo != 0)
+
+    def _pool(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """S^X of (B, L, d) states: their mean (the paper), or with the most recent one added."""
+        mean = masked_mean(states, mask)
+        # Sequences are right-aligned, and states are zero at padding: an empty row stays zero.
+        return mean + states[:, -1] if self.pool_last else mean
 
     def _transfer(
         self, x, both, states, own_mask, pooled, memory, memory_mask, pooled_other

@@ -1,0 +1,216 @@
+"""Makes results/next_item.md: the next-item models on real data, by domain and user group.
+
+    python benchmarks/next_item_table.py [--jobs=2] [--only=REGEX] [--seeds=3] [--max-seconds=900]
+
+The data must be prepared, or RECBOLE_CDR_RAW must say where their raw files are. A cell is one run in a process of
+its own, with one thread; its row goes into results/next_item.jsonl as soon as it is there. Cells that have a row are
+not run again, and a killed run goes on where it stood: start the same command again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+ROOT = Path(__file__).parent.parent
+ROWS, TABLE = ROOT / "results/next_item.jsonl", ROOT / "results/next_item.md"
+PAPER = ("--config_files=properties/model/I2VAE_paper.yaml",)
+
+# label: (model, arguments, whether it depends on the seed)
+MODELS = {
+    "Pop": ("Pop", (), False),
+    "ItemKNN (own)": ("ItemKNN", ("--baseline_scope=target",), False),
+    "ItemKNN (union)": ("ItemKNN", ("--baseline_scope=all",), False),
+    "BPR": ("BPR", (), True),
+    "LightGCNPSG": ("LightGCNPSG", (), True),
+    "SASRec": ("SASRec", (), True),
+    "I2VAE (paper's form)": ("I2VAE", PAPER, True),
+}
+ABLATIONS = {
+    "I2VAE w/o PSG": ("I2VAE", (*PAPER, "--psg=random"), True),
+    "I2VAE w/o CD-R & DS-R": ("I2VAE", (*PAPER, "--cross_regularizer=False"), True),
+    "I2VAE w/o DN-R": ("I2VAE", (*PAPER, "--denoise_regularizer=False"), True),
+}
+PUBLISHED = {
+    "Pop": ("Pop", (), False),
+    "OrderPop": ("OrderPop", (), False),
+    "ItemKNN (union)": MODELS["ItemKNN (union)"],
+    "I2VAE (paper's form)": MODELS["I2VAE (paper's form)"],
+}
+# (dataset, split, most seeds, models), in the order of what matters most
+SCENES = [
+    ("food_kitchen", "user", 3, MODELS),
+    ("food_kitchen", "leave_one_out", 3, MODELS),
+    ("cloth_sport", "user", 3, MODELS),
+    ("food_kitchen_partial", "user", 1, MODELS),
+    ("food_kitchen", "user", 1, ABLATIONS),
+    ("cloth_sport", "published", 1, PUBLISHED),
+]
+FIRST_SEED = 2024
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the table."""
+
+    label: str
+    model: str
+    dataset: str
+    split: str
+    seed: int
+    arguments: tuple[str, ...]
+
+    @property
+    def command(self) -> str:
+        """What a reader types to get this row."""
+        parts = [
+            f"--model={self.model}",
+            f"--dataset={self.dataset}",
+            f"--split={self.split}",
+            f"--seed={self.seed}",
+        ]
+        return " ".join(["python run_recbole_cdr.py", *parts, *self.arguments])
+
+    @property
+    def key(self) -> str:
+        """Names the run; the same cell has the same name in every session."""
+        return f"table-{self.model}-{hashlib.sha256(self.command.encode()).hexdigest()[:12]}"
+
+
+def cells(seeds: int) -> list[Cell]:
+    """All cells, first seeds before second ones."""
+    found = []
+    for number in range(seeds):
+        for dataset, split, most, models in SCENES:
+            for label, (model, arguments, seeded) in models.items():
+                if number < (most if seeded else 1):
+                    found.append(Cell(label, model, dataset, split, FIRST_SEED + number, (*arguments,)))
+    return found
+
+
+def read_rows() -> dict[str, dict]:
+    """The finished cells by command."""
+    lines = ROWS.read_text().splitlines() if ROWS.exists() else []
+    return {row["command"]: row for row in map(json.loads, lines)}
+
+
+def run(cell: Cell, options: argparse.Namespace) -> dict | str:
+    """Runs a cell to its row, or returns the end of what it printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        out = Path(options.runs) / cell.key
+        resume = [f"--resume={out}"] if (out / "last.pth").exists() or (out / "result.json").exists() else []
+        fresh = [*cell.command.split()[2:], f"--run_id={cell.key}", f"--max_seconds={options.max_seconds}"]
+        shared = [
+            f"--result_file={result}", f"--checkpoint_dir={options.runs}", "--show_progress=False",
+            "--tensorboard=False", "--torch_threads=1", "--allow_simulated=False",
+        ]  # fmt: skip
+        command = [sys.executable, "run_recbole_cdr.py", *(resume or fresh), *shared]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        if done.returncode or not result.exists():
+            return f"{cell.command}\n{done.stdout[-1500:]}{done.stderr[-1500:]}"
+        found = json.loads(result.read_text())
+    kept = ("valid", "test", "best_valid_score", "stopped", "epochs_run", "seconds", "fallback", "versions")
+    leaks = {k: v for k, v in found["report"].items() if k.startswith("leak")}
+    row = {"label": cell.label, "dataset": cell.dataset, "split": cell.split, "seed": cell.seed}
+    return {**row, "command": cell.command, **{key: found[key] for key in kept}, "leaks": leaks}
+
+
+def write_table(rows: list[dict], max_seconds: int) -> None:
+    """Writes the Markdown page: mean ± standard deviation over the seeds, per scene, domain and group."""
+    scenes: dict[tuple[str, str], dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        scenes[row["dataset"], row["split"]][row["label"]].append(row)
+    lines = [
+        "# Next-item results",
+        "",
+        "NDCG@10 / HR@10 in percent against 999 sampled negatives, mean ± standard deviation over the seeds (n after",
+        "the model's name; deterministic models run once). Chosen on validation, ranked once on test. At most",
+        f"{max_seconds // 60} minutes of training a run on one core, early stopping after 10 epochs without gain;",
+        "⏱ marks rows that the time cap ended, † rows of which some instances were ranked by popularity because the",
+        "model cannot rank them. Made by `python benchmarks/next_item_table.py`; each row's command stands below.",
+    ]
+    order = [*MODELS, *ABLATIONS, "OrderPop"]
+    for (dataset, split), models in scenes.items():
+        first = next(iter(models.values()))[0]["test"]
+        columns = [(d, g) for d, groups in first.items() for g, cell in groups.items() if cell["n"]]
+        lines += ["", f"## {dataset}, split={split}", ""]
+        lines.append(
+            "| model | " + " | ".join(f"{d} {g} (n={first[d][g]['n']:,})" for d, g in columns) + " |"
+        )
+        lines.append("|---|" + "---|" * len(columns))
+        best = {
+            (c, m): max(np.mean([r["test"][c[0]][c[1]][m] for r in found]) for found in models.values())
+            for c in columns
+            for m in ("ndcg@10", "hit@10")
+        }
+        for label in sorted(models, key=order.index):
+            found = models[label]
+            marks = "⏱" * any(r["stopped"] == "time" for r in found)
+            marks += "†" * any(
+                n for r in found for cell in r["fallback"]["test"].values() for n in cell.values()
+            )
+            cells_of = [
+                " / ".join(_cell(found, c, m, best[c, m]) for m in ("ndcg@10", "hit@10")) for c in columns
+            ]
+            lines.append(f"| {label}{marks} ({len(found)}) | " + " | ".join(cells_of) + " |")
+        lines += ["", "<details><summary>Commands</summary>", "", "```"]
+        lines += [models[label][0]["command"] for label in sorted(models, key=order.index)]
+        lines += ["```", "", "</details>"]
+    TABLE.write_text("\n".join(lines) + "\n")
+
+
+def _cell(rows: list[dict], column: tuple[str, str], metric: str, best: float) -> str:
+    values = [100 * row["test"][column[0]][column[1]][metric] for row in rows]
+    text = f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
+    return f"**{text}**" if np.isclose(np.mean(values), 100 * best) else text
+
+
+def main() -> None:
+    """Runs what is missing and writes the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--only", default="", help="regular expression on the commands")
+    parser.add_argument("--seeds", type=int, default=3, help="at most so many seeds")
+    parser.add_argument("--max-seconds", type=int, default=900, help="cap on the training of a run")
+    parser.add_argument("--runs", default="saved", help="folder of the runs")
+    options = parser.parse_args()
+    done = read_rows()
+    missing = [
+        c for c in cells(options.seeds) if c.command not in done and re.search(options.only, c.command)
+    ]
+    with ThreadPoolExecutor(options.jobs) as pool, tqdm(total=len(missing), ncols=100) as bar:
+        for future in as_completed(pool.submit(run, cell, options) for cell in missing):
+            row = future.result()
+            bar.update()
+            if isinstance(row, str):
+                tqdm.write(f"FAILED {row}")
+                continue
+            with ROWS.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            done[row["command"]] = row
+            write_table(list(done.values()), options.max_seconds)
+            tqdm.write(
+                f"{row['label']} {row['dataset']} {row['split']} seed {row['seed']}: {row['best_valid_score']:.4f}"
+            )
+    write_table(list(done.values()), options.max_seconds)
+
+
+if __name__ == "__main__":
+    main()
