@@ -57,7 +57,10 @@ class LightGCNPSG(CrossDomainRecommender):
         self.apply(xavier_uniform_initialization)
 
         self.edge_user, self.edge_item = graph_edges(self.split)
-        audit_edges(self.split, self.edge_user, self.edge_item, "the graph's edges")
+        found = audit_edges(
+            self.split, self.edge_user, self.edge_item, "the graph's edges", fail=self.split.name != "published"
+        )
+        self.split.report.update(found)
         rng = np.random.default_rng(int(config["seed"]))
         held_out = rng.random(len(self.edge_user)) < float(config["validation_edges"])
         self._train_edges = (self.edge_user[~held_out], self.edge_item[~held_out])
