@@ -48,6 +48,8 @@ compat.apply()
 
 RESULT, SETTINGS, LOG = "result.json", "config.yaml", "run.log"
 HELD_OUT = ("valid", "test")
+# Under split=published: the test part again, among the items of the test file.
+TEST_ITEMS = ("test_among_test_items", "popularity_among_test_items")
 DEFAULT_CHECKPOINT_DIR = "saved"  # as in properties/overall.yaml
 PACKAGES = ("recbole", "torch", "numpy", "scipy", "pandas")
 # Fewer candidates than this are another, easier question than the one the literature's figures answer.
@@ -85,6 +87,23 @@ class Experiment:
                 audit_candidates(self.split, self.split.part(part), drawn.blocks())
             self._candidates[part] = drawn
         return self._candidates[part]
+
+    def among_test_items(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Returns the tables of the model and of popularity on the test part, with the negatives drawn from the
+        items of the published test file alone, as its authors drew them; None under the other splits.
+        """
+        pool, mode = self.split.test_items, self.config["eval_args"]["mode"]["test"]
+        if pool is None or mode == "full":
+            return None
+        instances = self.split.test
+        drawn = self.sampler.candidates(instances, mode, pool)
+        audit_candidates(self.split, instances, drawn.blocks())
+        loader = self.loader("test")
+        ranks = ranking.evaluate(
+            self.model, instances, drawn, loader, self.popularity, self.config, progress="test"
+        )
+        popular = ranking.rank_by_popularity(instances, drawn, self.popularity, self.split.item_offset)
+        return self.table("test", ranks), self.table("test", popular)
 
     def loader(self, part: str, *, training: bool = False) -> CrossDomainLoader:
         """Batches of a part's instances."""
@@ -318,7 +337,7 @@ def run_recbole_cdr(
         )
         result = _finished(folder)
         if result is not None:
-            print(report.result_table(result))
+            print(report.result_tables(result))
             _write_result(result, config["result_file"])
             return result
         return _run(config, folder, [], new=False)
@@ -402,6 +421,7 @@ def _train_and_evaluate(config: CDRConfig, folder: Path, notes: list[str]) -> di
     with _timed(seconds, "evaluation"):
         ranks = {part: experiment.rank(part) for part in HELD_OUT}
         popularity = experiment.table("test", experiment.rank_by_popularity("test"))
+        second_pool = experiment.among_test_items()
     tables = {part: experiment.table(part, ranks[part]) for part in HELD_OUT}
     result = {
         "model": config["model"],
@@ -413,6 +433,7 @@ def _train_and_evaluate(config: CDRConfig, folder: Path, notes: list[str]) -> di
         "best_valid_score": mean_over_domains(tables["valid"], experiment.metrics.valid_metric),
         **tables,
         "popularity": popularity,
+        **({} if second_pool is None else dict(zip(TEST_ITEMS, second_pool, strict=True))),
         "fallback": {part: experiment.fallbacks(part, ranks[part]) for part in HELD_OUT},
         "stopped": trainer.stopped,
         "epochs_run": trainer.epochs_run,
@@ -432,7 +453,7 @@ def _train_and_evaluate(config: CDRConfig, folder: Path, notes: list[str]) -> di
     _write_result(result, folder / RESULT)
     _write_result(result, config["result_file"])
     last.unlink(missing_ok=True)
-    table = report.result_table(result)
+    table = report.result_tables(result)
     logger.info("\n" + table, extra={"console": False})
     print(table)
     logger.info(f"{set_color('Result', 'blue')}: {folder / RESULT}")

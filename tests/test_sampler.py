@@ -139,3 +139,15 @@ def test_full_mode_masks_what_was_touched_but_not_the_target(loaded):
 def test_an_unknown_mode_is_one_clear_error(loaded):
     with pytest.raises(CDRError, match="uni999"):
         CrossDomainSampler(loaded.split).candidates(loaded.split.test, "uniform")
+
+
+def test_a_pool_restricts_the_negatives(loaded):
+    split = loaded.split
+    pool = np.zeros(split.item_offset[-1], bool)
+    pool[::2] = True
+    for mode in ("uni5", "pop5", "uni999"):
+        candidates = CrossDomainSampler(split, 1).candidates(split.test, mode, pool)
+        audit_candidates(split, split.test, candidates.blocks())
+        for rows, block in candidates.blocks():
+            assert pool[block[:, 1:][block[:, 1:] > 0]].all()
+            assert ((block > 0).sum(1) == candidates.counts[rows]).all()

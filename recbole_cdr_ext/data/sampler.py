@@ -92,9 +92,13 @@ class CrossDomainSampler(Sampler):
         place = np.searchsorted(self._trained_pairs, pairs)
         return self._trained_pairs[np.minimum(place, len(self._trained_pairs) - 1)] == pairs
 
-    def candidates(self, instances: Instances, mode: str) -> Candidates:
-        """Returns the candidates of instances: ``uniN``, ``popN`` (N negatives) or ``full``."""
-        return Candidates(self.split, instances, mode, self.candidate_seed)
+    def candidates(self, instances: Instances, mode: str, allowed: np.ndarray | None = None) -> Candidates:
+        """Returns the candidates of instances: ``uniN``, ``popN`` (N negatives) or ``full``.
+
+        Args:
+            allowed: (item_num,) mask of the items that negatives may be; None: all.
+        """
+        return Candidates(self.split, instances, mode, self.candidate_seed, allowed)
 
 
 class Candidates:
@@ -109,10 +113,17 @@ class Candidates:
         reduced: domain index → most candidates there, where a domain has too few items for N negatives.
     """
 
-    def __init__(self, split: Split, instances: Instances, mode: str, seed: int):
+    def __init__(
+        self, split: Split, instances: Instances, mode: str, seed: int, allowed: np.ndarray | None = None
+    ):
         self.mode, self._split, self._instances = mode, split, instances
         self.distribution, self.asked = _parse_mode(mode)
-        sizes = np.diff(split.item_offset)
+        self._allowed = np.ones(int(split.item_offset[-1]), bool) if allowed is None else allowed
+        if allowed is not None and self.distribution == "full":
+            raise CDRError(
+                "A pool of candidates goes with sampled modes (uni999, pop999), not with mode full."
+            )
+        sizes = np.array([self._allowed[a:b].sum() for a, b in zip(*_bounds(split), strict=True)])
         self._n_touched = self._count_touched()
         room = sizes[instances.domain] - self._n_touched
         if self.distribution == "full":
@@ -155,7 +166,7 @@ class Candidates:
         owner = np.repeat(np.arange(self._split.n_users), np.diff(touched.indptr))
         domain = np.searchsorted(offset, touched.items, side="right") - 1
         counts = np.zeros((self._split.n_users, self._split.n_domains), np.int64)
-        np.add.at(counts, (owner, domain), 1)
+        np.add.at(counts, (owner, domain), self._allowed[touched.items])
         return counts[self._instances.user, self._instances.domain]
 
     def _draw(self, rng: np.random.Generator) -> np.ndarray:
@@ -167,22 +178,23 @@ class Candidates:
         for k in range(self._split.n_domains):
             members = np.flatnonzero(instances.domain == k)
             low, size = int(offset[k]), int(offset[k + 1] - offset[k])
+            allowed = self._allowed[low : low + size]
             for first in range(0, len(members), _BLOCK):
                 rows = members[first : first + _BLOCK]
                 if self.distribution == "pop":
-                    local = self._draw_popular(rows, popularity[low : low + size], rng)
-                elif size < 4 * self.asked:
-                    local = self._draw_popular(rows, np.ones(size), rng)
+                    local = self._draw_popular(rows, popularity[low : low + size], allowed, rng)
+                elif allowed.sum() < 4 * self.asked:
+                    local = self._draw_popular(rows, np.ones(size), allowed, rng)
                 else:
-                    local = self._draw_uniform(rows, size, rng)
+                    local = self._draw_uniform(rows, allowed, rng)
                 table[rows, 1:] = np.where(local >= 0, local + low, 0)
         return table
 
-    def _draw_uniform(self, rows: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    def _draw_uniform(self, rows: np.ndarray, allowed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Sequential rejection: the first N valid, distinct draws of each row, exactly uniform, without sorting."""
-        n, b = self.asked, len(rows)
+        n, b, size = self.asked, len(rows), len(allowed)
         touched = self.touched_or_target(rows)
-        blocked = np.zeros((b, size), bool)
+        blocked = np.repeat(~allowed[None], b, 0)
         blocked[touched] = True
         out = np.full((b, n), -1)
         filled = np.zeros(b, np.int64)
@@ -204,13 +216,16 @@ class Candidates:
             todo = todo[filled[todo] < n]
         return out
 
-    def _draw_popular(self, rows: np.ndarray, weight: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _draw_popular(
+        self, rows: np.ndarray, weight: np.ndarray, allowed: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
         """Gumbel's top N: draws without replacement in proportion to ``weight`` (never-bought items last)."""
         n = min(self.asked, len(weight))
         with np.errstate(divide="ignore"):
             key = np.log(np.maximum(weight, 1e-12))[None] - np.log(
                 -np.log(rng.random((len(rows), len(weight))))
             )
+        key[:, ~allowed] = -np.inf
         key[self.touched_or_target(rows)] = -np.inf
         best = np.argpartition(-key, n - 1, axis=1)[:, :n]
         best = np.take_along_axis(best, np.argsort(-np.take_along_axis(key, best, 1), 1), 1)
@@ -222,6 +237,10 @@ class Candidates:
         row, local = self.touched(rows)
         target = self._instances.target[rows] - self._split.item_offset[self._instances.domain[rows]]
         return np.append(row, np.arange(len(rows))), np.append(local, target)
+
+
+def _bounds(split: Split) -> tuple[np.ndarray, np.ndarray]:
+    return split.item_offset[:-1], split.item_offset[1:]
 
 
 def _parse_mode(mode: str) -> tuple[str, int]:

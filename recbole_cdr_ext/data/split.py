@@ -54,6 +54,7 @@ class Split:
         train_targets: "last" or "all", as configured.
         fingerprint: changes with the data and with anything that decides the split.
         report: what was removed, dropped and found, counted.
+        test_items: (item_num,) mask of the items in the published test file; None under the other splits.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Split:
     train_targets: str
     fingerprint: str
     report: dict[str, object] = field(default_factory=dict)
+    test_items: np.ndarray | None = None
 
     @property
     def n_domains(self) -> int:
@@ -129,6 +131,7 @@ def make_split(config, dataset: CrossDomainDataset) -> Split:
         train_targets=config["train_targets"],
         fingerprint=_fingerprint(config, dataset),
         report=report,
+        test_items=_test_items(dataset) if name == "published" else None,
         **finished,
     )
     respecting = name == "leave_one_out" or (name == "user" and _time_respecting(config, dataset))
@@ -354,6 +357,13 @@ def _published(
     thresholds = _thresholds(trained.sequence, trained.domain, n_domains)
     _, first = np.unique(trained.user * np.int64(dataset.item_num) + trained.item, return_index=True)
     return parts, trained.take(np.sort(first)), thresholds
+
+
+def _test_items(dataset: CrossDomainDataset) -> np.ndarray:
+    """The mask of the items that any row of the test file holds: the authors' pool of candidates."""
+    mask = np.zeros(dataset.item_num, bool)
+    mask[dataset.events.item[dataset.rows.is_test[dataset.events.sequence]]] = True
+    return mask
 
 
 # -- what all splits end with ------------------------------------------------------------------------------------

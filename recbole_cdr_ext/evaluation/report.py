@@ -56,6 +56,19 @@ def result_table(result: Mapping[str, Any], part: str = "test") -> str:
     return "\n".join(lines)
 
 
+def result_tables(result: Mapping[str, Any]) -> str:
+    """Returns the test table; under split=published also the one among the items of the test file."""
+    tables = [result_table(result)]
+    if "test_among_test_items" in result:
+        second = {
+            "test": result["test_among_test_items"],
+            "popularity": result["popularity_among_test_items"],
+        }
+        title = {"split": f"{result['split']}, negatives from the items of the test file", "notes": []}
+        tables.append(result_table({**result, **second, **title}))
+    return "\n\n".join(tables)
+
+
 def instance_frame(
     dataset,
     instances: Instances,

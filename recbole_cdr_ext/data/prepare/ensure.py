@@ -89,7 +89,7 @@ def _undescribed(name: str, data_path: Path, layout: str) -> Ensured:
     """A folder of the user's own atomic files, for which no property file in the package is needed."""
     folders = prepared_folders(data_path)
     folder = layout_folder(data_path, name, layout)
-    if name in folders and folder.is_dir():
+    if folder.is_dir() and any(folder.glob("*.inter")):
         return Ensured(folder, name, False)
     known = sorted({*dataset_property_files(), *folders})
     raise CDRError(

@@ -58,7 +58,11 @@ class LightGCNPSG(CrossDomainRecommender):
 
         self.edge_user, self.edge_item = graph_edges(self.split)
         found = audit_edges(
-            self.split, self.edge_user, self.edge_item, "the graph's edges", fail=self.split.name != "published"
+            self.split,
+            self.edge_user,
+            self.edge_item,
+            "the graph's edges",
+            fail=self.split.name != "published",
         )
         self.split.report.update(found)
         rng = np.random.default_rng(int(config["seed"]))
