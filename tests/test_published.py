@@ -75,7 +75,9 @@ def test_a_run_reports_both_pools(tmp_path, capsys):
     write_rows(tmp_path)
     settings = {"data_path": str(tmp_path), "checkpoint_dir": str(tmp_path / "saved"), "domains": DOMAINS}
     result = run_recbole_cdr(
-        "OrderPop", "mini", config_dict={**settings, "split": "published", "order": "none", "show_progress": False}
+        "OrderPop",
+        "mini",
+        config_dict={**settings, "split": "published", "order": "none", "show_progress": False},
     )
     assert set(result["test_among_test_items"]) == set(DOMAINS)
     printed = capsys.readouterr().out

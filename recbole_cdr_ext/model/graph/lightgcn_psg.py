@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +33,13 @@ from recbole_cdr_ext.data.sampler import CrossDomainSampler
 from recbole_cdr_ext.data.split import PARTS, Split, UserItems
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
 from recbole_cdr_ext.model.graph.propagation import BipartiteGraph, mean_layers
+
+
+class Terms(NamedTuple):
+    """The loss of a batch of edges."""
+
+    bpr: torch.Tensor
+    l2: torch.Tensor
 
 
 class LightGCNPSG(CrossDomainRecommender):
@@ -101,7 +109,7 @@ class LightGCNPSG(CrossDomainRecommender):
             columns = {"user_id": user[rows], "item_id": item[rows], "neg_item_id": negative[rows]}
             yield Interaction({name: torch.from_numpy(column) for name, column in columns.items()})
 
-    def calculate_loss(self, interaction: Interaction) -> tuple[torch.Tensor, torch.Tensor]:
+    def calculate_loss(self, interaction: Interaction) -> Terms:
         """BPR on the propagated vectors, and L2 on the embeddings of the batch (LightGCN, eq. 15)."""
         self._final = None
         users, items = mean_layers(
@@ -111,7 +119,7 @@ class LightGCNPSG(CrossDomainRecommender):
         margin = (users[user] * (items[positive] - items[negative])).sum(1)
         ego = (self.user_embedding(user), self.item_embedding(positive), self.item_embedding(negative))
         penalty = sum(e.square().sum() for e in ego) / (2 * len(user))
-        return F.softplus(-margin).mean(), self.reg_weight * penalty
+        return Terms(bpr=F.softplus(-margin).mean(), l2=self.reg_weight * penalty)
 
     @torch.no_grad()
     def recall_of_held_out_edges(self) -> float:

@@ -24,6 +24,7 @@ domains' sequences are one memory, each encoded by its own domain's encoder.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -73,6 +74,15 @@ class Latents:
     other: torch.Tensor
     both: torch.Tensor
     length: torch.Tensor
+
+
+class Terms(NamedTuple):
+    """The terms of the objective, each a batch mean with its weight; their sum is minimised."""
+
+    recon: torch.Tensor
+    kl: torch.Tensor
+    denoise: torch.Tensor
+    cross: torch.Tensor
 
 
 class I2VAE(CrossDomainRecommender):
@@ -245,8 +255,8 @@ class I2VAE(CrossDomainRecommender):
 
     # -- training -----------------------------------------------------------------------------------------------
 
-    def calculate_loss(self, interaction: Batch) -> tuple[torch.Tensor, ...]:
-        """The terms (recon, KL to the priors, denoising, cross-domain and disentangling), each a batch mean."""
+    def calculate_loss(self, interaction: Batch) -> Terms:
+        """Reconstruction, KL to the priors, denoising, and the cross-domain and disentangling regularisers."""
         batch = interaction
         hidden = None
         if self.cold_start_mask_prob > 0:
@@ -256,8 +266,8 @@ class I2VAE(CrossDomainRecommender):
         recon = self._reconstruction(batch, self.decode(batch, latents))
         return self.objective(batch.target_domain, latents, recon)
 
-    def objective(self, x: int, latents: Latents, recon: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The four terms of the objective from posteriors and per-instance reconstruction losses ``recon`` (B,)."""
+    def objective(self, x: int, latents: Latents, recon: torch.Tensor) -> Terms:
+        """The objective from posteriors and per-instance reconstruction losses ``recon`` (B,)."""
         count = len(recon)
         own = latents.has_own.to(recon.dtype)
         kl_own = kl(latents.own, self.own_prior[x]()) * own
@@ -271,11 +281,11 @@ class I2VAE(CrossDomainRecommender):
             if latents.transfer is not None:
                 cross = kl(latents.transfer, latents.auxiliary[latents.both[latents.other]]).sum()
         denoise = kl(latents.own, latents.augmented) * own * self.denoise_weight(latents.length)
-        return (
-            recon.mean(),
-            self.kl_weight * (kl_own.sum() + kl_transfer + kl_augmented.sum()) / count,
-            self.lambda_a * denoise.mean(),
-            self.lambda_c * (recon.sum() + kl_own.sum() + cross) / count,
+        return Terms(
+            recon=recon.mean(),
+            kl=self.kl_weight * (kl_own.sum() + kl_transfer + kl_augmented.sum()) / count,
+            denoise=self.lambda_a * denoise.mean(),
+            cross=self.lambda_c * (recon.sum() + kl_own.sum() + cross) / count,
         )
 
     def denoise_weight(self, length: torch.Tensor) -> torch.Tensor:
