@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from support import load, load_written, random_domains
 
 from recbole_cdr_ext.data import atomic
 from recbole_cdr_ext.data.split import groups
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.run import run_recbole_cdr
-from support import load, load_written, random_domains
 
 DOMAINS = ["books", "films"]
 
