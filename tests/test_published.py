@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from support import load, load_written, random_domains
 
 from recbole_cdr_ext.data import atomic
 from recbole_cdr_ext.data.split import groups
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.run import run_recbole_cdr
-from support import load, load_written, random_domains
 
 DOMAINS = ["books", "films"]
 
@@ -75,7 +75,9 @@ def test_a_run_reports_both_pools(tmp_path, capsys):
     write_rows(tmp_path)
     settings = {"data_path": str(tmp_path), "checkpoint_dir": str(tmp_path / "saved"), "domains": DOMAINS}
     result = run_recbole_cdr(
-        "OrderPop", "mini", config_dict={**settings, "split": "published", "order": "none", "show_progress": False}
+        "OrderPop",
+        "mini",
+        config_dict={**settings, "split": "published", "order": "none", "show_progress": False},
     )
     assert set(result["test_among_test_items"]) == set(DOMAINS)
     printed = capsys.readouterr().out
