@@ -26,9 +26,9 @@ from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.data.loader import CrossDomainLoader
 from recbole_cdr_ext.data.sampler import CrossDomainSampler
+from recbole_cdr_ext.experiment import load_data
 from recbole_cdr_ext.model.layers import Dropout, masked_mean
 from recbole_cdr_ext.model.next_item.i2vae import I2VAE, Latents
-from recbole_cdr_ext.run import load_data
 
 MATRIX_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product")
 

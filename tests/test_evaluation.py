@@ -20,8 +20,8 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation import ranking, report
 from recbole_cdr_ext.evaluation.metrics import RankingMetrics, mean_over_domains, topk_struct
 from recbole_cdr_ext.evaluation.ranking import Ranks
+from recbole_cdr_ext.experiment import load_data
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender
-from recbole_cdr_ext.run import load_data
 
 DATA = Path(__file__).parents[1] / "dataset_atomic"
 METRICS = {"metrics": ["NDCG", "Hit"], "topk": [10], "metric_decimal_place": 6, "valid_metric": "NDCG@10"}

@@ -13,12 +13,15 @@ import torch
 from toy_models import ToyMLP, write_toy_domains
 
 from recbole_cdr_ext import run as runs
+from recbole_cdr_ext import serve
 from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.data.loader import CrossDomainLoader
 from recbole_cdr_ext.data.prepare import Ensured
 from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.experiment import build
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Stage
-from recbole_cdr_ext.run import build, load_model, recommend, run_recbole_cdr
+from recbole_cdr_ext.run import run_recbole_cdr
+from recbole_cdr_ext.serve import load_model, recommend
 from recbole_cdr_ext.trainer import checkpoint
 
 DATA = Path(__file__).parents[1] / "dataset_atomic"
@@ -167,7 +170,7 @@ def test_stand_in_for_data_that_are_not_there_runs_under_its_own_name(settings, 
         asked.append((name, options["allow_simulated"]))
         return Ensured(DATA / "toy", "toy", True, ["'cloth_sport' was not found."])
 
-    monkeypatch.setattr(runs, "ensure_dataset", ensure)
+    monkeypatch.setattr("recbole_cdr_ext.experiment.ensure_dataset", ensure)
     more = {**settings, "run_id": "stand-in", "epochs": 1}
     result = run_recbole_cdr(ToyMLP, config_dict=more, argv=["--dataset=cloth_sport"])
     assert (result["dataset"], result["simulated"], result["settings"]["dataset"]) == ("toy", True, "toy")
@@ -383,7 +386,7 @@ def test_recommendations_are_the_best_untouched_items(experiment):
         assert not np.isin(recommended, own).any()
         assert (np.diff(part["score"]) <= 0).all()
         # By hand: a batch of one, over what the user did in training.
-        instances = runs._serving_instances(dataset, split, np.array([user]), 1)
+        instances = serve._serving_instances(dataset, split, np.array([user]), 1)
         for k in range(2):
             events = split.train_events
             known = events.item[(events.user == user) & (events.domain == k)]
@@ -400,7 +403,7 @@ def test_held_out_users_are_served_from_all_their_histories_but_not_their_last_t
     split, dataset = experiment.split, experiment.dataset
     for row in range(len(split.test)):
         user = split.test.user[row : row + 1]
-        instances = runs._serving_instances(dataset, split, user, int(split.test.domain[row]))
+        instances = serve._serving_instances(dataset, split, user, int(split.test.domain[row]))
         for k in range(dataset.n_domains):
             assert set(split.test.history(row, k)) <= set(instances.history(0, k))
         # The earlier of two targets stands in the history of the later one; the later stands in none.

@@ -1,0 +1,106 @@
+"""RecBole's sequential models as baselines: they learn from the split's instances, and score histories."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from recbole.data.interaction import Interaction
+from recbole.utils import InputType
+from torch import nn
+
+from recbole_cdr_ext.data.instances import Batch
+from recbole_cdr_ext.model.abstract import CrossDomainRecommender
+from recbole_cdr_ext.model.recbole_baseline import RecBoleBaseline, pairs
+
+# Sequential models whose scores do not depend on how far a sequence is padded: batches stay as short as they can.
+_ANY_WIDTH = frozenset({"GRU4Rec", "NARM", "SASRec", "STAMP"})
+
+
+class SequentialBaseline(RecBoleBaseline):
+    """SASRec, GRU4Rec and their like, trained on the split's instances."""
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.needs_merged = self.scope == "all"
+        input_type = getattr(self.recbole_class, "input_type", None)
+        loss_type = config["loss_type"]
+        self.needs_negatives = loss_type == "BPR" or (loss_type is None and input_type == InputType.PAIRWISE)
+        self.sequence_field = self.item_field + self.settings["LIST_SUFFIX"]
+        self.length_field = self.settings["ITEM_LIST_LENGTH_FIELD"]
+
+    def sequences(self, batch: Batch, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns histories as RecBole holds them.
+
+        Returns:
+            items (B, L), oldest first and padded with 0 on the right, and their lengths (B,), which are 0 for
+            instances without a history. L is ``max_history_length`` where the model's scores depend on it.
+        """
+        merged = self.scope == "all"
+        items = self.spaces[index].local(batch["merged"] if merged else batch.own_history)
+        items = items[:, -self.max_history_length :]
+        width = items.shape[1]
+        length = (items != 0).sum(1)
+        column = torch.arange(width, device=items.device)
+        source = (column + (width - length).unsqueeze(1)).clamp(max=width - 1)
+        items = items.gather(1, source) * (column < length.unsqueeze(1))
+        if type(self).__name__ not in _ANY_WIDTH:
+            items = nn.functional.pad(items, (0, self.max_history_length - width))
+        return items, length
+
+    def _sequence_fields(self, batch: Batch, index: int) -> Interaction:
+        items, length = self.sequences(batch, index)
+        # An empty history reads as one padding item: finite scores, which can_score() disowns.
+        return self.add_users(batch, {self.sequence_field: items, self.length_field: length.clamp(min=1)})
+
+    def training_fields(self, batch: Batch, index: int) -> Interaction | None:
+        """Returns sequences, targets and negatives; instances without a history have nothing to learn from."""
+        filled = self.sequences(batch, index)[1] > 0
+        if not filled.all():
+            batch = batch.rows(filled)
+        if not len(batch):
+            return None
+        space = self.spaces[index]
+        fields = self._sequence_fields(batch, index)
+        fields.update(Interaction({self.item_field: space.local(batch.targets)}))
+        if self.needs_negatives:
+            fields = pairs(fields.interaction, self.neg_field, space.local(batch.negatives))
+        fields = self.transform(self.views[index], fields)
+        if self.settings["transform"] == "mask_itemseq" and not fields[self.settings["MASK_INDEX"]].any():
+            # RecBole's loss divides by the masked places but the first, which short sequences lack.
+            return None
+        return fields
+
+    @contextmanager
+    def scoring_fields(self, batch: Batch, index: int) -> Iterator[Interaction]:
+        """Gives the sequences, transformed as in training unless items are masked there."""
+        fields = self._sequence_fields(batch, index)
+        yield (
+            fields
+            if self.settings["transform"] == "mask_itemseq"
+            else self.transform(self.views[index], fields)
+        )
+
+    def can_score(self, batch: Batch) -> torch.Tensor | None:
+        """Instances with a history in the scope."""
+        if self.scope == "all":
+            return batch["merged"].any(1)
+        return batch.own_history.any(1)
+
+
+class SequenceDotBaseline(SequentialBaseline):
+    """SASRec, GRU4Rec: the sequence's vector times the item's."""
+
+    score = CrossDomainRecommender.score
+
+    def encode(self, batch: Batch) -> torch.Tensor:
+        """Returns the sequences' vectors, (B, d)."""
+        index = self.space_index(batch.target_domain)
+        fields = self._sequence_fields(batch, index)
+        return self.wrapped[index].forward(fields[self.sequence_field], fields[self.length_field])
+
+    def item_vectors(self, domain: int) -> torch.Tensor:
+        """Returns the domain's item vectors, (n_k, d)."""
+        index = self.space_index(domain)
+        return self.wrapped[index].item_embedding.weight[self.spaces[index].columns(self.item_slice(domain))]
