@@ -122,7 +122,7 @@ def run(cell: Cell, options: argparse.Namespace) -> dict | str:
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         out = Path(options.runs) / cell.key
-        resume = [f"--resume={out}"] if (out / "last.pth").exists() or (out / "result.json").exists() else []
+        resume = [f"--resume={out}"] if (out / "config.yaml").exists() else []
         fresh = [*cell.command.split()[2:], f"--run_id={cell.key}", f"--max_seconds={options.max_seconds}"]
         shared = [
             f"--result_file={result}", f"--checkpoint_dir={options.runs}", "--show_progress=False",
