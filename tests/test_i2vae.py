@@ -15,7 +15,7 @@ from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.data.loader import CrossDomainLoader
 from recbole_cdr_ext.data.sampler import CrossDomainSampler
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.layers import Gaussian, SequenceEncoder, kl, masked_mean
+from recbole_cdr_ext.model.layers import Dropout, Gaussian, SequenceEncoder, kl, masked_mean
 from recbole_cdr_ext.model.next_item.i2vae import I2VAE, Latents, random_recall
 
 SMALL = {
@@ -377,6 +377,24 @@ def test_encoder_equals_a_plain_padded_one():
         x = x + block.inner(block.norm_inner(x))
     expected = model.norm(x) * valid.unsqueeze(2)
     torch.testing.assert_close(model(items, table), expected)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.2, 0.5])
+def test_dropout_drops_at_its_rate_and_keeps_the_mean(p):
+    torch.manual_seed(0)
+    layer, x = Dropout(p), torch.ones(1001, 999, requires_grad=True)
+    out = layer(x)
+    rate = round(256 * p) / 256
+    assert (out == 0).float().mean().item() == pytest.approx(
+        rate, abs=4 * (rate * (1 - rate) / x.numel()) ** 0.5
+    )
+    assert out.mean().item() == pytest.approx(1, abs=5e-3)
+    out.sum().backward()
+    assert torch.equal(x.grad, out.detach())
+    torch.manual_seed(0)
+    assert torch.equal(layer(x), out), "the mask follows from torch's seed"
+    assert not torch.equal(layer(x), out)
+    assert torch.equal(layer.eval()(x), x)
 
 
 def test_masked_mean():
