@@ -167,9 +167,14 @@ def write_table(rows: list[dict], max_seconds: int) -> None:
             lines += ["", "Negatives from the items of the test file alone, as its authors drew them:", ""]
             lines += _scene(models, TEST_ITEMS)
         lines += ["", "<details><summary>Commands</summary>", "", "```"]
-        lines += [models[label][0]["command"] for label in sorted(models, key=ORDER.index)]
+        lines += [models[label][0]["command"] for label in sorted(models, key=_place)]
         lines += ["```", "", "</details>"]
     TABLE.write_text("\n".join(lines) + "\n")
+
+
+def _place(label: str) -> tuple[int, str]:
+    """Rows that are no longer in the list of models (runs with other settings) stand last."""
+    return (ORDER.index(label) if label in ORDER else len(ORDER)), label
 
 
 def _scene(models: dict[str, list[dict]], part: str) -> list[str]:
@@ -182,7 +187,7 @@ def _scene(models: dict[str, list[dict]], part: str) -> list[str]:
         for c in columns
         for m in ("ndcg@10", "hit@10")
     }
-    for label in sorted(models, key=ORDER.index):
+    for label in sorted(models, key=_place):
         found = models[label]
         marks = "⏱" * any(r["stopped"] == "time" for r in found)
         marks += "†" * any(n for r in found for cell in r["fallback"]["test"].values() for n in cell.values())
