@@ -152,7 +152,8 @@ def write_table(rows: list[dict], max_seconds: int) -> None:
         "",
         "NDCG@10 / HR@10 in percent against 999 sampled negatives, mean ± standard deviation over the seeds (n after",
         "the model's name; deterministic models run once). Chosen on validation, ranked once on test. At most",
-        f"{max_seconds // 60} minutes of training a run on one thread, early stopping after 10 epochs without gain (LightGCNPSG: none);",
+        f"{max_seconds // 60} minutes of training a run on one thread, early stopping after 10 epochs without gain",
+        "(LightGCNPSG: none);",
         "⏱ marks rows that the time cap ended, † rows of which some instances were ranked by popularity because the",
         "model cannot rank them. Made by `python benchmarks/next_item_table.py`; each row's command stands below.",
     ]
