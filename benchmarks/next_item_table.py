@@ -123,7 +123,11 @@ def run(cell: Cell, options: argparse.Namespace) -> dict | str:
         result = Path(folder) / "result.json"
         out = Path(options.runs) / cell.key
         resume = [f"--resume={out}"] if (out / "config.yaml").exists() else []
-        fresh = [*cell.command.split()[2:], f"--run_id={cell.key}", f"--max_seconds={options.max_seconds}"]
+        fresh = [
+            *cell.command.split()[2:],
+            f"--run_id={cell.key}",
+            f"--max_processor_seconds={options.max_seconds}",
+        ]
         shared = [
             f"--result_file={result}", f"--checkpoint_dir={options.runs}", "--show_progress=False",
             "--tensorboard=False", "--torch_threads=1", "--allow_simulated=False",
@@ -152,8 +156,8 @@ def write_table(rows: list[dict], max_seconds: int) -> None:
         "",
         "NDCG@10 / HR@10 in percent against 999 sampled negatives, mean ± standard deviation over the seeds (n after",
         "the model's name; deterministic models run once). Chosen on validation, ranked once on test. At most",
-        f"{max_seconds // 60} minutes of training a run on one thread, early stopping after 10 epochs without gain",
-        "(LightGCNPSG: none);",
+        f"{max_seconds // 60} minutes of processor time for the training of a run, early stopping after 10 epochs",
+        "without gain (LightGCNPSG: none);",
         "⏱ marks rows that the time cap ended, † rows of which some instances were ranked by popularity because the",
         "model cannot rank them. Made by `python benchmarks/next_item_table.py`; each row's command stands below.",
     ]
@@ -216,7 +220,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--only", default="", help="regular expression on the commands")
     parser.add_argument("--seeds", type=int, default=3, help="at most so many seeds")
-    parser.add_argument("--max-seconds", type=int, default=900, help="cap on the training of a run")
+    parser.add_argument(
+        "--max-seconds", type=int, default=900, help="cap on the processor time of a run's training"
+    )
     parser.add_argument("--runs", default="saved", help="folder of the runs")
     options = parser.parse_args()
     done = read_rows()

@@ -124,6 +124,7 @@ RULES: Mapping[str, Rule] = {
     "eval_step": _at_least(0),
     "stopping_step": _at_least(0),
     "max_seconds": _at_least(0),
+    "max_processor_seconds": _at_least(0),
     "baseline_scope": _one_of("target", "all"),
     "eval_batch_size": _at_least(1),
     "metric_decimal_place": _at_least(0),

@@ -66,8 +66,8 @@ DERIVED_KEYS = {
 RUNTIME_KEYS = {
     "data_path", "raw", "download", "allow_simulated", "checkpoint_dir", "cache_dir", "run_id", "resume",
     "result_file", "save_instances", "show_progress", "tensorboard", "use_gpu", "gpu_id", "torch_threads", "state",
-    "worker", "max_seconds", "metric_decimal_place", "loss_decimal_place", "log_wandb", "wandb_project",
-    "save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path", "config_files",
+    "worker", "max_seconds", "max_processor_seconds", "metric_decimal_place", "loss_decimal_place", "log_wandb",
+    "wandb_project", "save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path", "config_files",
 }  # fmt: skip
 
 

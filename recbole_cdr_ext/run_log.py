@@ -105,7 +105,7 @@ def notes_on(experiment: Experiment, trainer: CrossDomainTrainer) -> list[str]:
             "split=published leaks and is not chronological; the counts stand in the log and in the result."
         )
     if trainer.stopped == "time":
-        notes.append(f"Training was stopped by max_seconds={config['max_seconds']:g}, not by early stopping.")
+        notes.append(f"Training was stopped by {trainer.time_cap}, not by early stopping.")
     if trainer.skipped:
         notes.append(f"No time was left for the phases: {', '.join(trainer.skipped)}.")
     return notes

@@ -138,7 +138,8 @@ def _trained(
 
 def _config(stage: Stage, config) -> CDRConfig:
     """The stage's settings: its own property file, on the run's data, with nothing of the run's model."""
-    shared = {*SPLIT_KEYS, *RUNTIME_KEYS} - {"run_id", "resume", "result_file", "max_seconds", "tensorboard"}
+    shared = {*SPLIT_KEYS, *RUNTIME_KEYS} - {"run_id", "resume", "result_file", "tensorboard"}
+    shared -= {"max_seconds", "max_processor_seconds"}
     settings = {key: value for key, value in config.to_dict().items() if key in shared}
     # The seed of a run is its training's; all runs on the same data share the stage.
     settings |= {"seed": config["psg_seed"], "psg_seed": config["psg_seed"], "tensorboard": False}

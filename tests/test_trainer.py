@@ -405,6 +405,21 @@ def test_time_cap_ends_training_after_the_epoch(tmp_path, monkeypatch):
     assert trainer.history[-1]["valid_score"] == 0.2
 
 
+def test_processor_time_cap_goes_on_over_a_resumed_run(tmp_path, monkeypatch):
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr("recbole_cdr_ext.trainer.trainer.process_time", lambda: next(clock))
+    first = trainer_of(Slope(), tmp_path / "run", max_processor_seconds=1000)
+    with pytest.raises(KeyboardInterrupt):
+        first.fit(None, Batches(interrupt=(0, 2, 0)), scripted(0.5, 0.6))
+    spent = first.processor_seconds
+    assert 0 < spent < 100
+    second = trainer_of(Slope(), tmp_path / "run", max_processor_seconds=spent + 5)
+    second.resume_checkpoint(tmp_path / "run" / "last.pth")
+    second.fit(None, Batches(), scripted(0.7, 0.8))
+    assert (second.stopped, second.epochs_run) == ("time", 3)
+    assert second.time_cap == f"max_processor_seconds={spent + 5:g}"
+
+
 # -- what is not finite --------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from logging import getLogger
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,7 @@ class CrossDomainTrainer(Trainer):
         epochs_run: over all phases.
         history: one entry per epoch: phase, epoch, losses, seconds, valid score.
         seconds: spent so far in "training" and "validation", interrupted parts of the run included.
+        processor_seconds: of this process and its threads, over the same.
         skipped: names of the phases that the time cap left no time for.
     """
 
@@ -83,6 +84,7 @@ class CrossDomainTrainer(Trainer):
         self.clip_grad_norm = config["clip_grad_norm"]
         self.valid_metric = config["valid_metric"].lower()
         self.max_seconds = float(config["max_seconds"] or 0)
+        self.max_processor_seconds = float(config["max_processor_seconds"] or 0)
         self.tensorboard: Any = None
         self.optimizer: Any = None
 
@@ -90,6 +92,7 @@ class CrossDomainTrainer(Trainer):
         self.epochs_run = 0
         self.history: list[dict[str, Any]] = []
         self.seconds = {"training": 0.0, "validation": 0.0}
+        self.processor_seconds = 0.0
         self.skipped: list[str] = []
         self._phase_index = 0
         self._start_phase()
@@ -143,7 +146,7 @@ class CrossDomainTrainer(Trainer):
         self._where = "before the first epoch"
         try:
             self._open_tensorboard()
-            started = perf_counter()
+            started, self._processor_mark = perf_counter(), process_time()
             seed_everything(self._seed, len(phases), 0)
             self.model.fit_closed_form(split)
             self.seconds["training"] += perf_counter() - started
@@ -354,7 +357,7 @@ class CrossDomainTrainer(Trainer):
         self._resumed = (meta, states)
         self._phase_index = meta["phase_index"]
         self._last_saved = f"{resume_file} (phase '{meta['phase']}', epoch {meta['epoch']})"
-        for name in ("stopped", "epochs_run", "history", "seconds"):
+        for name in ("stopped", "epochs_run", "history", "seconds", "processor_seconds"):
             setattr(self, name, meta[name])
         self.logger.info(
             f"Checkpoint loaded. Resume training after phase '{meta['phase']}', epoch {meta['epoch']}"
@@ -392,6 +395,7 @@ class CrossDomainTrainer(Trainer):
             "epochs_run": self.epochs_run,
             "history": self.history,
             "seconds": self.seconds,
+            "processor_seconds": self.processor_seconds,
             **facts,
         }
 
@@ -446,14 +450,25 @@ class CrossDomainTrainer(Trainer):
         return optimizer
 
     def _out_of_time(self) -> bool:
-        return 0 < self.max_seconds <= sum(self.seconds.values())
+        now = process_time()
+        self.processor_seconds += now - self._processor_mark
+        self._processor_mark = now
+        return (
+            0 < self.max_seconds <= sum(self.seconds.values())
+            or 0 < self.max_processor_seconds <= self.processor_seconds
+        )
+
+    @property
+    def time_cap(self) -> str:
+        """The time cap that was reached, as the user set it."""
+        if 0 < self.max_processor_seconds <= self.processor_seconds:
+            return f"max_processor_seconds={self.max_processor_seconds:g}"
+        return f"max_seconds={self.max_seconds:g}"
 
     def _skip_rest(self, phases: list[Phase]) -> None:
         self.skipped = [phase.name for phase in phases[self._phase_index + 1 :]]
         if self.skipped:
-            self.logger.warning(
-                f"max_seconds={self.max_seconds:g} left no time for: {', '.join(self.skipped)}"
-            )
+            self.logger.warning(f"{self.time_cap} left no time for: {', '.join(self.skipped)}")
 
     # -- what is not finite ----------------------------------------------------------------------------------
 
@@ -514,7 +529,7 @@ class CrossDomainTrainer(Trainer):
         why = {
             "early": f"no better for {self.cur_step} validations",
             "epochs": "all epochs done",
-            "time": f"max_seconds={self.max_seconds:g} reached",
+            "time": f"{self.time_cap} reached",
         }[self.stopped]
         of = f" ({phase.name})" if self._title else ""
         return f"Finished training{of}: {why}; best epoch {self.best_epoch}"
