@@ -96,6 +96,10 @@ def _names(value: Any) -> bool:
     return len(value) > 0 and named and len(set(value)) == len(value)
 
 
+def _range(value: Any) -> bool:
+    return len(value) == 2 and all(isinstance(v, (int, float)) for v in value) and value[0] < value[1]
+
+
 _SEED: Rule = (lambda value: 0 <= value < 2**32), "between 0 and 2**32 - 1"
 
 # One line per setting that not every value of its type suits. None always passes: the types say where it may stand.
@@ -103,7 +107,7 @@ RULES: Mapping[str, Rule] = {
     "task": _one_of("next_item", "rating"),
     "domains": (_names, "a list of one or more different names, without slashes and colons"),
     "order": _one_of("clock", "merged", "none"),
-    "split": _one_of("user", "leave_one_out", "published"),
+    "split": _one_of("user", "leave_one_out", "published", "cold_start"),
     "split_ratio": (_shares, "three numbers above 0 whose sum is 1"),
     "cold_start_ratio": _ratio(),
     "overlap_ratio": _ratio(),
@@ -125,6 +129,30 @@ RULES: Mapping[str, Rule] = {
     "stopping_step": _at_least(0),
     "max_seconds": _at_least(0),
     "max_processor_seconds": _at_least(0),
+    "sharpness": _one_of("none", "sam", "asam", "pgd"),
+    "rho": _at_least(0),
+    "rho_scope": _one_of("row", "batch"),
+    "pgd_steps": _at_least(0),
+    "pgd_step_size": _above_zero(),
+    "beta": ((lambda value: 0 < value < 1), "above 0 and below 1"),
+    "rating_range": (_range, "two numbers, the lowest and the highest rating"),
+    "bias_map": _one_of("ratings", "biases", "identity"),
+    "backbone": _one_of("MF", "LightGCN", "NGCF"),
+    "edge_weight": _one_of("binary", "rating"),
+    "init_std": _above_zero(),
+    "pretrain_learning_rate": _above_zero(),
+    "pretrain_learner": _one_of("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"),
+    "pretrain_reduction": _one_of("sum", "mean"),
+    "pretrain_reg_weight": _at_least(0),
+    "pretrain_batch_size": _at_least(1),
+    "pretrain_epochs": _at_least(0),
+    "pretrain_stopping_step": _at_least(0),
+    "pretrain_valid_ratio": ((lambda value: 0 <= value < 1), "at least 0 and below 1"),
+    "pretrain_sharpness": _one_of("none", "sam", "asam", "pgd"),
+    "rho_pretrain": _at_least(0),
+    "pretrain_pgd_steps": _at_least(0),
+    "mapping_hidden_size": _at_least(1),
+    "reduction": _one_of("sum", "mean"),
     "baseline_scope": _one_of("target", "all"),
     "eval_batch_size": _at_least(1),
     "metric_decimal_place": _at_least(0),

@@ -170,22 +170,26 @@ class CDRConfig(Config):
     def _load_internal_config_dict(self, model, model_class, dataset):
         self._types: dict[str, set[type | None]] = {}
         self.internal_config_dict = {}
-        for path in self._shared_files(model):
+        self.description = {**_description(dataset), **self._described}
+        task = self._infer_task(self.description.get("task"))
+        for path in self._shared_files(model, task):
             self._add_defaults(read_mapping(path), path)
         for path in registry.property_files(model, self._written_class):
             self._refuse_other_meanings(model, path)
             self._add_defaults(read_mapping(path), path)
         self.internal_config_dict["MODEL_TYPE"] = self._written_class.type
-        self.description = {**_description(dataset), **self._described}
-        self._add_description(dataset)
+        self._add_description(dataset, task)
 
-    def _shared_files(self, model: str) -> list[Path]:
+    def _shared_files(self, model: str, task: str) -> list[Path]:
+        """The files that hold for all models of a task, the general ones first."""
+        own = properties_dir() / "task" / f"{task}.yaml"
         root = Path(recbole.__file__).parent / "properties"
         return [
             root / "overall.yaml",
             root / "dataset" / "sample.yaml",
             *(root / "quick_start_config" / name for name in _type_files(model, self._written_class.type)),
             properties_dir() / "overall.yaml",
+            *([own] if own.is_file() else []),
         ]
 
     def _refuse_other_meanings(self, model: str, path: Path) -> None:
@@ -207,14 +211,14 @@ class CDRConfig(Config):
             # A None that no comment explains says nothing about the type.
             self._types[key] = written | {_kind(value)} if written or value is not None else set()
 
-    def _add_description(self, dataset: str) -> None:
+    def _add_description(self, dataset: str, task: str) -> None:
         """Adds the dataset's settings, those of its block for the task last."""
         settings = {key: value for key, value in self.description.items() if key not in DESCRIPTION_KEYS}
         source = settings.get("source")
         if isinstance(source, Mapping):  # what `prepare` reads; the setting of this name is a domain's
             del settings["source"]
             settings.setdefault("simulated", source.get("kind") == "simulate")
-        settings["task"] = self._infer_task(settings.pop("task", None))
+        settings["task"] = task
         origin = f"the description of dataset '{dataset}'"
         for_task = self.description.get(settings["task"]) or {}
         if not isinstance(for_task, Mapping):
@@ -457,7 +461,13 @@ def _check_domain_settings(settings: Mapping[str, Any], known: set[str]) -> None
 def _check_split(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Refuses settings that the split would ignore or that contradict it."""
     split = settings["split"]
-    for key in ("cold_start_ratio", "split_ratio"):
+    if (split == "cold_start") != (settings["task"] == "rating"):
+        raise CDRError(
+            f"split={split} does not serve task={settings['task']}: split=cold_start is the split of ratings, "
+            "user, leave_one_out and published are those of next_item. Leave it out."
+        )
+    unused = {"cold_start": ("overlap_ratio", "density", "time_respecting")}.get(split, ())
+    for key in ("cold_start_ratio", "split_ratio", *unused):
         # The default passes, so that the settings of one run can be those of another (see to_dict).
         if split != "user" and settings[key] and settings[key] != defaults[key]:
             raise CDRError(f"{key} has no effect with split={split}: leave it out.")

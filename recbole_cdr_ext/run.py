@@ -12,7 +12,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import pandas as pd
 from recbole.utils import set_color
 
 from recbole_cdr_ext import __version__, compat
@@ -20,8 +19,7 @@ from recbole_cdr_ext._settings import parse_arguments
 from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation import report
-from recbole_cdr_ext.evaluation.metrics import RankingMetrics, mean_over_domains
-from recbole_cdr_ext.experiment import build, ensure_data, load_data, set_threads
+from recbole_cdr_ext.experiment import build, check_metrics, ensure_data, load_data, set_threads
 from recbole_cdr_ext.files import make_folder
 from recbole_cdr_ext.run_folder import (
     LOG,
@@ -41,9 +39,6 @@ from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 
 compat.apply()
 
-HELD_OUT = ("valid", "test")
-# Under split=published: the test part again, among the items of the test file.
-TEST_ITEMS = ("test_among_test_items", "popularity_among_test_items")
 PACKAGES = ("recbole", "torch", "numpy", "scipy", "pandas")
 
 
@@ -85,11 +80,7 @@ def run_recbole_cdr(
             return result
         return _run(config, folder, [], new=False)
     config = CDRConfig(model, dataset, config_file_list, config_dict, argv)
-    if config["task"] != "next_item":
-        raise CDRError(
-            f"task={config['task']} cannot be run: this version ranks items only (task=next_item)."
-        )
-    RankingMetrics(config)  # an error now, and not after the data
+    check_metrics(config)  # an error now, and not after the data
     make_folder(config["checkpoint_dir"])
     if config["result_file"]:
         make_folder(Path(config["result_file"]).absolute().parent)
@@ -102,10 +93,6 @@ def run_recbole_cdr(
 
 
 def _run(config: CDRConfig, folder: Path, notes: list[str], *, new: bool) -> dict[str, Any]:
-    if config["task"] != "next_item":
-        raise CDRError(
-            f"task={config['task']} cannot be run: this version ranks items only (task=next_item)."
-        )
     write_settings(config, folder / SETTINGS)
     hint = f"interrupted; {how_to_resume(folder)}"
     try:
@@ -135,7 +122,7 @@ def _train_and_evaluate(config: CDRConfig, folder: Path, notes: list[str]) -> di
         log_data(config, dataset, split, notes)
     with _timed(seconds, "model"):
         experiment = build(config, dataset, split)
-        experiment.candidates("valid")
+        experiment.check()
     logger.info(describe_model(experiment.model))
 
     trainer = CrossDomainTrainer(
@@ -156,28 +143,22 @@ def _train_and_evaluate(config: CDRConfig, folder: Path, notes: list[str]) -> di
         trainer.resume_checkpoint(last)
     trainer.fit(
         experiment.split,
-        experiment.loader("train", training=True),
-        lambda: experiment.table("valid"),
+        experiment.training_batches(),
+        experiment.validate,
         show_progress=bool(config["show_progress"]),
     )
     seconds.update(trainer.seconds)
     with _timed(seconds, "evaluation"):
-        ranks = {part: experiment.rank(part) for part in HELD_OUT}
-        popularity = experiment.table("test", experiment.rank_by_popularity("test"))
-        second_pool = experiment.among_test_items()
-    tables = {part: experiment.table(part, ranks[part]) for part in HELD_OUT}
+        found, instances = experiment.outcome()
     result = {
         "model": config["model"],
+        "task": config["task"],
         "dataset": config["dataset"],
         "simulated": bool(config["simulated"]),
         "seed": config["seed"],
         "split": split.name,
         "run_id": config["run_id"],
-        "best_valid_score": mean_over_domains(tables["valid"], experiment.metrics.valid_metric),
-        **tables,
-        "popularity": popularity,
-        **({} if second_pool is None else dict(zip(TEST_ITEMS, second_pool, strict=True))),
-        "fallback": {part: experiment.fallbacks(part, ranks[part]) for part in HELD_OUT},
+        **found,
         "stopped": trainer.stopped,
         "epochs_run": trainer.epochs_run,
         "seconds": {
@@ -190,8 +171,7 @@ def _train_and_evaluate(config: CDRConfig, folder: Path, notes: list[str]) -> di
     }
     result = as_json(result)
     if config["save_instances"]:
-        frames = [experiment.instance_frame(part, ranks[part]) for part in HELD_OUT]
-        report.write_instances(pd.concat(frames, ignore_index=True), folder)
+        report.write_instances(instances, folder)
     # Last of all: a run whose result is there is finished.
     write_result(result, folder / RESULT)
     write_result(result, config["result_file"])

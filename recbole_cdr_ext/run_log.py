@@ -15,18 +15,14 @@ from recbole.utils import set_color
 from recbole_cdr_ext import __version__, compat
 from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
-from recbole_cdr_ext.data.split import PARTS, Split, groups
-from recbole_cdr_ext.experiment import Experiment, n_overlapping
+from recbole_cdr_ext.experiment import Experiment, log_parts
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 
 compat.apply()
 
-# Fewer candidates than this are another, easier question than the one the literature's figures answer.
-COMPARABLE_CANDIDATES = 1000
 
-
-def log_data(config: CDRConfig, dataset: CrossDomainDataset, split: Split, notes: list[str]) -> None:
+def log_data(config: CDRConfig, dataset: CrossDomainDataset, split, notes: list[str]) -> None:
     """Logs what is run on what data: settings, counts, and what the leak audit found."""
     info = logging.getLogger().info
     simulated = set_color(" (SIMULATED DATA)", "red") if config["simulated"] else ""
@@ -40,22 +36,8 @@ def log_data(config: CDRConfig, dataset: CrossDomainDataset, split: Split, notes
         f"task {config['task']}, split {split.name} (split_seed {config['split_seed']}), "
         f"seed {config['seed']}, device {config['device']}, {torch.get_num_threads()} threads"
     )
-    info(
-        f"{set_color('data', 'blue')}: {dataset.summary()}; "
-        f"{n_overlapping(split):,} users train in several domains"
-    )
-    for part in PARTS:
-        instances = split.part(part)
-        masks = groups(split, instances)
-        said = [
-            f"{name} {int((instances.domain == k).sum()):,} ("
-            + ", ".join(
-                f"{g} {int((m & (instances.domain == k)).sum()):,}" for g, m in masks.items() if g != "all"
-            )
-            + ")"
-            for k, name in enumerate(dataset.domains)
-        ]
-        info(f"{set_color(f'{part} instances', 'blue')}: {len(instances):,}: {', '.join(said)}")
+    info(f"{set_color('data', 'blue')}: {dataset.summary()}")
+    log_parts(dataset, split)
     for what, count in split.report.items():
         if not what.startswith("leak: ") and count:
             info(f"  {what}: {count}")
@@ -80,30 +62,9 @@ def describe_model(model: CrossDomainRecommender) -> str:
 def notes_on(experiment: Experiment, trainer: CrossDomainTrainer) -> list[str]:
     """Returns what a reader of the result must know about it."""
     notes = []
-    config, dataset, split = experiment.config, experiment.dataset, experiment.split
-    if config["simulated"]:
+    if experiment.config["simulated"]:
         notes.append("The data are simulated: the figures say nothing about real users.")
-    candidates = experiment.candidates("test")
-    most = {
-        name: int(candidates.counts[split.test.domain == k].max(initial=0))
-        for k, name in enumerate(dataset.domains)
-    }
-    few = {name: count for name, count in most.items() if 0 < count < COMPARABLE_CANDIDATES}
-    if few:
-        said = ", ".join(
-            f"{count:,} ('{name}' has {dataset.n_domain_items(dataset.domain_index(name)):,} items)"
-            for name, count in few.items()
-        )
-        notes.append(
-            f"Fewer than {COMPARABLE_CANDIDATES:,} candidates are ranked, at most {said}: the metrics are "
-            "not comparable with those from 999 negatives."
-        )
-    if not split.ordered and split.name != "published":
-        notes.append("order: none: targets are random items and histories are shuffled; order plays no part.")
-    if split.name == "published":
-        notes.append(
-            "split=published leaks and is not chronological; the counts stand in the log and in the result."
-        )
+    notes += experiment.notes()
     if trainer.stopped == "time":
         notes.append(f"Training was stopped by {trainer.time_cap}, not by early stopping.")
     if trainer.skipped:

@@ -17,13 +17,14 @@ from recbole_cdr_ext.data.instances import Instances, Pool
 from recbole_cdr_ext.data.loader import CrossDomainLoader
 from recbole_cdr_ext.data.split import Split
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.experiment import Experiment, build, set_threads
+from recbole_cdr_ext.experiment import build, set_threads
 from recbole_cdr_ext.run_folder import stored_settings
 from recbole_cdr_ext.stages import augment
+from recbole_cdr_ext.tasks.next_item import NextItemExperiment
 from recbole_cdr_ext.trainer import checkpoint
 
 
-def load_model(run: str | Path, model: type | None = None, **settings: Any) -> Experiment:
+def load_model(run: str | Path, model: type | None = None, **settings: Any) -> Any:
     """Returns the experiment of a saved run, with its best weights.
 
     Args:
@@ -57,7 +58,7 @@ def load_model(run: str | Path, model: type | None = None, **settings: Any) -> E
 
 @torch.no_grad()
 def recommend(
-    experiment: Experiment, users: Sequence[str], k: int = 10, domain: str | None = None
+    experiment: NextItemExperiment, users: Sequence[str], k: int = 10, domain: str | None = None
 ) -> pd.DataFrame:
     """Returns each user's best items of a domain that the user has not touched.
 

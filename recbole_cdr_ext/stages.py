@@ -17,6 +17,7 @@ from recbole_cdr_ext.data.audit import audit_recalled
 from recbole_cdr_ext.data.dataset import CrossDomainDataset, data_key
 from recbole_cdr_ext.data.instances import Instances
 from recbole_cdr_ext.data.loader import CrossDomainLoader
+from recbole_cdr_ext.data.ratings import RATING_SPLIT_KEYS
 from recbole_cdr_ext.data.sampler import CrossDomainSampler
 from recbole_cdr_ext.data.split import PARTS, SPLIT_KEYS, Split
 from recbole_cdr_ext.errors import CDRError
@@ -30,16 +31,17 @@ compat.apply()
 RECALLED = "recalled.pth"
 
 
-def run_stages(
-    config, dataset: CrossDomainDataset, split: Split, model_class: type[CrossDomainRecommender]
-) -> Split:
-    """Returns the split with what the model's stages make of it, in their order.
+def run_stages(config, dataset: CrossDomainDataset, split, model_class: type[CrossDomainRecommender]):
+    """Returns the split (of either task) with what the model's stages make of it, in their order.
 
     Raises:
         CDRError: a stage cannot be trained or written, or what it recalled leaks held-out targets.
     """
     for stage in model_class.stages(config):
-        split = _run(stage, config, dataset, split)
+        if isinstance(split, Split):
+            split = _recall(stage, config, dataset, split)
+        else:
+            split = _trained(stage, config, dataset, split)[0].augment(split)
     return split
 
 
@@ -51,10 +53,11 @@ def augment(
     return model.augment(replace(split, test=instances)).test
 
 
-def _run(stage: Stage, config, dataset: CrossDomainDataset, split: Split) -> Split:
+def _recall(stage: Stage, config, dataset: CrossDomainDataset, split: Split) -> Split:
     stage_config = _config(stage, config)
     path = _folder(stage_config, split) / RECALLED
-    recalled = _read_recalled(path, stage, split)
+    data = stage_config.model_class.learns_from(stage_config, split)
+    recalled = _read_recalled(path, stage, split, data)
     if recalled is None:
         model, stage_config = _trained(stage, config, dataset, split)
 
@@ -65,7 +68,7 @@ def _run(stage: Stage, config, dataset: CrossDomainDataset, split: Split) -> Spl
         augmented = model.augment(split, bar)
         recalled = {part: _recalled(augmented.part(part)) for part in PARTS}
         tensors = {part: torch.from_numpy(items.astype(np.int32)) for part, items in recalled.items()}
-        meta = {"model": stage.model, "data": split.fingerprint, "settings": stage_config.to_dict()}
+        meta = {"model": stage.model, "data": data, "settings": stage_config.to_dict()}
         checkpoint.save(path, meta, recalled=tensors)
     split = split.with_recalled(recalled)
     split.report.update(audit_recalled(split, fail=split.name != "published"))
@@ -77,12 +80,12 @@ def _recalled(instances: Instances) -> np.ndarray:
     return instances.recalled
 
 
-def _read_recalled(path: Path, stage: Stage, split: Split) -> dict[str, np.ndarray] | None:
+def _read_recalled(path: Path, stage: Stage, split: Split, data: str) -> dict[str, np.ndarray] | None:
     """Returns what the cache holds, None if nothing or nothing of use."""
     if not path.exists():
         return None
     try:
-        _, states = checkpoint.load(path, model=stage.model, data=split.fingerprint)
+        _, states = checkpoint.load(path, model=stage.model, data=data)
         recalled = {part: states["recalled"][part].numpy().astype(np.int64) for part in PARTS}
     except (CDRError, KeyError) as error:
         getLogger().warning(f"The cached {path} is not used and made again: {error}")
@@ -95,7 +98,7 @@ def _read_recalled(path: Path, stage: Stage, split: Split) -> dict[str, np.ndarr
 
 
 def _trained(
-    stage: Stage, config, dataset: CrossDomainDataset, split: Split
+    stage: Stage, config, dataset: CrossDomainDataset, split
 ) -> tuple[CrossDomainRecommender, CDRConfig]:
     """Returns the stage's trained model, from the cache if it is there."""
     stage_config = _config(stage, config)
@@ -103,14 +106,13 @@ def _trained(
     seed_everything(int(stage_config["seed"]))
     dataset.split = split
     model_class = stage_config.model_class
+    data = model_class.learns_from(stage_config, split)
     prepared = model_class.prepare_data(stage_config, dataset, split)
     model = model_class(stage_config, dataset).to(stage_config["device"])
     path = folder / checkpoint.MODEL
     if path.exists():
         try:
-            _, states = checkpoint.load(
-                path, model=stage.model, data=split.fingerprint, device=stage_config["device"]
-            )
+            _, states = checkpoint.load(path, model=stage.model, data=data, device=stage_config["device"])
             checkpoint.restore(model, states["model"], path)
         except (CDRError, KeyError) as error:
             getLogger().warning(f"The cached {path} is not used and made again: {error}")
@@ -121,16 +123,18 @@ def _trained(
     hint = (
         f"go on with --resume={run}" if config["run_id"] else "what was trained is kept; call again to go on"
     )
-    trainer = CrossDomainTrainer(stage_config, model, folder, data=split.fingerprint, resume_hint=hint)
+    trainer = CrossDomainTrainer(stage_config, model, folder, data=data, resume_hint=hint)
     last = folder / checkpoint.LAST
     if last.exists():
         try:
             trainer.resume_checkpoint(last)
         except CDRError as error:
             getLogger().warning(f"{last} is not used: {error}")
-    loader = CrossDomainLoader(
-        stage_config, prepared.train, model, sampler=CrossDomainSampler(split), training=True
-    )
+    loader = None
+    if isinstance(split, Split):
+        loader = CrossDomainLoader(
+            stage_config, prepared.train, model, sampler=CrossDomainSampler(split), training=True
+        )
     trainer.fit(split, loader, show_progress=bool(config["show_progress"]))
     last.unlink(missing_ok=True)
     return model, stage_config
@@ -138,14 +142,23 @@ def _trained(
 
 def _config(stage: Stage, config) -> CDRConfig:
     """The stage's settings: its own property file, on the run's data, with nothing of the run's model."""
-    shared = {*SPLIT_KEYS, *RUNTIME_KEYS} - {"run_id", "resume", "result_file", "tensorboard"}
+    shared = {*SPLIT_KEYS, *RATING_SPLIT_KEYS, *RUNTIME_KEYS} - {
+        "run_id",
+        "resume",
+        "result_file",
+        "tensorboard",
+    }
     shared -= {"max_seconds", "max_processor_seconds"}
     settings = {key: value for key, value in config.to_dict().items() if key in shared}
-    # The seed of a run is its training's; all runs on the same data share the stage.
-    settings |= {"seed": config["psg_seed"], "psg_seed": config["psg_seed"], "tensorboard": False}
+    seed = config[stage.seed_key]
+    settings |= {"seed": seed, "psg_seed": seed, "tensorboard": False}
     return CDRConfig(stage.model, config["dataset"], config_dict={**settings, **stage.settings})
 
 
-def _folder(stage_config: CDRConfig, split: Split) -> Path:
-    key = data_key(split.fingerprint, stage_config.fingerprint())
+def _folder(stage_config: CDRConfig, split) -> Path:
+    data = stage_config.model_class.learns_from(stage_config, split)
+    keys = None
+    if data != split.fingerprint:  # then the split's settings decide nothing beyond those data
+        keys = set(stage_config.to_dict()) - RUNTIME_KEYS - {*SPLIT_KEYS, *RATING_SPLIT_KEYS}
+    key = data_key(data, stage_config.fingerprint(keys))
     return Path(stage_config["cache_dir"]) / f"{stage_config['model']}-{stage_config['dataset']}-{key}"

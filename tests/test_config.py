@@ -166,7 +166,7 @@ def test_parse_arguments_keeps_what_follows_the_first_sign():
         ("--use_gpu=1", "should be of type bool"),
         ("--time_respecting=maybe", "should be of type None or bool"),
         ("--eval_args=full", "should be of type dict"),
-        ("--split=users", "split='users' should be one of user, leave_one_out, published."),
+        ("--split=users", "split='users' should be one of user, leave_one_out, published, cold_start."),
         ("--cold_start_ratio=1.5", "cold_start_ratio=1.5 should be between 0 and 1."),
         ("--split_ratio=[0.8,0.1]", "three numbers above 0 whose sum is 1"),
         ("--split_ratio=[0.8,0.3,0.1]", "three numbers above 0 whose sum is 1"),
@@ -483,6 +483,7 @@ def test_every_key_of_overall_has_a_type_and_a_meaning_and_a_default_that_fits()
 
 
 def test_rules_and_runtime_keys_name_settings_that_exist():
-    known = set(configure().to_dict()) | {"config_files"}
+    rating = CDRConfig("SCDR", "toy").to_dict()
+    known = set(configure().to_dict()) | set(rating) | {"config_files"}
     assert set(RULES) - known == set()
     assert RUNTIME_KEYS - known == set()

@@ -46,6 +46,7 @@ def settings(**more) -> Settings:
             "eval_step": 1,
             "stopping_step": 10,
             "valid_metric": "NDCG@10",
+            "valid_metric_bigger": True,
             "max_history_length": 5,
             **more,
         }

@@ -14,6 +14,7 @@ from recbole_cdr_ext.errors import CDRError
 
 if TYPE_CHECKING:
     from recbole_cdr_ext.data.instances import Instances
+    from recbole_cdr_ext.data.ratings import RatingSplit
     from recbole_cdr_ext.data.split import Split
 
 
@@ -55,6 +56,34 @@ def audit_split(split: Split, *, time_respecting: bool, fail: bool = True) -> di
         ),
     }
     return _judge(found, fail)
+
+
+def audit_ratings(split: RatingSplit) -> dict[str, int]:
+    """Checks the ratings that train; returns what was counted (all zero, or it raised).
+
+    Raises:
+        LeakError: a held-out user has a training rating in the target domain, or a held-out (user, item token) pair
+            is among the training ratings of any domain.
+    """
+    span = int(split.token_key.max()) + 1
+    asked = [split.valid, split.test]
+    secret = np.unique(
+        np.concatenate([p.user.astype(np.int64) * span + split.token_key[p.item] for p in asked])
+    )
+    users = np.unique(np.concatenate([p.user for p in asked]))
+    train = split.train.values()
+    pairs = np.concatenate([p.user.astype(np.int64) * span + split.token_key[p.item] for p in train])
+    return _judge(
+        {
+            "leak: held-out pairs among training ratings": _hits(secret, pairs),
+            "leak: held-out users with training ratings in the target domain": _hits(
+                users, split.train[split.target].user
+            ),
+            "leak: users both validated and tested": len(np.intersect1d(asked[0].user, asked[1].user)),
+            "leak: held-out users among those the mapping learns from": _hits(users, split.overlapping),
+        },
+        fail=True,
+    )
 
 
 def audit_edges(

@@ -314,6 +314,14 @@ class CrossDomainDataset(Dataset):
     __repr__ = __str__
 
 
+def hash_arrays(*arrays: np.ndarray) -> str:
+    """A short hash of what arrays hold."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
 def data_key(*parts: object) -> str:
     """A short hash of anything whose text says what it is; names cached results."""
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]

@@ -105,11 +105,12 @@ class RankingMetrics:
 
 
 def mean_over_domains(table: Table, metric: str) -> float:
-    """Returns the mean of a metric of the group "all" over the domains that have instances, NaN if none has.
+    """Returns the mean of a metric over the domains that have instances, NaN if none has.
 
-    It is what models are chosen by.
+    It is what models are chosen by: of the group "all", or of the only one there is.
     """
-    cells = [groups["all"][metric] for groups in table.values() if groups["all"]["n"]]
+    widest = [next(iter(groups.values())) for groups in table.values()]
+    cells = [cell[metric] for cell in widest if cell["n"]]
     return float(np.mean(cells)) if cells else float("nan")
 
 

@@ -58,6 +58,8 @@ def result_table(result: Mapping[str, Any], part: str = "test") -> str:
 
 def result_tables(result: Mapping[str, Any]) -> str:
     """Returns the test table; under split=published also the one among the items of the test file."""
+    if result.get("task") == "rating":
+        return rating_table(result)
     tables = [result_table(result)]
     if "test_among_test_items" in result:
         second = {
@@ -67,6 +69,25 @@ def result_tables(result: Mapping[str, Any]) -> str:
         title = {"split": f"{result['split']}, negatives from the items of the test file", "notes": []}
         tables.append(result_table({**result, **second, **title}))
     return "\n\n".join(tables)
+
+
+def rating_table(result: Mapping[str, Any]) -> str:
+    """Returns the result of a run on ratings as text: the model's metrics, and those of the floors."""
+    simulated = ", SIMULATED DATA" if result.get("simulated") else ""
+    title = (
+        f"{result['model']} on {result['dataset']}{simulated}: {result['source']} -> {result['target']}, "
+        f"beta={result['beta']:g}, ratings of cold-start users"
+    )
+    tables = {result["model"]: result["test"], **(result.get("floors") or {})}
+    cells = {name: next(iter(table.values()))["cold"] for name, table in tables.items()}
+    names = [name for name in next(iter(cells.values())) if name != "n"]
+    rows = [["model", "part", "n", *(name.upper() for name in names)]]
+    valid = next(iter(result["valid"].values()))["cold"]
+    rows.append([result["model"], "valid", f"{valid['n']:,}", *(_value(valid[name]) for name in names)])
+    for name, cell in cells.items():
+        rows.append([name, "test", f"{cell['n']:,}", *(_value(cell[metric]) for metric in names)])
+    lines = [title, "", *_aligned(rows, first_of_group=len(rows))]
+    return "\n".join(lines + _footnotes({"notes": result.get("notes")}, {}, result["test"]))
 
 
 def instance_frame(

@@ -28,10 +28,13 @@ class Phase:
         batches: None for the split's training instances, else the name of a model method
             ``(rng: numpy.random.Generator) -> iterable of batches`` that is called once an epoch.
         parameters: prefixes of the names of the parameters that learn; empty: all.
-        validate: None for ranking the validation instances (mean of ``valid_metric`` over the domains), the name of
-            a model method ``() -> float`` (larger is better), or "" for no validation: the last epoch is kept.
+        validate: None for ``valid_metric`` on the split's validation part (its mean over the domains), the name of
+            a model method ``() -> float`` (better in the direction of ``valid_metric``), or "" for no validation: the
+            last epoch is kept.
+        rows: name of the method that gives the (B, d) rows of a batch that ``sharpness: pgd`` moves; ``loss`` then
+            takes moved rows as its second argument. Empty: there are none.
         settings: overrides of ``epochs``, ``learning_rate``, ``weight_decay``, ``learner``, ``stopping_step``,
-            ``eval_step`` for this phase; what is not named comes from the configuration.
+            ``eval_step`` and the settings of sharpness for this phase; what is not named comes from the configuration.
     """
 
     name: str = "train"
@@ -39,6 +42,7 @@ class Phase:
     batches: str | None = None
     parameters: tuple[str, ...] = ()
     validate: str | None = None
+    rows: str = ""
     settings: tuple[tuple[str, Any], ...] = ()
 
 
@@ -46,15 +50,18 @@ class Phase:
 class Stage:
     """Another model that runs before this one and enriches its data (see ``CrossDomainRecommender.augment``).
 
-    What a stage makes depends on the split, its settings and ``psg_seed`` alone, so it is made once and cached.
+    What a stage makes depends on the data it learns from, its settings and one seed alone, so it is made once and
+    cached.
 
     Attributes:
         model: its name in the registry.
         settings: overrides of that model's property file.
+        seed_key: the setting that is its seed: ``psg_seed``, which runs with different seeds share, or ``seed``.
     """
 
     model: str
     settings: dict[str, Any]
+    seed_key: str = "psg_seed"
 
 
 class CrossDomainRecommender(AbstractRecommender):
@@ -106,8 +113,13 @@ class CrossDomainRecommender(AbstractRecommender):
         """The models that must run first."""
         return []
 
-    def augment(self, split: Split, progress=None) -> Split:
-        """As a stage: returns the split with what the trained model adds to its instances."""
+    @classmethod
+    def learns_from(cls, config, split) -> str:
+        """As a stage: a hash of the data that decide what it learns; all of the split's by default."""
+        return split.fingerprint
+
+    def augment(self, split, progress=None):
+        """As a stage: returns the split with what the trained model adds to it."""
         raise NotImplementedError(f"{type(self).__name__} is no stage")
 
     @classmethod

@@ -23,12 +23,15 @@ from recbole_cdr_ext import compat
 from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.evaluation.metrics import mean_over_domains
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
-from recbole_cdr_ext.trainer import checkpoint
+from recbole_cdr_ext.trainer import checkpoint, sharpness
 
 compat.apply()
 
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
-PHASE_SETTINGS = ("epochs", "learning_rate", "weight_decay", "learner", "stopping_step", "eval_step")
+PHASE_SETTINGS = (
+    "epochs", "learning_rate", "weight_decay", "learner", "stopping_step", "eval_step", "sharpness", "rho",
+    "rho_scope", "rho_relative", "pgd_steps", "pgd_step_size",
+)  # fmt: skip
 
 Table = dict[str, dict[str, dict[str, Any]]]
 
@@ -83,6 +86,7 @@ class CrossDomainTrainer(Trainer):
         self.weight_decay = config["weight_decay"]
         self.clip_grad_norm = config["clip_grad_norm"]
         self.valid_metric = config["valid_metric"].lower()
+        self._bigger = bool(config["valid_metric_bigger"])
         self.max_seconds = float(config["max_seconds"] or 0)
         self.max_processor_seconds = float(config["max_processor_seconds"] or 0)
         self.tensorboard: Any = None
@@ -101,8 +105,12 @@ class CrossDomainTrainer(Trainer):
 
     def _start_phase(self) -> None:
         self.start_epoch = self.cur_step = 0
-        self.best_valid_score, self.best_valid_result, self.best_epoch = -math.inf, None, -1
+        self.best_valid_score, self.best_valid_result, self.best_epoch = self._worst_score, None, -1
         self._best: checkpoint.State | None = None
+
+    @property
+    def _worst_score(self) -> float:
+        return -math.inf if self._bigger else math.inf
 
     # -- the run ---------------------------------------------------------------------------------------------
 
@@ -174,6 +182,7 @@ class CrossDomainTrainer(Trainer):
         learning = self._learning(phase)
         self._start_phase()
         self.stopped, finished = "epochs", False
+        self._sharpness = sharpness.make(settings, learning, names_rows=bool(phase.rows))
         with _frozen_but(self.model, learning):
             self.optimizer = self._build_optimizer(
                 params=learning,
@@ -206,6 +215,7 @@ class CrossDomainTrainer(Trainer):
                 raise CDRError(f"phase '{phase.name}' trains on the split's instances, and none were given.")
             train_data.set_epoch(index, epoch)
             batches = train_data
+        self._rows_of = getattr(self.model, phase.rows) if phase.rows else None
         losses = self._train_epoch(batches, epoch, getattr(self.model, phase.loss), self.show_progress)
         trained = perf_counter()
         self.seconds["training"] += trained - started
@@ -232,7 +242,7 @@ class CrossDomainTrainer(Trainer):
                 self.best_valid_score,
                 self.cur_step,
                 max_step=int(settings["stopping_step"]),
-                bigger=True,
+                bigger=self._bigger,
             )
             if improved:
                 self.best_epoch, self.best_valid_result = epoch, result
@@ -278,15 +288,7 @@ class CrossDomainTrainer(Trainer):
         for number, batch in enumerate(bar):
             batch = batch.to(self.device)
 
-            def loss_closure(batch=batch, number=number) -> dict[str, torch.Tensor]:
-                with torch.autocast(
-                    self.device.type, torch.bfloat16, enabled=bool(self.config["enable_amp"])
-                ):
-                    terms = _terms(loss_func(batch))
-                self._check_finite(terms, batch, number)
-                return terms
-
-            for name, term in self._update(loss_closure).items():
+            for name, term in self._update(loss_func, batch, number).items():
                 total[name] = total.get(name, 0.0) + term.item()
             if self.gpu_available and show_progress:
                 bar.set_postfix_str(set_color("GPU RAM: " + get_gpu_usage(self.device), "yellow"))
@@ -295,17 +297,21 @@ class CrossDomainTrainer(Trainer):
         self._check_weights()
         return total.get("", total)
 
-    def _update(self, loss_closure: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """One step of the optimiser.
+    def _update(self, loss_func, batch, number: int) -> dict[str, torch.Tensor]:
+        """One step of the optimiser, along the gradient that the phase's ``sharpness`` says."""
 
-        A method that looks at the loss at other points than the current weights (sharpness-aware ones do)
-        replaces this: every call of ``loss_closure`` is a forward pass on the same batch, and returns the
-        terms whose sum is minimised.
-        """
-        terms = loss_closure()
-        # The gradients of the batch before live until here, for the report on a loss that is not finite.
-        self.optimizer.zero_grad(set_to_none=True)
-        sum(terms.values(), start=torch.zeros((), device=self.device)).backward()
+        def loss(rows: torch.Tensor | None) -> dict[str, torch.Tensor]:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=bool(self.config["enable_amp"])):
+                return _terms(loss_func(batch) if rows is None else loss_func(batch, rows))
+
+        rows_of = self._rows_of
+        step = sharpness.Step(
+            loss,
+            check=lambda terms: self._check_finite(terms, batch, number),
+            clear=lambda: self.optimizer.zero_grad(set_to_none=True),
+            rows=None if rows_of is None else lambda: rows_of(batch),
+        )
+        terms = self._sharpness.backward(step)
         if self.clip_grad_norm:
             clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
         self.optimizer.step()
@@ -377,7 +383,7 @@ class CrossDomainTrainer(Trainer):
         self.start_epoch = meta["epoch"] + 1
         self.cur_step, self.best_epoch, self.stopped = meta["cur_step"], meta["best_epoch"], meta["stopped"]
         self.best_valid_result = meta["best_result"]
-        self.best_valid_score = -math.inf if meta["best_score"] is None else meta["best_score"]
+        self.best_valid_score = self._worst_score if meta["best_score"] is None else meta["best_score"]
         return meta["phase_finished"]
 
     def _meta(self, **facts: Any) -> dict[str, Any]:
@@ -514,11 +520,11 @@ class CrossDomainTrainer(Trainer):
 
     def _validation_output(self, seconds: float, score: float, result: Table | None, improved: bool) -> str:
         parts = [
-            f"{domain} {cells['all'][self.valid_metric]:.4f}"
-            for domain, cells in (result or {}).items()
-            if cells["all"]["n"]
+            f"{domain} {cell[self.valid_metric]:.4f}"
+            for domain, cell in ((d, next(iter(cells.values()))) for d, cells in (result or {}).items())
+            if cell["n"]
         ]
-        detail = f" ({', '.join(parts)})" if parts else ""
+        detail = f" ({', '.join(parts)})" if len(parts) > 1 else ""
         label, time_label = set_color("valid_score", "blue"), set_color("time", "blue")
         return (
             f" {set_color('evaluating', 'green')} "

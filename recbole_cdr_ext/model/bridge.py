@@ -1,0 +1,168 @@
+"""Bridges: models that map a cold-start user's source vector into the target domain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from recbole_cdr_ext.data.ratings import RatingSplit
+from recbole_cdr_ext.model.abstract import Phase, Stage
+from recbole_cdr_ext.model.ratings import RatingBatch, RatingRecommender, Shuffled, Tables, whole_batch
+
+# What the vectors of both domains are learned with; equal settings share one stage in the cache.
+PRETRAIN_KEYS = (
+    "biases", "backbone", "embedding_size", "n_layers", "edge_weight", "init_std", "pretrain_learning_rate",
+    "pretrain_learner", "pretrain_reduction", "pretrain_reg_weight", "pretrain_batch_size", "pretrain_epochs",
+    "pretrain_stopping_step", "pretrain_valid_ratio", "pretrain_sharpness", "rho_pretrain", "pretrain_pgd_steps",
+    "rho_scope", "rho_relative", "pgd_step_size", "valid_metric",
+)  # fmt: skip
+
+
+def pretraining(config, **changes: Any) -> list[Stage]:
+    """The two stages that learn the vectors and biases of source and target."""
+    settings = {key: config[key] for key in PRETRAIN_KEYS} | changes
+    if settings["pretrain_sharpness"] == "none":
+        # Without it these decide nothing, and would only keep models from sharing their vectors.
+        for key in ("rho_pretrain", "pretrain_pgd_steps", "rho_scope", "rho_relative", "pgd_step_size"):
+            del settings[key]
+    return [
+        Stage("TGT", {**settings, "factorized": which}, seed_key="seed") for which in ("source", "target")
+    ]
+
+
+class Bridge(RatingRecommender):
+    """Base of the models that map source vectors: r̂ = μ + b_i + b̂_u + ⟨f(u^s), v^t⟩ (without biases the product).
+
+    Vectors come from :func:`pretraining`. The mapping f is an MLP d → ``mapping_hidden_size`` → d with tanh on the
+    hidden layer, trained on the rows of D^o with the squared error of the rating; the target's tables stay as they
+    are. A model changes :meth:`bridged` or :meth:`phases`.
+
+    The bias of a cold-start user is b̂_u = a b_u^s + c, fitted in closed form and then fixed (``bias_map``).
+    """
+
+    needs_overlap = True
+    # Whether the overlapping users' source vectors learn with the mapping.
+    learns_source_users = False
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        split: RatingSplit = dataset.split
+        source, target = split.tables[self.source], split.tables[self.target]
+        self.size = source.user.shape[1]
+        self.source_users = nn.Embedding.from_pretrained(source.user.clone(), freeze=True, sparse=True)
+        if self.learns_source_users and self.size:
+            self.source_users.weight.requires_grad_(True)
+        self.register_buffer("source_items", source.item)
+        self.register_buffer("target_users", target.user)
+        self.register_buffer("target_items", target.item)
+        self.register_buffer("target_item_bias", target.item_bias)
+        self.register_buffer("mapped_bias", self._mapped_bias(split, source, target))
+        self.mapping = self.make_mapping()
+        self._shared = whole_batch(split.shared_ratings(), int(dataset.item_offset[self.target]), self.target)
+        self._overlapping = torch.from_numpy(split.overlapping)
+        self._batch_size = int(config["train_batch_size"])
+
+    @classmethod
+    def stages(cls, config) -> list[Stage]:
+        """The vectors and biases of both domains."""
+        return pretraining(config)
+
+    def make_mapping(self) -> nn.Module:
+        """Returns f: (B, d) → (B, d), Xavier-uniform weights and zero biases."""
+        if not self.size:
+            return nn.Identity()
+        hidden, size = int(self.config["mapping_hidden_size"]), self.target_items.shape[1]
+        layers = (nn.Linear(self.size, hidden), nn.Linear(hidden, size))
+        for layer in layers:
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        return nn.Sequential(layers[0], nn.Tanh(), layers[1])
+
+    def _mapped_bias(self, split: RatingSplit, source: Tables, target: Tables) -> torch.Tensor:
+        """Returns a b_u^s + c for every user, (n_users,)."""
+        if not self.has_biases:
+            return torch.zeros(self.n_users)
+        kind, rows = self.config["bias_map"], split.shared_ratings()
+        if kind == "identity":
+            return source.user_bias.clone()
+        if kind == "biases":
+            users = torch.from_numpy(split.overlapping)
+            x, y = source.user_bias[users], target.user_bias[users]
+        else:
+            item = torch.from_numpy(rows.item - split.item_offset[split.target])
+            x = source.user_bias[torch.from_numpy(rows.user)]
+            y = torch.from_numpy(rows.rating) - target.mean - target.item_bias[item]
+        slope, offset = least_squares(x, y)
+        return slope * source.user_bias + offset
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def phases(self) -> list[Phase]:
+        """One phase: the mapping on the rating loss. Without vectors (d = 0) there is nothing to map."""
+        return [self.mapping_phase()] if self.size else []
+
+    def mapping_phase(self, **changes: Any) -> Phase:
+        """The phase of the mapping, with some fields and settings changed."""
+        settings = {"weight_decay": 0.0, **changes.pop("settings", {})}
+        fields = {
+            "name": "map",
+            "batches": "shared_batches",
+            "parameters": ("mapping", "source_users"),
+            "rows": "source_rows",
+            **changes,
+        }
+        return Phase(**fields, settings=tuple(settings.items()))
+
+    def shared_batches(self, rng: np.random.Generator) -> Iterable[RatingBatch]:
+        """The target ratings of the overlapping training users (D^o), shuffled."""
+        return Shuffled(self._shared, self._batch_size, rng)
+
+    def calculate_loss(self, interaction: RatingBatch, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns the squared error of a batch of D^o, at moved source vectors if they are given."""
+        rows = self.source_rows(interaction) if rows is None else rows
+        error = interaction.rating - self.rate_from(rows, interaction)
+        return self.reduced(error.square())
+
+    # -- predictions -----------------------------------------------------------------------------------------------
+
+    def source_rows(self, batch: RatingBatch) -> torch.Tensor:
+        """The source vectors of a batch's users, (B, d): what sharpness and attacks move."""
+        return self.source_users(batch.user)
+
+    def bridged(self, rows: torch.Tensor, user: torch.Tensor) -> torch.Tensor:
+        """Returns the target vectors, (B, d), of users with the source vectors ``rows``."""
+        return self.mapping(rows)
+
+    def base_rating(self, batch: RatingBatch) -> torch.Tensor:
+        """What is predicted without any vector: μ + b_i + b̂_u, (B,); zero without biases."""
+        if not self.has_biases:
+            return torch.zeros(len(batch), device=batch.user.device)
+        return self.target_mean + self.target_item_bias[batch.item] + self.mapped_bias[batch.user]
+
+    def rate_from(self, rows: torch.Tensor, batch: RatingBatch) -> torch.Tensor:
+        """Returns the ratings, (B,), that users with the source vectors ``rows`` (B, d) would give."""
+        if not self.size:
+            return self.base_rating(batch)
+        product = (self.bridged(rows, batch.user) * self.target_items[batch.item]).sum(1)
+        return self.base_rating(batch) + product
+
+    def rate(self, batch: RatingBatch) -> torch.Tensor:
+        """As in the base class."""
+        return self.rate_from(self.source_rows(batch), batch)
+
+    def cold_bias(self, user: torch.Tensor) -> torch.Tensor:
+        """The mapped biases."""
+        return self.mapped_bias[user]
+
+
+def least_squares(x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
+    """Returns (a, c) of the line a x + c through (n,) points; a is 0 where x does not vary."""
+    x, y = x.double(), y.double()
+    dx = x - x.mean()
+    variance = float(dx.square().sum())
+    slope = float((dx * (y - y.mean())).sum()) / variance if variance > 0 else 0.0
+    return slope, float(y.mean() - slope * x.mean())

@@ -1,0 +1,36 @@
+"""SCDR: sharpness-aware embedding and mapping."""
+
+from __future__ import annotations
+
+from recbole_cdr_ext.model.abstract import Phase
+from recbole_cdr_ext.model.bridge import Bridge
+
+
+class SCDR(Bridge):
+    """Sharpness-Aware Cross-Domain Recommendation to Cold-Start Users (Zeng et al.), Algorithm 1.
+
+    Both steps are trained at the worst user vectors within a ball of radius ρ: the factorisation of each domain
+    (SMF, Eq. 10; ``pretrain_sharpness``, ``rho_pretrain``) and the mapping, min over θ and û^s of
+    max over ‖δ‖ ≤ ρ of (r - ⟨f_θ(û^s + δ), v^t⟩)² (Eq. 8; ``sharpness``, ``rho``). δ is found by ``pgd_steps`` steps
+    of projected gradient ascent (Eq. 12-13) and held fixed (Eq. 15); v^t is fixed. A cold-start user is mapped from
+    the source vector that pre-training left (Eq. 16).
+
+    SCDR⁻ of the paper is ``pretrain_sharpness=none``; ``pgd_steps=0`` in both steps is the task-oriented mapping.
+
+    Where the paper is silent: reductions (sum over a batch in pre-training, mean in the mapping), initialisation,
+    epochs, the step size α, and to what ρ applies; see docs/models/SCDR.md.
+    """
+
+    paper = "Sharpness-Aware Cross-Domain Recommendation to Cold-Start Users"
+
+    def __init__(self, config, dataset):
+        self.learns_source_users = bool(config["learn_source_users"])
+        super().__init__(config, dataset)
+
+    def phases(self) -> list[Phase]:
+        """The mapping; rho is 0.25 with biases and 0.05 without, unless it is given."""
+        if not self.size:
+            return []
+        rho = self.config["rho"]
+        rho = (0.25 if self.has_biases else 0.05) if rho is None else rho
+        return [self.mapping_phase(settings={"rho": rho})]
