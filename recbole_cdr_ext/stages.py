@@ -54,7 +54,7 @@ def augment(
 
 
 def _recall(stage: Stage, config, dataset: CrossDomainDataset, split: Split) -> Split:
-    stage_config = _config(stage, config)
+    stage_config = stage_settings(stage, config)
     path = _folder(stage_config, split) / RECALLED
     data = stage_config.model_class.learns_from(stage_config, split)
     recalled = _read_recalled(path, stage, split, data)
@@ -101,7 +101,7 @@ def _trained(
     stage: Stage, config, dataset: CrossDomainDataset, split
 ) -> tuple[CrossDomainRecommender, CDRConfig]:
     """Returns the stage's trained model, from the cache if it is there."""
-    stage_config = _config(stage, config)
+    stage_config = stage_settings(stage, config)
     folder = make_folder(_folder(stage_config, split))
     seed_everything(int(stage_config["seed"]))
     dataset.split = split
@@ -118,7 +118,8 @@ def _trained(
             getLogger().warning(f"The cached {path} is not used and made again: {error}")
         else:
             return model, stage_config
-    getLogger().info(f"Stage {stage.model}: trained once for these data and settings, kept in {folder}")
+    of = f" ({stage.settings['factorized']} domain)" if "factorized" in stage.settings else ""
+    getLogger().info(f"Stage {stage.model}{of}: trained once for these data and settings, kept in {folder}")
     run = Path(config["checkpoint_dir"]) / (config["run_id"] or "")
     hint = (
         f"go on with --resume={run}" if config["run_id"] else "what was trained is kept; call again to go on"
@@ -140,8 +141,8 @@ def _trained(
     return model, stage_config
 
 
-def _config(stage: Stage, config) -> CDRConfig:
-    """The stage's settings: its own property file, on the run's data, with nothing of the run's model."""
+def stage_settings(stage: Stage, config) -> CDRConfig:
+    """Returns a stage's settings: its own property file, on the run's data, with nothing of the run's model."""
     shared = {*SPLIT_KEYS, *RATING_SPLIT_KEYS, *RUNTIME_KEYS} - {
         "run_id",
         "resume",

@@ -78,3 +78,51 @@ def random_domains(
             for item in rng.choice(n_items, rng.integers(2, length + 1), replace=False):
                 rows[name].append((f"u{u}", f"{name[0]}{item}", float(rng.integers(0, 10**6))))
     return rows
+
+
+# -- ratings -----------------------------------------------------------------------------------------------------
+
+
+def write_ratings(folder: Path, domains: dict[str, Rows]) -> Path:
+    """Writes each domain's (user, item, rating) rows as an atomic file without time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in domains.items():
+        frame = pd.DataFrame(rows, columns=["user_id", "item_id", "rating"])
+        atomic.write_inter(folder / f"{name}.inter", frame.astype({"rating": float}))
+    return folder
+
+
+def rating_config(root: Path, domains: list[str], model: str = "SCDR", **settings) -> CDRConfig:
+    """Settings of a rating model on ``root/mini``, quick ones unless others are given."""
+    given = {
+        "task": "rating",
+        "data_path": str(root),
+        "domains": domains,
+        "order": "none",
+        "show_progress": False,
+        "checkpoint_dir": str(root / "saved"),
+        "cache_dir": str(root / "cache"),
+        "tensorboard": False,
+        "use_gpu": False,
+        "pretrain_epochs": 2,
+        "epochs": 2,
+        **settings,
+    }
+    return CDRConfig(model=model, dataset="mini", config_dict=given)
+
+
+def random_ratings(
+    *, n_users: int = 60, n_items: int = 30, length: int = 8, names=("books", "films"), seed: int = 0
+) -> dict[str, Rows]:
+    """Ratings 1 to 5 that depend on user and item; every fifth user rates in one domain only."""
+    rng = np.random.default_rng(seed)
+    of_user, of_item = rng.normal(0, 0.7, n_users), rng.normal(0, 0.7, (len(names), n_items))
+    rows: dict[str, Rows] = {name: [] for name in names}
+    for u in range(n_users):
+        for k, name in enumerate(names):
+            if u % 5 == 4 and u // 5 % len(names) != k:
+                continue
+            for item in rng.choice(n_items, rng.integers(3, length + 1), replace=False):
+                value = 3.3 + of_user[u] + of_item[k, item] + rng.normal(0, 0.3)
+                rows[name].append((f"u{u:03d}", f"{name[0]}{item}", float(np.clip(np.round(value), 1, 5))))
+    return rows

@@ -182,6 +182,10 @@ class CrossDomainRecommender(AbstractRecommender):
     def fit_closed_form(self, split: Split) -> None:
         """Called once before the first phase with the training data; models without gradients learn here."""
 
+    def facts(self, batch) -> dict[str, str]:
+        """What a report on a loss that is not finite should say of the model."""
+        return {}
+
     def start_epoch(self, phase: Phase, epoch: int) -> None:
         """Called before each epoch; nothing by default."""
 

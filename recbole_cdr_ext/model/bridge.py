@@ -13,6 +13,9 @@ from recbole_cdr_ext.data.ratings import RatingSplit
 from recbole_cdr_ext.model.abstract import Phase, Stage
 from recbole_cdr_ext.model.ratings import RatingBatch, RatingRecommender, Shuffled, Tables, whole_batch
 
+# Item vectors of a smaller median length (a healthy one is about 0.3) say nothing.
+COLLAPSED = 0.1
+
 # What the vectors of both domains are learned with; equal settings share one stage in the cache.
 PRETRAIN_KEYS = (
     "biases", "backbone", "embedding_size", "n_layers", "edge_weight", "init_std", "pretrain_learning_rate",
@@ -22,9 +25,14 @@ PRETRAIN_KEYS = (
 )  # fmt: skip
 
 
+def pretraining_settings(config, **changes: Any) -> dict[str, Any]:
+    """The settings that decide the vectors and biases, with some of them changed."""
+    return {key: config[key] for key in PRETRAIN_KEYS} | changes
+
+
 def pretraining(config, **changes: Any) -> list[Stage]:
     """The two stages that learn the vectors and biases of source and target."""
-    settings = {key: config[key] for key in PRETRAIN_KEYS} | changes
+    settings = pretraining_settings(config, **changes)
     if settings["pretrain_sharpness"] == "none":
         # Without it these decide nothing, and would only keep models from sharing their vectors.
         for key in ("rho_pretrain", "pretrain_pgd_steps", "rho_scope", "rho_relative", "pgd_step_size"):
@@ -61,6 +69,7 @@ class Bridge(RatingRecommender):
         self.register_buffer("target_items", target.item)
         self.register_buffer("target_item_bias", target.item_bias)
         self.register_buffer("mapped_bias", self._mapped_bias(split, source, target))
+        self._warn_of_collapse(split, {self.source: source, self.target: target})
         self.mapping = self.make_mapping()
         self._shared = whole_batch(split.shared_ratings(), int(dataset.item_offset[self.target]), self.target)
         self._overlapping = torch.from_numpy(split.overlapping)
@@ -81,6 +90,18 @@ class Bridge(RatingRecommender):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
         return nn.Sequential(layers[0], nn.Tanh(), layers[1])
+
+    def _warn_of_collapse(self, split: RatingSplit, tables: dict[int, Tables]) -> None:
+        """Says so if pre-training shrank a domain's items to nothing, as too large a radius does."""
+        for domain, table in tables.items():
+            known = torch.from_numpy(split.known_items(domain)).to(table.item.device)
+            length = float(table.item[known].norm(dim=1).median()) if self.size else COLLAPSED
+            if length < COLLAPSED:
+                self._warn(
+                    f"The item vectors of '{self.domain_names[domain]}' have collapsed (median length {length:.3g}): "
+                    "what they predict is hardly more than the biases. Lower rho_pretrain or pretrain_reg_weight, or "
+                    "raise init_std."
+                )
 
     def _mapped_bias(self, split: RatingSplit, source: Tables, target: Tables) -> torch.Tensor:
         """Returns a b_u^s + c for every user, (n_users,)."""

@@ -155,6 +155,16 @@ class RatingRecommender(CrossDomainRecommender):
         """RecBole's interface: the predicted ratings of the batch's (user, item) pairs, (B,)."""
         return self.finished(self.rate(interaction), interaction)
 
+    def facts(self, batch: RatingBatch) -> dict[str, str]:
+        """The reduction, and how long the vectors are that the batch starts from."""
+        said = {"reduction": "mean" if self.mean_reduction else "sum"}
+        phase = next((phase for phase in self.phases() if phase.rows), None)
+        if phase is not None:
+            with torch.no_grad():
+                rows = getattr(self, phase.rows)(batch)
+            said["median length of the rows"] = f"{float(rows.norm(dim=1).median()):g}"
+        return said
+
     def reduced(self, errors: torch.Tensor) -> torch.Tensor:
         """Returns the sum or the mean of (B,) losses, as ``reduction`` says."""
         return errors.mean() if self.mean_reduction else errors.sum()

@@ -17,9 +17,11 @@ from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.data.ratings import Ratings, RatingSplit
 from recbole_cdr_ext.evaluation.metrics import mean_over_domains
 from recbole_cdr_ext.evaluation.values import ValueMetrics
+from recbole_cdr_ext.model.abstract import Stage
+from recbole_cdr_ext.model.bridge import pretraining_settings
 from recbole_cdr_ext.model.rating.floors import BiasOnly, GlobalMean, ItemMean, ItemMeanUserBias
 from recbole_cdr_ext.model.ratings import RatingRecommender, whole_batch
-from recbole_cdr_ext.stages import run_stages
+from recbole_cdr_ext.stages import run_stages, stage_settings
 
 compat.apply()
 
@@ -115,11 +117,11 @@ class RatingExperiment:
     def floor(self, name: str) -> np.ndarray:
         """Returns a floor's predictions for the test ratings; BiasOnly is learned first, once per split and seed."""
         if name not in self._floors:
-            config = self.config
             floor = next(floor for floor in FLOORS if floor.__name__ == name)
+            config = stage_settings(
+                Stage(name, pretraining_settings(self.config, biases=True), "seed"), self.config
+            )
             dataset, before = self.dataset, self.dataset.split
-            if config["biases"] is False and floor is BiasOnly:
-                config = CDRConfig(BiasOnly, config["dataset"], config_dict=_biased(config))
             try:
                 dataset.split = run_stages(config, dataset, self.split, floor)
                 self._floors[name] = self.predict("test", floor(config, dataset).to(config["device"]))
@@ -167,7 +169,3 @@ def log_parts(dataset: CrossDomainDataset, split: RatingSplit) -> None:
         info(
             f"{set_color(f'{part} ratings', 'blue')}: {len(ratings):,} by {len(np.unique(ratings.user)):,} users"
         )
-
-
-def _biased(config: CDRConfig) -> dict[str, Any]:
-    return {**config.to_dict(), "biases": True}

@@ -40,6 +40,10 @@ class Step:
 class Plain:
     """The gradient at the current weights."""
 
+    def facts(self) -> dict[str, str]:
+        """What a report on a loss that is not finite should say."""
+        return {}
+
     def backward(self, step: Step) -> Terms:
         """Leaves the gradient in the parameters; returns the terms of the loss that it is the gradient of."""
         terms = step.loss(None)
@@ -60,6 +64,10 @@ class SAM(Plain):
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter], rho: float, *, adaptive: bool = False):
         self.parameters, self.rho, self.adaptive = list(parameters), rho, adaptive
+
+    def facts(self) -> dict[str, str]:
+        """As in the base class."""
+        return {"rho": f"{self.rho:g} ({'asam' if self.adaptive else 'sam'})"}
 
     def backward(self, step: Step) -> Terms:
         """As :meth:`Plain.backward`; the returned terms are those at w."""
@@ -131,6 +139,10 @@ class PGD(Plain):
             scope,
             relative,
         )
+
+    def facts(self) -> dict[str, str]:
+        """As in the base class."""
+        return {"rho": f"{self.rho:g} (pgd, {self.steps} steps, a ball per {self.scope})"}
 
     def backward(self, step: Step) -> Terms:
         """As :meth:`Plain.backward`; the returned terms are those at rows + δ*."""

@@ -363,8 +363,9 @@ class CrossDomainTrainer(Trainer):
         self._resumed = (meta, states)
         self._phase_index = meta["phase_index"]
         self._last_saved = f"{resume_file} (phase '{meta['phase']}', epoch {meta['epoch']})"
-        for name in ("stopped", "epochs_run", "history", "seconds", "processor_seconds"):
+        for name in ("stopped", "epochs_run", "history", "seconds"):
             setattr(self, name, meta[name])
+        self.processor_seconds = meta.get("processor_seconds", 0.0)  # 0.1.0 did not count them
         self.logger.info(
             f"Checkpoint loaded. Resume training after phase '{meta['phase']}', epoch {meta['epoch']}"
         )
@@ -488,6 +489,8 @@ class CrossDomainTrainer(Trainer):
             "learning rate": self.optimizer.param_groups[0]["lr"],
             "gradient norm of the batch before": _gradient_norm(self.optimizer),
             "loss terms": ", ".join(f"{name or 'loss'} {term.item():g}" for name, term in terms.items()),
+            **self._sharpness.facts(),
+            **self.model.facts(batch),
         }
         said = "; ".join(f"{name}: {fact}" for name, fact in facts.items())
         raise CDRError(f"The loss is not finite {self._where}, batch {number} ({said}). {self._kept()}")
