@@ -151,6 +151,8 @@ RULES: Mapping[str, Rule] = {
     "pretrain_sharpness": _one_of("none", "sam", "asam", "pgd"),
     "rho_pretrain": _at_least(0),
     "pretrain_pgd_steps": _at_least(0),
+    "factorized": _one_of("source", "target"),
+    "cold_user": _one_of("untrained", "mean"),
     "mapping_hidden_size": _at_least(1),
     "reduction": _one_of("sum", "mean"),
     "baseline_scope": _one_of("target", "all"),

@@ -26,6 +26,7 @@ from recbole_cdr_ext._settings import (
     read_mapping,
     types_in,
 )
+from recbole_cdr_ext.analysis.options import OPTIONS
 from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.paths import properties_dir
 
@@ -122,6 +123,40 @@ def prepare(words: Sequence[str]) -> None:
     print(f"Prepared: {folder}")
 
 
+def analyse(words: Sequence[str]) -> None:
+    """Draw how robust saved runs of bridges are, and write the numbers beside the figures.
+
+    Usage: recbole-cdr analyse fgsm|landscape|lipschitz --runs=RUN,RUN [--key=value ...]
+           recbole-cdr analyse sensitivity --dataset=NAME [--key=value ...]
+
+    fgsm         error when the source vectors are moved against the model, by several attack rates
+    landscape    error around the source vectors, as surfaces and contours
+    lipschitz    how far the mapping carries apart what lies close together
+    sensitivity  trains SCDR for several steps k and radii rho, and makes all of these measurements; what was trained
+                 is not trained again. Any setting of `recbole-cdr run` can be given besides, for the runs
+
+    Each writes a PNG image, an HTML page and a CSV file into a folder in analyses/, or into --out. RUN is the name of
+    a folder in saved/, or a path. `recbole-cdr analyse fgsm --help` lists that analysis's options; docs/analyses.md
+    says what is computed. Figures need matplotlib and plotly: pip install 'recbole_cdr_ext[plots]'.
+    """
+    kind, rest = (words[0], words[1:]) if words and not words[0].startswith("--") else ("", words)
+    if not kind:
+        raise CDRError(f"Which analysis? Say `{PROGRAM} analyse KIND`, KIND one of {', '.join(OPTIONS)}.")
+    if kind not in OPTIONS:
+        raise CDRError(
+            f"Unknown analysis '{kind}'.{did_you_mean(kind, OPTIONS)} Known: {', '.join(OPTIONS)}."
+        )
+    command, passed = f"analyse {kind}", []
+    if kind == "sensitivity":  # what is none of its own keys is for its runs, and checked with their settings
+        given, own = parse_arguments(rest), _keys(command)
+        passed = [f"--{key}={value}" for key, value in given.items() if key not in own]
+        rest = [f"--{key}={value}" for key, value in given.items() if key in own]
+    options = _options(command, rest)
+    from recbole_cdr_ext.analysis.commands import analyse as make
+
+    make(kind, options, passed)
+
+
 def models(words: Sequence[str]) -> None:
     """List the models: what each does, what it needs, and where it was published.
 
@@ -161,7 +196,9 @@ def datasets(words: Sequence[str]) -> None:
 
 
 Command = Callable[[Sequence[str]], None]
-COMMANDS: Mapping[str, Command] = {command.__name__: command for command in (run, prepare, models, datasets)}
+COMMANDS: Mapping[str, Command] = {
+    command.__name__: command for command in (run, prepare, models, datasets, analyse)
+}
 
 
 # -- the keys of the commands that take a few of their own ----------------------------------------------------------
@@ -177,10 +214,12 @@ _OWN: Mapping[str, tuple[Documented, ...]] = {
     ),
     "models": (_JSON,),
     "datasets": (_JSON,),
+    **{f"analyse {kind}": keys for kind, keys in OPTIONS.items()},
 }
 _SHARED: Mapping[str, tuple[str, ...]] = {
     "prepare": ("raw", "download", "data_path", "show_progress"),
     "datasets": ("data_path",),
+    **{f"analyse {kind}": ("checkpoint_dir", "show_progress") for kind in OPTIONS},
 }
 
 
@@ -243,7 +282,8 @@ def _help(name: str, words: Sequence[str]) -> str:
         for path in _model_files(model):
             text += ["", f"Settings of {model}:", *_describe(documented_keys(path).values())]
     section = None
-    for key in _keys(name).values():
+    command = f"{name} {words[0]}" if words and f"{name} {words[0]}" in _OWN else name
+    for key in _keys(command).values():
         if (key.section or "Options") != section:
             section = key.section or "Options"
             text += ["", f"{section}:"]

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from support import random_ratings, rating_config, write_ratings
 
 from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.data.audit import LeakError, audit_ratings
@@ -16,7 +17,6 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.experiment import build, load_data
 from recbole_cdr_ext.run import run_recbole_cdr
 from recbole_cdr_ext.serve import load_model
-from tests.support import random_ratings, rating_config, write_ratings
 
 NAMES = ["books", "films"]
 

@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from support import random_ratings, rating_config, write_ratings
 
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.experiment import build
@@ -14,7 +15,6 @@ from recbole_cdr_ext.run import run_recbole_cdr
 from recbole_cdr_ext.stages import run_stages
 from recbole_cdr_ext.trainer import checkpoint
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
-from tests.support import random_ratings, rating_config, write_ratings
 
 NAMES = ["books", "films"]
 

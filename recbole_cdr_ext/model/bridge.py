@@ -25,14 +25,9 @@ PRETRAIN_KEYS = (
 )  # fmt: skip
 
 
-def pretraining_settings(config, **changes: Any) -> dict[str, Any]:
-    """The settings that decide the vectors and biases, with some of them changed."""
-    return {key: config[key] for key in PRETRAIN_KEYS} | changes
-
-
 def pretraining(config, **changes: Any) -> list[Stage]:
     """The two stages that learn the vectors and biases of source and target."""
-    settings = pretraining_settings(config, **changes)
+    settings = {key: config[key] for key in PRETRAIN_KEYS} | changes
     if settings["pretrain_sharpness"] == "none":
         # Without it these decide nothing, and would only keep models from sharing their vectors.
         for key in ("rho_pretrain", "pretrain_pgd_steps", "rho_scope", "rho_relative", "pgd_step_size"):

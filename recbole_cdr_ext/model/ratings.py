@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 import torch
@@ -36,14 +36,15 @@ class RatingBatch:
     def __len__(self) -> int:
         return len(self.user)
 
-    def to(self, device) -> RatingBatch:
+    def to(self, device) -> Self:
         """Returns the batch on a device."""
         moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "target_domain"}
         return replace(self, **moved)
 
-    def take(self, rows) -> RatingBatch:
+    def take(self, rows) -> Self:
         """Returns the ratings at ``rows``: a slice, indices or a mask."""
-        return replace(self, user=self.user[rows], item=self.item[rows], rating=self.rating[rows])
+        taken = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "target_domain"}
+        return replace(self, **taken)
 
 
 def whole_batch(ratings: Ratings, item_offset: int, domain: int) -> RatingBatch:

@@ -18,7 +18,6 @@ from recbole_cdr_ext.data.ratings import Ratings, RatingSplit
 from recbole_cdr_ext.evaluation.metrics import mean_over_domains
 from recbole_cdr_ext.evaluation.values import ValueMetrics
 from recbole_cdr_ext.model.abstract import Stage
-from recbole_cdr_ext.model.bridge import pretraining_settings
 from recbole_cdr_ext.model.rating.floors import BiasOnly, GlobalMean, ItemMean, ItemMeanUserBias
 from recbole_cdr_ext.model.ratings import RatingRecommender, whole_batch
 from recbole_cdr_ext.stages import run_stages, stage_settings
@@ -118,9 +117,8 @@ class RatingExperiment:
         """Returns a floor's predictions for the test ratings; BiasOnly is learned first, once per split and seed."""
         if name not in self._floors:
             floor = next(floor for floor in FLOORS if floor.__name__ == name)
-            config = stage_settings(
-                Stage(name, pretraining_settings(self.config, biases=True), "seed"), self.config
-            )
+            # With the floors' own settings, not the run's: all runs on a split and seed show the same floors.
+            config = stage_settings(Stage(name, {}, "seed"), self.config)
             dataset, before = self.dataset, self.dataset.split
             try:
                 dataset.split = run_stages(config, dataset, self.split, floor)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.abstract import Phase
 from recbole_cdr_ext.model.bridge import Bridge
 from recbole_cdr_ext.model.ratings import RatingBatch, Shuffled
@@ -19,11 +20,18 @@ class EMCDR(Bridge):
     min over θ of the mean of ‖f_θ(u^s) - u^t‖² over the overlapping users, each once however many ratings
     (``mapping: mlp`` or ``linear``, the latter without bias).
 
-    Differs from the paper: the MLP has the hidden size that all bridges share, and the epoch is the best one for
-    the validation users' ratings.
+    Differs from the paper: the MLP has the hidden size that all bridges share, and the epoch is the best one
+    for the validation users' ratings.
     """
 
     paper = "Cross-Domain Recommendation: An Embedding and Mapping Approach, IJCAI 2017"
+
+    @classmethod
+    def check_settings(cls, config) -> None:
+        """As in the base class; also the kind of mapping."""
+        super().check_settings(config)
+        if config["mapping"] not in ("mlp", "linear"):
+            raise CDRError(f"mapping={config['mapping']} should be one of mlp, linear.")
 
     def make_mapping(self) -> nn.Module:
         """As in the base class, or one matrix."""
@@ -40,7 +48,7 @@ class EMCDR(Bridge):
         return [self.mapping_phase(loss="embedding_loss", batches="user_batches")]
 
     def user_batches(self, rng: np.random.Generator) -> Iterable[RatingBatch]:
-        """The overlapping training users, shuffled, each once; there are no items and no ratings in these batches."""
+        """The overlapping training users, shuffled, each once; items and ratings of the batches are zeros."""
         users = self._overlapping
         nothing = torch.zeros(len(users))
         return Shuffled(RatingBatch(users, nothing.long(), nothing, self.target), self._batch_size, rng)
