@@ -256,14 +256,13 @@ def _draw_sensitivity(
             own = table[table["rho"] == rho]
             curves.line(f"ρ = {rho:g}", own["k"], own[column])
 
-    same = f"Lipschitz estimate, one ball (ρ = {options['ball']:g}) for all"
-    curves.panel(
-        same, "k (steps of PGD in training)", "mean of ‖f(u + δ*) - f(u)‖ / ‖δ*‖", ticks=steps, group="slope"
-    )
-    by_rho("lipschitz")
-    curves.panel("Lipschitz estimate, each cell's own ball (as Fig. 6)", "k (steps of PGD in training)",
-                 "mean of ‖f(u + δ*) - f(u)‖ / ‖δ*‖", ticks=steps, group="slope", zero=True)  # fmt: skip
-    by_rho("lipschitz_own")
+    for title, column in (
+        (f"Lipschitz estimate, one ball (ρ = {options['ball']:g}) for all", "lipschitz"),
+        ("Lipschitz estimate, each cell's own ball (as Fig. 6)", "lipschitz_own"),
+    ):
+        slope = "mean of ‖f(u + δ*) - f(u)‖ / ‖δ*‖"
+        curves.panel(title, "k (steps of PGD in training)", slope, ticks=steps, group="slope", zero=True)
+        by_rho(column)
     curves.panel("Test error (as Fig. 7)", "k (steps of PGD in training)", "MAE (rating points)", ticks=steps)
     by_rho("mae")
     for name, column in (("item mean", "item_mean"), ("biases alone", "bias_only")):

@@ -159,7 +159,8 @@ class Curves:
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
         # Beside the panels, where it can't cover a line, and not below, where the note stands.
-        figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False)
+        names = [_wrapped(name) for name in handles]
+        figure.legend(handles.values(), names, loc="outside right center", frameon=False)
 
     def _plotly(self):
         from plotly.subplots import make_subplots
@@ -247,7 +248,7 @@ def _drawn_slopes(table: pd.DataFrame, panels: Sequence[Any], title: str, note: 
         axes.set_xlabel(label)
         axes.locator_params(axis="x", nbins=6)
         axes.margins(x=0.08)
-        axes.set_yticks(places, table["model"] if i == 0 else [""] * len(table))
+        axes.set_yticks(places, [_wrapped(label) if i == 0 else "" for label in table["model"]])
         axes.set_ylim(-0.6, len(table) - 0.4)
         if i < 2:  # slopes; errors are told apart better without the way from 0
             axes.set_xlim(0, 1.06 * float(np.nanmax(ends.to_numpy(float), initial=0.1)))
@@ -301,7 +302,7 @@ def landscapes(found: Mapping[str, Landscape], title: str, note: str, png: Path,
 
 def _caption(label: str, one: Landscape) -> str:
     rises = ", ".join(f"{rise:+.3f} at {distance:g}" for distance, rise in one.rises.items())
-    return f"{label}\nMAE {one.centre:.3f}; {rises}"
+    return f"{_wrapped(label, 38)}\nMAE {one.centre:.3f}; {rises}"
 
 
 def _drawn_landscapes(found: Mapping[str, Landscape], title: str, note: str, low: float, high: float):
@@ -388,6 +389,10 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Writes a table."""
     with replacing(path) as temporary:
         table.to_csv(temporary, index=False)
+
+
+def _wrapped(label: str, letters: int = 26) -> str:
+    return textwrap.fill(label, letters, break_long_words=False)
 
 
 def _footnote(figure: Any, note: str) -> None:

@@ -106,4 +106,5 @@ def landscape(
         pairs = (errors_at(model, batch, distance * around) + errors_at(model, batch, -distance * around)) / 2
         rises[distance] = float(pairs.mean()) - centre
         deviations[distance] = float(pairs.std(ddof=1)) / math.sqrt(PAIRS)
-    return Landscape(axis, grid.reshape(points, points), centre, rises, len(batch), median_norm(model, batch))
+    square, norm = grid.reshape(points, points), median_norm(model, everything)
+    return Landscape(axis, square, centre, rises, deviations, len(batch), norm)
