@@ -450,3 +450,24 @@ def test_staged_model_serves_users_with_pseudo_sequences_of_their_own(settings):
     both = recommend(experiment, tokens, k=3, domain="films")
     one = recommend(experiment, tokens[1:], k=3, domain="films")
     assert list(both["item"][3:]) == list(one["item"]) and set(both["source"]) == {"model"}
+
+
+# -- sharpness -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sharpness", ["sam", "asam"])
+@pytest.mark.parametrize("model", [ToyMLP, "I2VAE", "LightGCNPSG", "BPR", "SASRec", "MultiVAE"])
+def test_any_model_can_be_trained_at_the_worst_weights_nearby(settings, model, sharpness):
+    more = {"psg": "random"} if model == "I2VAE" else {}
+    results = [go(settings, model, epochs=1, sharpness=kind, rho=0.5, **more) for kind in ("none", sharpness)]
+    weights = [
+        checkpoint.load(Path(settings["checkpoint_dir"]) / r["run_id"] / checkpoint.MODEL)[1]["model"]
+        for r in results
+    ]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert all(torch.isfinite(tensor).all() for tensor in weights[1].values() if tensor.is_floating_point())
+
+
+def test_pgd_needs_a_model_that_names_what_it_moves(settings):
+    with pytest.raises(CDRError, match="this one names none"):
+        go(settings, sharpness="pgd")
