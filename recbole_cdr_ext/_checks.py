@@ -174,6 +174,69 @@ def check_ranges(settings: Mapping[str, Any]) -> None:
             raise CDRError(f"{key}={value!r} should be {text}.")
 
 
+# -- what stands beside what ----------------------------------------------------------------------------------------
+
+
+def suggestion(key: str, known: Collection[str], renamed: Mapping[str, str]) -> str:
+    """Returns the end of a message on an unknown setting: its name here, or the nearest known one."""
+    return f" It is called '{renamed[key]}' here." if key in renamed else did_you_mean(key, known)
+
+
+def check_domain_settings(
+    settings: Mapping[str, Any], known: Collection[str], renamed: Mapping[str, str]
+) -> None:
+    """Checks ``domain_settings``, ``source`` and ``target``.
+
+    Args:
+        known: the settings that a domain may have.
+        renamed: what other libraries call some of them.
+
+    Raises:
+        CDRError: a domain or a setting is unknown.
+    """
+    for name, own in (settings.get("domain_settings") or {}).items():
+        if name not in settings["domains"]:
+            raise CDRError(
+                f"domain_settings: unknown domain '{name}'.{did_you_mean(name, settings['domains'])}"
+            )
+        for key in own or {}:
+            if key not in known:
+                raise CDRError(
+                    f"Unknown setting '{key}' of domain '{name}'.{suggestion(key, known, renamed)}"
+                )
+    for key in ("source", "target"):
+        if settings.get(key) is not None and settings[key] not in settings["domains"]:
+            raise CDRError(f"{key}={settings[key]} is none of the domains {', '.join(settings['domains'])}.")
+
+
+def check_split(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Checks that no setting is ignored by the split, or contradicts it.
+
+    Args:
+        defaults: the settings of the property files; these always pass.
+
+    Raises:
+        CDRError: one is or does.
+    """
+    split = settings["split"]
+    if (split == "cold_start") != (settings["task"] == "rating"):
+        raise CDRError(
+            f"split={split} does not serve task={settings['task']}: split=cold_start is the split of ratings, "
+            "user, leave_one_out and published are those of next_item. Leave it out."
+        )
+    unused = {"cold_start": ("overlap_ratio", "density", "time_respecting")}.get(split, ())
+    for key in ("cold_start_ratio", "split_ratio", *unused):
+        # The default passes, so that the settings of one run can be those of another (see to_dict).
+        if split != "user" and settings[key] and settings[key] != defaults[key]:
+            raise CDRError(f"{key} has no effect with split={split}: leave it out.")
+    if settings["order"] == "none" and split == "leave_one_out":
+        raise CDRError(
+            "split=leave_one_out needs an order, and the dataset says order: none. Use split=user."
+        )
+    if settings["order"] == "none" and settings["time_respecting"]:
+        raise CDRError("time_respecting=True needs an order, and the dataset says order: none. Leave it out.")
+
+
 # -- evaluation -----------------------------------------------------------------------------------------------------
 
 # RecBole's name for what our split does, where there is one. Its ratio splits cut each user's interactions; our

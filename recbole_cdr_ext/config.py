@@ -21,7 +21,15 @@ from recbole.evaluator import metric_types
 from recbole.utils import ModelType
 
 from recbole_cdr_ext import compat, registry
-from recbole_cdr_ext._checks import check_eval_args, check_metrics, check_ranges, check_type
+from recbole_cdr_ext._checks import (
+    check_domain_settings,
+    check_eval_args,
+    check_metrics,
+    check_ranges,
+    check_split,
+    check_type,
+    suggestion,
+)
 from recbole_cdr_ext._settings import (
     Loader,
     documented_keys,
@@ -273,8 +281,8 @@ class CDRConfig(Config):
         if self._described:
             self.description |= {key: settings[key] for key in ("domains", "order")}
         check_ranges(settings)
-        _check_domain_settings(settings, self._known_keys())
-        _check_split(settings, self.internal_config_dict)
+        check_domain_settings(settings, self._known_keys() | DOMAIN_KEYS, RENAMED)
+        check_split(settings, self.internal_config_dict)
         _check_metrics(settings)
         return settings
 
@@ -285,7 +293,7 @@ class CDRConfig(Config):
         for key, value in self.external_config_dict.items():
             origin = self._origin[key]
             if key not in known:
-                raise CDRError(f"Unknown setting '{key}' ({origin}).{_suggestion(key, known)}")
+                raise CDRError(f"Unknown setting '{key}' ({origin}).{suggestion(key, known, RENAMED)}")
             is_text = isinstance(value, str) and origin in ("config_dict", "command line")
             if key in ("model", "dataset"):
                 continue  # already resolved; RecBole sets them
@@ -430,53 +438,12 @@ def _keys_read_by(model: type) -> set[str]:
     return set(re.findall(r"config\[[\"'](\w+)[\"']\]", source))
 
 
-def _suggestion(key: str, known: Iterable[str]) -> str:
-    return f" It is called '{RENAMED[key]}' here." if key in RENAMED else did_you_mean(key, known)
-
-
 def _kind(value: Any) -> type | None:
     return None if value is None else type(value)
 
 
 def _as_list(value: str | Sequence[str]) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
-
-
-def _check_domain_settings(settings: Mapping[str, Any], known: set[str]) -> None:
-    for name, own in (settings.get("domain_settings") or {}).items():
-        if name not in settings["domains"]:
-            raise CDRError(
-                f"domain_settings: unknown domain '{name}'.{did_you_mean(name, settings['domains'])}"
-            )
-        for key in own or {}:
-            if key not in known | DOMAIN_KEYS:
-                raise CDRError(
-                    f"Unknown setting '{key}' of domain '{name}'.{_suggestion(key, known | DOMAIN_KEYS)}"
-                )
-    for key in ("source", "target"):
-        if settings.get(key) is not None and settings[key] not in settings["domains"]:
-            raise CDRError(f"{key}={settings[key]} is none of the domains {', '.join(settings['domains'])}.")
-
-
-def _check_split(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Refuses settings that the split would ignore or that contradict it."""
-    split = settings["split"]
-    if (split == "cold_start") != (settings["task"] == "rating"):
-        raise CDRError(
-            f"split={split} does not serve task={settings['task']}: split=cold_start is the split of ratings, "
-            "user, leave_one_out and published are those of next_item. Leave it out."
-        )
-    unused = {"cold_start": ("overlap_ratio", "density", "time_respecting")}.get(split, ())
-    for key in ("cold_start_ratio", "split_ratio", *unused):
-        # The default passes, so that the settings of one run can be those of another (see to_dict).
-        if split != "user" and settings[key] and settings[key] != defaults[key]:
-            raise CDRError(f"{key} has no effect with split={split}: leave it out.")
-    if settings["order"] == "none" and split == "leave_one_out":
-        raise CDRError(
-            "split=leave_one_out needs an order, and the dataset says order: none. Use split=user."
-        )
-    if settings["order"] == "none" and settings["time_respecting"]:
-        raise CDRError("time_respecting=True needs an order, and the dataset says order: none. Leave it out.")
 
 
 def _check_metrics(settings: dict[str, Any]) -> None:

@@ -483,7 +483,7 @@ def test_every_key_of_overall_has_a_type_and_a_meaning_and_a_default_that_fits()
 
 
 def test_rules_and_runtime_keys_name_settings_that_exist():
-    rating = CDRConfig("SCDR", "toy").to_dict()
+    rating = CDRConfig("TGT", "toy").to_dict()
     known = set(configure().to_dict()) | set(rating) | {"config_files"}
     assert set(RULES) - known == set()
     assert RUNTIME_KEYS - known == set()

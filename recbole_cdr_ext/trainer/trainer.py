@@ -23,7 +23,8 @@ from recbole_cdr_ext import compat
 from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.evaluation.metrics import mean_over_domains
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
-from recbole_cdr_ext.trainer import checkpoint, sharpness
+from recbole_cdr_ext.trainer import checkpoint, finite, sharpness
+from recbole_cdr_ext.trainer.tensorboard import TensorBoard
 
 compat.apply()
 
@@ -89,7 +90,7 @@ class CrossDomainTrainer(Trainer):
         self._bigger = bool(config["valid_metric_bigger"])
         self.max_seconds = float(config["max_seconds"] or 0)
         self.max_processor_seconds = float(config["max_processor_seconds"] or 0)
-        self.tensorboard: Any = None
+        self.tensorboard: TensorBoard | None = None
         self.optimizer: Any = None
 
         self.stopped = "epochs"
@@ -153,7 +154,8 @@ class CrossDomainTrainer(Trainer):
         phases = self.model.phases()
         self._where = "before the first epoch"
         try:
-            self._open_tensorboard()
+            if self.config["tensorboard"]:
+                self.tensorboard = TensorBoard(self.folder)
             started, self._processor_mark = perf_counter(), process_time()
             seed_everything(self._seed, len(phases), 0)
             self.model.fit_closed_form(split)
@@ -164,7 +166,9 @@ class CrossDomainTrainer(Trainer):
                 if self.stopped == "time":
                     self._skip_rest(phases)
                     break
-            self._add_hparam_to_tensorboard(self.best_valid_score)
+            if self.tensorboard is not None and math.isfinite(self.best_valid_score):
+                settings = self.config.to_dict() if hasattr(self.config, "to_dict") else dict(self.config)
+                self.tensorboard.add_settings(settings, self.best_valid_score)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(self._how_to_resume()) from None
         finally:
@@ -223,9 +227,7 @@ class CrossDomainTrainer(Trainer):
         entry: dict[str, Any] = {"phase": phase.name, "epoch": epoch, "seconds": trained - started}
         entry["loss"] = list(losses.values()) if isinstance(losses, dict) else losses
         line = self._title + self._generate_train_loss_output(epoch, started, trained, losses)
-        self._write_scalars(
-            {f"Loss/Train{name}": loss for name, loss in _named(losses).items()}, phase, epoch
-        )
+        scalars = {f"Loss/Train{name}": loss for name, loss in _named(losses).items()}
 
         last = epoch + 1 == epochs or self._out_of_time()
         stop = improved = False
@@ -250,9 +252,11 @@ class CrossDomainTrainer(Trainer):
             self.seconds["validation"] += took
             entry["valid_score"] = score
             line += self._validation_output(took, score, result, improved)
-            self._write_scalars({"Valid_score": score}, phase, epoch)
+            scalars["Valid_score"] = score
             if self.callback_fn:
                 self.callback_fn(epoch, score)
+        if self.tensorboard is not None:
+            self.tensorboard.add_scalars(scalars, epoch, phase.name if self._title else None)
         if self.verbose:
             self.logger.info(line)
         self.history.append(entry)
@@ -294,7 +298,7 @@ class CrossDomainTrainer(Trainer):
                 bar.set_postfix_str(set_color("GPU RAM: " + get_gpu_usage(self.device), "yellow"))
         if not total:
             raise CDRError(f"There is no batch to train on {self._where}.")
-        self._check_weights()
+        finite.check_weights(self.model, self._where, self._kept())
         return total.get("", total)
 
     def _update(self, loss_func, batch, number: int) -> dict[str, torch.Tensor]:
@@ -307,7 +311,7 @@ class CrossDomainTrainer(Trainer):
         rows_of = self._rows_of
         step = sharpness.Step(
             loss,
-            check=lambda terms: self._check_finite(terms, batch, number),
+            check=lambda terms: self._check_loss(terms, batch, number),
             clear=lambda: self.optimizer.zero_grad(set_to_none=True),
             rows=None if rows_of is None else lambda: rows_of(batch),
         )
@@ -477,30 +481,12 @@ class CrossDomainTrainer(Trainer):
         if self.skipped:
             self.logger.warning(f"{self.time_cap} left no time for: {', '.join(self.skipped)}")
 
-    # -- what is not finite ----------------------------------------------------------------------------------
-
-    def _check_finite(self, terms: dict[str, torch.Tensor], batch, number: int) -> None:
-        if all(math.isfinite(term.item()) for term in terms.values()):
-            return
-        domain = getattr(batch, "target_domain", None)
-        facts = {
-            "domain": "-" if domain is None else self.model.domain_names[domain],
-            "rows": len(batch),
-            "learning rate": self.optimizer.param_groups[0]["lr"],
-            "gradient norm of the batch before": _gradient_norm(self.optimizer),
-            "loss terms": ", ".join(f"{name or 'loss'} {term.item():g}" for name, term in terms.items()),
-            **self._sharpness.facts(),
-            **self.model.facts(batch),
-        }
-        said = "; ".join(f"{name}: {fact}" for name, fact in facts.items())
-        raise CDRError(f"The loss is not finite {self._where}, batch {number} ({said}). {self._kept()}")
-
-    def _check_weights(self) -> None:
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad and not torch.isfinite(parameter).all():
-                raise CDRError(
-                    f"Parameter '{name}' is not finite at the end of training {self._where}. {self._kept()}"
-                )
+    def _check_loss(self, terms: dict[str, torch.Tensor], batch, number: int) -> None:
+        if not all(math.isfinite(term.item()) for term in terms.values()):
+            facts = {**self._sharpness.facts(), **self.model.facts(batch)}
+            domains = self.model.domain_names
+            said = finite.describe(terms, batch, domains, self.optimizer, facts)
+            raise CDRError(f"The loss is not finite {self._where}, batch {number} ({said}). {self._kept()}")
 
     def _kept(self) -> str:
         kept = (
@@ -543,25 +529,6 @@ class CrossDomainTrainer(Trainer):
         of = f" ({phase.name})" if self._title else ""
         return f"Finished training{of}: {why}; best epoch {self.best_epoch}"
 
-    def _open_tensorboard(self) -> None:
-        if self.config["tensorboard"]:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.tensorboard = SummaryWriter(str(self.folder / "tensorboard"))
-
-    def _add_hparam_to_tensorboard(self, best_valid_result):
-        """RecBole's table of settings and best score, which TensorBoard compares runs by."""
-        if self.tensorboard is None or not math.isfinite(best_valid_result):
-            return
-        settings = self.config.to_dict() if hasattr(self.config, "to_dict") else dict(self.config)
-        plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in settings.items()}
-        self.tensorboard.add_hparams(plain, {"hparam/best_valid_result": best_valid_result}, run_name=".")
-
-    def _write_scalars(self, scalars: dict[str, float], phase: Phase, epoch: int) -> None:
-        if self.tensorboard is not None:
-            for tag, value in scalars.items():
-                self.tensorboard.add_scalar(f"{phase.name}/{tag}" if self._title else tag, value, epoch)
-
 
 def seed_everything(*entropy: int) -> None:
     """Seeds Python's, numpy's and torch's generators (adapted models may use any) from some numbers."""
@@ -581,13 +548,6 @@ def _terms(losses) -> dict[str, torch.Tensor]:
 
 def _named(losses: float | dict[str, float]) -> dict[str, float]:
     return {f"/{name}": value for name, value in losses.items()} if isinstance(losses, dict) else {"": losses}
-
-
-def _gradient_norm(optimizer: torch.optim.Optimizer) -> str:
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if not gradients:
-        return "none before it"
-    return f"{math.sqrt(sum(g.float().pow(2).sum().item() for g in gradients)):g}"
 
 
 @contextmanager
