@@ -167,7 +167,7 @@ def _keep_errors(folder: Path, path: Path) -> None:
     frame = pd.read_parquet(parquet) if parquet.exists() else pd.read_csv(folder / "instances.csv")
     frame = frame[frame.part == "test"]
     error = frame.absolute_error.to_numpy(np.float64)
-    user, place = np.unique(frame.user.astype(str), return_inverse=True)
+    user, place = np.unique(frame.user.to_numpy(str), return_inverse=True)
     sums = [np.bincount(place, weights) for weights in (np.ones(len(error)), error, error**2)]
     np.savez_compressed(path, user=user, n=sums[0], absolute=sums[1], squared=sums[2])
 

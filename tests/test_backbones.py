@@ -83,13 +83,11 @@ def test_lightgcn_on_a_path():
 
 @pytest.mark.parametrize("normalised", [False, True])
 def test_ngcf_on_a_path(normalised):
-    """One layer, two dimensions; W₁ swaps them, W₂ doubles them, b₁ = (1, 0), b₂ = (0, -30)."""
+    """One layer, two dimensions; W₁ swaps them, W₂ doubles them, b = (1, -30)."""
     backbone = ngcf(RatingGraph(PATH, 2, 1), 2, 1, normalised=normalised)
     with torch.no_grad():
-        backbone.sums[0].weight.copy_(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
-        backbone.products[0].weight.copy_(2 * torch.eye(2))
-        backbone.sums[0].bias.copy_(torch.tensor([1.0, 0.0]))
-        backbone.products[0].bias.copy_(torch.tensor([0.0, -30.0]))
+        backbone.maps[0].weight.copy_(torch.tensor([[0.0, 1.0, 2.0, 0.0], [1.0, 0.0, 0.0, 2.0]]))
+        backbone.maps[0].bias.copy_(torch.tensor([1.0, -30.0]))
     u0, u1, i0 = (2.0, 1.0), (4.0, 3.0), (6.0, 5.0)
     users, items = backbone(torch.tensor([u0, u1]), torch.tensor([i0]))
     assert users.shape == (2, 4) and items.shape == (1, 4) and backbone.width == 4
@@ -203,28 +201,26 @@ def test_nobody_held_out_has_an_edge_and_nothing_is_nan(root, backbone, biases):
 
 
 @pytest.mark.parametrize("backbone", GRAPHS)
-def test_deleting_the_test_rows_from_the_file_changes_no_target_output(tmp_path, backbone):
+def test_deleting_the_test_rows_from_the_file_changes_no_target_output(root, tmp_path, backbone):
     settings = {"backbone": backbone, "beta": 0.3, "split_seed": 1, **SMF}
-    data = random_ratings()
-    # Ids follow the file: a user of the target alone, who is never asked, rates its items first and keeps their ids.
-    data["films"] = [("first", f"f{item}", 3.0) for item in range(30)] + data["films"]
-    write_ratings(tmp_path / "whole" / "mini", data)
-    config = rating_config(tmp_path / "whole", NAMES, "TGT", **settings)
+    config = rating_config(root, NAMES, "TGT", **settings)
     dataset, split = load_data(config)
     asked = set(dataset.id2token("user_id", np.unique(split.test.user)))
     waiting = set(dataset.id2token("user_id", np.unique(split.valid.user)))
+    data = random_ratings()
     n_rows = len(data["films"])
     data["films"] = [row for row in data["films"] if row[0] not in asked]
     assert len(data["films"]) == n_rows - len(split.test)
-    write_ratings(tmp_path / "less" / "mini", data)
-    without, shorter = load_data(rating_config(tmp_path / "less", NAMES, "TGT", **settings))
+    write_ratings(tmp_path / "mini", data)
+    without, shorter = load_data(rating_config(tmp_path, NAMES, "TGT", **settings))
     # The overlapping users are others now, and so is the draw: D^t is put together from what is left of the file.
     events = without.events.take(without.events.domain == 1)
     stays = ~np.isin(without.id2token("user_id", events.user), list(waiting))
     left = Ratings(events.user[stays], events.item[stays], events.rating[stays].astype(np.float32))
-    assert left.fingerprint == split.train[1].fingerprint
     outputs = []
-    for data_of, own in ((dataset, split), (without, replace(shorter, train={**shorter.train, 1: left}))):
+    for data_of, own, rows in ((dataset, split, split.train[1]), (without, shorter, left)):
+        # Without times the order of a user's rows is drawn, over all of the file: here it is the items'.
+        own = replace(own, train={**own.train, 1: rows.take(np.lexsort((rows.item, rows.user)))})
         data_of.split = own
         seed_everything(0)
         model = TGT(config, data_of)
@@ -260,6 +256,7 @@ def test_a_step_propagates_once_whatever_its_sharpness(root, backbone, sharpness
     steps = 2 * len(experiment.model.batches(np.random.default_rng(0)))  # of two epochs
     assert len(calls) == steps
     assert len(losses) == steps * (6 if sharpness == "pgd" else 1)
+    assert experiment.model._parts is None  # no step's graph stays
 
 
 @pytest.mark.parametrize("backbone", ALL)
@@ -374,8 +371,9 @@ def test_ngcf_drops_messages_in_training_alone():
 
 
 @pytest.mark.parametrize("backbone", GRAPHS)
-def test_half_precision_leaves_the_propagation_alone(root, backbone):
-    assert fit(tgt(root, backbone, enable_amp=True, **SMF)).epochs_run == 2
+@pytest.mark.parametrize("sharpness", ["none", "sam", "pgd"])
+def test_half_precision_leaves_the_propagation_alone(root, backbone, sharpness):
+    assert fit(tgt(root, backbone, enable_amp=True, pretrain_sharpness=sharpness)).epochs_run == 2
 
 
 # -- what is handed on ---------------------------------------------------------------------------------------

@@ -97,10 +97,10 @@ class LightGCNBackbone(Backbone):
 
 
 class NGCFBackbone(Backbone):
-    """NGCF (Wang et al., SIGIR 2019):
-    E^(l+1) = LeakyReLU((Â + I) E^(l) W₁ + b₁ + (Â E^(l) ⊙ E^(l)) W₂ + b₂), and the concatenation of E^(0) … E^(L).
+    """NGCF (Wang et al., SIGIR 2019): E^(l+1) = LeakyReLU((Â + I) E^(l) W₁ + (Â E^(l) ⊙ E^(l)) W₂ + b), with dropout,
+    and the concatenation of E^(0) … E^(L).
 
-    Differs from the paper: biases b₁ and b₂, as in RecBole; W begins at half of Xavier's range, because Â + I doubles
+    Differs from the paper: there is a bias b, as in its code; W begins at half of Xavier's range, because Â + I doubles
     what most rows have in common.
 
     Args:
@@ -120,33 +120,28 @@ class NGCFBackbone(Backbone):
     ):
         super().__init__(graph, size, n_layers)
         self.width, self.normalised, self.gradient_share = size * (n_layers + 1), normalised, gradient_share
-        self.sums = nn.ModuleList(nn.Linear(size, size) for _ in range(n_layers))
-        self.products = nn.ModuleList(nn.Linear(size, size) for _ in range(n_layers))
-        for layer in (*self.sums, *self.products):
-            nn.init.xavier_uniform_(layer.weight, gain=0.5)
+        # W₁ and W₂ of a layer, one above the other.
+        maps = [nn.Linear(2 * size, size) for _ in range(n_layers)]
+        for layer in maps:
+            for part in layer.weight.split(size, 1):
+                nn.init.xavier_uniform_(part, gain=0.5)
             nn.init.zeros_(layer.bias)
+        self.maps = nn.ModuleList(maps)
 
     def propagated(self, users: torch.Tensor, items: torch.Tensor) -> Pair:
         """As in the base class; D = d (L + 1), and messages are dropped in training."""
-        outputs = [(users, items)]
-        for of_sum, of_product in zip(self.sums, self.products, strict=True):
-            around_users, around_items = self.graph.step(users, items)
-            users = self._layer(users, around_users, of_sum, of_product)
-            items = self._layer(items, around_items, of_sum, of_product)
-            last = (users, items)
-            if self.normalised:
-                last = functional.normalize(users, dim=1), functional.normalize(items, dim=1)
-            outputs.append(last)
-        return torch.cat([u for u, _ in outputs], 1), torch.cat([i for _, i in outputs], 1)
-
-    def _layer(self, own, neighbours, of_sum, of_product) -> torch.Tensor:
-        raw = self._mapped(of_sum, neighbours + own) + self._mapped(of_product, neighbours * own)
-        active = functional.leaky_relu(raw, NEGATIVE_SLOPE)
-        return functional.dropout(active, MESSAGE_DROPOUT, training=self.training)
-
-    def _mapped(self, layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-        weight, bias = (_Scaled.apply(p, self.gradient_share) for p in (layer.weight, layer.bias))
-        return functional.linear(x, weight, bias)
+        sizes = [len(users), len(items)]
+        x = torch.cat([users, items])
+        outputs = [x]
+        for layer in self.maps:
+            around = torch.cat(self.graph.step(*x.split(sizes)))
+            weight, bias = (_Scaled.apply(p, self.gradient_share) for p in (layer.weight, layer.bias))
+            raw = functional.linear(torch.cat([around + x, around * x], 1), weight, bias)
+            active = functional.leaky_relu(raw, NEGATIVE_SLOPE)
+            x = functional.dropout(active, MESSAGE_DROPOUT, training=self.training)
+            outputs.append(functional.normalize(x, dim=1) if self.normalised else x)
+        users, items = torch.cat(outputs, 1).split(sizes)
+        return users, items
 
 
 def propagates(config) -> bool:
