@@ -28,10 +28,12 @@ PRETRAIN_KEYS = (
 def pretraining(config, **changes: Any) -> list[Stage]:
     """The two stages that learn the vectors and biases of source and target."""
     settings = {key: config[key] for key in PRETRAIN_KEYS} | changes
+    # What decides nothing would only keep models from sharing their vectors.
     if settings["pretrain_sharpness"] == "none":
-        # Without it these decide nothing, and would only keep models from sharing their vectors.
         for key in ("rho_pretrain", "pretrain_pgd_steps", "rho_scope", "rho_relative", "pgd_step_size"):
             del settings[key]
+    if settings["backbone"] == "MF":
+        del settings["n_layers"], settings["edge_weight"]
     return [
         Stage("TGT", {**settings, "factorized": which}, seed_key="seed") for which in ("source", "target")
     ]
@@ -66,6 +68,7 @@ class Bridge(RatingRecommender):
         self.register_buffer("mapped_bias", self._mapped_bias(split, source, target))
         self._warn_of_collapse(split, {self.source: source, self.target: target})
         self.mapping = self.make_mapping()
+        self._parts: tuple[RatingBatch, tuple[int, ...], torch.Tensor, torch.Tensor] | None = None
         self._shared = whole_batch(split.shared_ratings(), int(dataset.item_offset[self.target]), self.target)
         self._overlapping = torch.from_numpy(split.overlapping)
         self._batch_size = int(config["train_batch_size"])
@@ -163,8 +166,17 @@ class Bridge(RatingRecommender):
         """Returns the ratings, (B,), that users with the source vectors ``rows`` (B, d) would give."""
         if not self.size:
             return self.base_rating(batch)
-        product = (self.bridged(rows, batch.user) * self.target_items[batch.item]).sum(1)
-        return self.base_rating(batch) + product
+        base, items = self._fixed_parts(batch)
+        return base + (self.bridged(rows, batch.user) * items).sum(1)
+
+    def _fixed_parts(self, batch: RatingBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns base rating (B,) and target vectors (B, d') of a batch, which sharpness asks for k + 1 times."""
+        fixed = (self.target_items, self.target_item_bias, self.mapped_bias, self.target_mean)
+        # torch counts the changes to a tensor: parts of tables that were changed since are not used.
+        state = tuple(tensor._version for tensor in fixed)
+        if self._parts is None or self._parts[0] is not batch or self._parts[1] != state:
+            self._parts = (batch, state, self.base_rating(batch), self.target_items[batch.item])
+        return self._parts[2], self._parts[3]
 
     def rate(self, batch: RatingBatch) -> torch.Tensor:
         """As in the base class."""

@@ -167,7 +167,7 @@ class PGD(Plain):
         for _ in range(self.steps):
             moved = (rows + delta).requires_grad_()
             (gradient,) = torch.autograd.grad(loss(moved), moved)
-            delta = project(delta + alpha * gradient.sign(), radius, self.scope)
+            delta = project(delta.add_(gradient.sign().mul_(alpha)), radius, self.scope)
         return delta
 
     def _radius(self, rows: torch.Tensor) -> torch.Tensor | float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from time import perf_counter, process_time
@@ -88,6 +89,9 @@ class CrossDomainTrainer(Trainer):
         self.clip_grad_norm = config["clip_grad_norm"]
         self.valid_metric = config["valid_metric"].lower()
         self._bigger = bool(config["valid_metric_bigger"])
+        amp = bool(config["enable_amp"])
+        # Entering autocast costs as much as a small loss: only where it is asked for.
+        self._precision = partial(torch.autocast, self.device.type, torch.bfloat16) if amp else nullcontext
         self.max_seconds = float(config["max_seconds"] or 0)
         self.max_processor_seconds = float(config["max_processor_seconds"] or 0)
         self.tensorboard: TensorBoard | None = None
@@ -305,7 +309,7 @@ class CrossDomainTrainer(Trainer):
         """One step of the optimiser, along the gradient that the phase's ``sharpness`` says."""
 
         def loss(rows: torch.Tensor | None) -> dict[str, torch.Tensor]:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=bool(self.config["enable_amp"])):
+            with self._precision():
                 return _terms(loss_func(batch) if rows is None else loss_func(batch, rows))
 
         rows_of = self._rows_of

@@ -74,7 +74,7 @@ class BiasOnly(Bridge):
     @classmethod
     def stages(cls, config) -> list[Stage]:
         """The biases of both domains."""
-        return pretraining(config, biases=True, embedding_size=0, pretrain_sharpness="none")
+        return pretraining(config, biases=True, embedding_size=0, backbone="MF", pretrain_sharpness="none")
 
 
 def shrunk_biases(split: RatingSplit, domain: int) -> tuple[float, np.ndarray, np.ndarray]:

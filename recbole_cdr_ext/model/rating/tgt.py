@@ -228,10 +228,10 @@ class TGT(RatingRecommender):
         users, items = self.eval().vectors()
         self.train(training)
         tables = Tables(
-            user=users.detach().clone(),
-            item=items.detach().clone(),
-            user_bias=self.user_bias.weight.detach().sum(1),
-            item_bias=self.item_bias.weight.detach().sum(1),
+            user=users.detach().cpu().clone(),
+            item=items.detach().cpu().clone(),
+            user_bias=self.user_bias.weight.detach().sum(1).cpu(),
+            item_bias=self.item_bias.weight.detach().sum(1).cpu(),
             mean=float(self.mean),
         )
         return split.with_tables(self.domain, tables)
