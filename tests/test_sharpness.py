@@ -163,7 +163,7 @@ def test_sam_on_a_quadratic_is_the_closed_form():
     gradient = scale * before
     assert torch.allclose(weight.grad, scale * (before + 0.3 * gradient / gradient.norm()))
     assert torch.equal(weight.detach(), before)
-    assert float(terms[""]) == pytest.approx(float(0.5 * (scale * before**2).sum()))
+    assert terms[""].item() == pytest.approx(float(0.5 * (scale * before**2).sum()))
 
 
 def test_asam_on_a_quadratic_is_the_closed_form():

@@ -10,8 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.graph.propagation import BipartiteGraph, mean_layers
-from recbole_cdr_ext.model.graph.propagation import _tensor as sparse_tensor
+from recbole_cdr_ext.model.graph.propagation import BipartiteGraph, mean_layers, sparse_tensor
 
 if TYPE_CHECKING:
     from recbole_cdr_ext.model.ratings import RatingBatch

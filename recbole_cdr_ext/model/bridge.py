@@ -166,10 +166,10 @@ class Bridge(RatingRecommender):
         """Returns the ratings, (B,), that users with the source vectors ``rows`` (B, d) would give."""
         if not self.size:
             return self.base_rating(batch)
-        base, items = self._fixed_parts(batch)
+        base, items = self.fixed_parts(batch)
         return base + (self.bridged(rows, batch.user) * items).sum(1)
 
-    def _fixed_parts(self, batch: RatingBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    def fixed_parts(self, batch: RatingBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns base rating (B,) and target vectors (B, d') of a batch, which sharpness asks for k + 1 times."""
         fixed = (self.target_items, self.target_item_bias, self.mapped_bias, self.target_mean)
         # torch counts the changes to a tensor: parts of tables that were changed since are not used.

@@ -39,8 +39,8 @@ class BipartiteGraph:
         scale_item = 1 / np.sqrt(np.maximum(self.item_degree, 1)).astype(np.float32)
         normalised = (sp.diags(scale_user) @ edges @ sp.diags(scale_item)).tocsr()
         self.edges = edges
-        self._users_to_items = _tensor(normalised, device)
-        self._items_to_users = _tensor(normalised.T.tocsr(), device)
+        self._users_to_items = sparse_tensor(normalised, device)
+        self._items_to_users = sparse_tensor(normalised.T.tocsr(), device)
 
     def step(self, users: torch.Tensor, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One layer: users (n_users, d) and items (n_items, d) each become the sum of their neighbours."""
@@ -64,7 +64,7 @@ def mean_layers(layers: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.
     return torch.stack([u for u, _ in layers]).mean(0), torch.stack([i for _, i in layers]).mean(0)
 
 
-def _tensor(matrix: sp.csr_matrix, device: str) -> torch.Tensor:
+def sparse_tensor(matrix: sp.csr_matrix, device: str) -> torch.Tensor:
     matrix.sort_indices()
     with warnings.catch_warnings():
         # Torch announces that its CSR support is in beta; products with dense matrices are what is used of it.
