@@ -62,7 +62,7 @@ def settings_to_resume(
     Raises:
         CDRError: there is no such run, or a setting that is given besides contradicts the run's.
     """
-    folder = _find_run(str(given["resume"]), str(given.get("checkpoint_dir") or DEFAULT_CHECKPOINT_DIR))
+    folder = find_run(str(given["resume"]), str(given.get("checkpoint_dir") or DEFAULT_CHECKPOINT_DIR))
     stored = stored_settings(folder)
     files = [*file_names(config_file_list), *file_names(given.get("config_files"))]
     # Anything given stands above what is stored: what then differs is a contradiction.
@@ -103,16 +103,19 @@ def _contradiction(key: str, given: Any, stored: Any, folder: Path) -> CDRError:
     )
 
 
-def _find_run(name: str, checkpoint_dir: str) -> Path:
+def find_run(name: str, checkpoint_dir: str | Path) -> Path:
+    """Returns the folder of a run: a name in ``checkpoint_dir``, or a path.
+
+    Raises:
+        CDRError: there is none of that name (with the nearest one).
+    """
     for folder in (Path(checkpoint_dir) / name, Path(name)):
         if (folder / SETTINGS).is_file():
             return folder
     root = Path(checkpoint_dir)
     known = [path.parent.name for path in root.glob(f"*/{SETTINGS}")] if root.is_dir() else []
-    raise CDRError(
-        f"There is no run '{name}': neither {root / name} nor {name} is a folder with a {SETTINGS}."
-        f"{did_you_mean(name, known)}"
-    )
+    places = ", ".join(dict.fromkeys([str(root / name), str(name)]))
+    raise CDRError(f"There is no run '{name}': no {SETTINGS} in {places}.{did_you_mean(name, known)}")
 
 
 # -- settings and result -------------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ import torch
 from recbole_cdr_ext import registry
 from recbole_cdr_ext.config import RUNTIME_KEYS
 from recbole_cdr_ext.data.ratings import RATING_SPLIT_KEYS
-from recbole_cdr_ext.errors import CDRError, did_you_mean
+from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.bridge import Bridge
 from recbole_cdr_ext.model.rating.floors import BiasOnly
 from recbole_cdr_ext.model.ratings import RatingBatch, RatingRecommender, whole_batch
-from recbole_cdr_ext.run_folder import DEFAULT_CHECKPOINT_DIR, SETTINGS, stored_settings
+from recbole_cdr_ext.run_folder import DEFAULT_CHECKPOINT_DIR, find_run, stored_settings
 from recbole_cdr_ext.serve import load_model
 from recbole_cdr_ext.tasks.rating import RatingExperiment
 from recbole_cdr_ext.trainer import checkpoint
@@ -59,7 +59,7 @@ def open_runs(
         CDRError: there is no such run, one is named twice, is no trained bridge, or the runs have different
             splits; found from the stored settings, before any data are read.
     """
-    folders = [find_run(name, checkpoint_dir) for name in names]
+    folders = [find_run(name, checkpoint_dir).resolve() for name in names]
     if not folders:
         raise CDRError("Which runs? Say --runs=RUN,RUN: names of folders that `recbole-cdr run` wrote.")
     twice = next((folder for i, folder in enumerate(folders) if folder in folders[:i]), None)
@@ -82,23 +82,6 @@ def open_runs(
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
     return [Run(*parts) for parts in zip(names, labels(stored, names), loaded, strict=True)]
-
-
-def find_run(name: str, checkpoint_dir: str | Path) -> Path:
-    """Returns the folder of a run.
-
-    Raises:
-        CDRError: there is none of that name (with the nearest one).
-    """
-    root = Path(checkpoint_dir)
-    for folder in (root / name, Path(name)):
-        if (folder / SETTINGS).is_file():
-            return folder.resolve()
-    known = [path.parent.name for path in root.glob(f"*/{SETTINGS}")] if root.is_dir() else []
-    raise CDRError(
-        f"There is no run '{name}': neither {root / name} nor {name} is a folder with a {SETTINGS}."
-        f"{did_you_mean(name, known)}"
-    )
 
 
 def check_trained(folder: Path, stored: Mapping[str, Any]) -> None:
