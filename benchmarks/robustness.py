@@ -24,8 +24,8 @@ EPSILONS = ("0.25", "0.5", "0.75", "1")
 PAGE = """# Robustness of the bridges, books → movies, β = 0.8, seed 0
 
 Made by `python benchmarks/robustness.py`: without biases (the papers' form) in `no_biases/`, with them in `biases/`.
-What is computed, and how to read it, stands in [docs/analyses.md](../../docs/analyses.md). One seed: differences of a few
-hundredths say nothing.
+What is computed, and how to read it, stands in [docs/analyses.md](../../docs/analyses.md). One seed: differences of a
+few hundredths say nothing.
 
 ## FGSM (the paper's Fig. 5): MAE of the test ratings under attack
 
