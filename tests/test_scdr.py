@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from recbole_cdr_ext.experiment import build
 from recbole_cdr_ext.run import run_recbole_cdr
 from recbole_cdr_ext.stages import run_stages
 from recbole_cdr_ext.trainer import checkpoint
+from recbole_cdr_ext.trainer.sharpness import PGD
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 
 NAMES = ["books", "films"]
@@ -126,6 +128,21 @@ def test_weights_can_be_moved_instead_of_rows(root, kind):
     _, plain = run(root, f"unmoved-{kind}", sharpness="none")
     _, moved = run(root, f"moved-{kind}", sharpness=kind, rho=0.1)
     assert not torch.equal(plain["mapping.0.weight"], moved["mapping.0.weight"])
+
+
+@pytest.mark.parametrize("biases", [True, False])
+def test_gradient_in_closed_form_is_autograds(root, biases):
+    experiment, _, _ = trained(root, biases=biases)
+    model, batch = experiment.model.double(), experiment.batch("test")
+    batch = replace(batch, rating=batch.rating.double())
+    rows = (model.source_rows(batch) + 0.1).detach().requires_grad_()
+    (expected,) = torch.autograd.grad((batch.rating - model.rate_from(rows, batch)).square().sum(), rows)
+    assert expected.abs().max() > 0.01
+    assert torch.allclose(model.rating_gradient(batch, rows.detach()), expected)
+    ball = PGD(0.25, 5)
+    loss = lambda moved: (batch.rating - model.rate_from(moved, batch)).square().mean()  # noqa: E731
+    known = ball.worst(rows.detach(), loss, lambda moved: model.rating_gradient(batch, moved))
+    assert torch.allclose(known, ball.worst(rows.detach(), loss))
 
 
 def test_rho_follows_the_bias_form_unless_it_is_given(root):

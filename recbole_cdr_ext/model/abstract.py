@@ -33,6 +33,8 @@ class Phase:
             last epoch is kept.
         rows: name of the method that gives the (B, d) rows of a batch that ``sharpness: pgd`` moves; ``loss`` then
             takes moved rows as its second argument. Empty: there are none.
+        row_gradient: name of a method ``(batch, rows) -> (B, d)`` that gives the gradient of ``loss`` with respect to
+            moved rows, up to a positive factor per row, faster than autograd does. Empty: autograd.
         settings: overrides of ``epochs``, ``learning_rate``, ``weight_decay``, ``learner``, ``stopping_step``,
             ``eval_step`` and the settings of sharpness for this phase; what is not named comes from the configuration.
     """
@@ -43,6 +45,7 @@ class Phase:
     parameters: tuple[str, ...] = ()
     validate: str | None = None
     rows: str = ""
+    row_gradient: str = ""
     settings: tuple[tuple[str, Any], ...] = ()
 
 

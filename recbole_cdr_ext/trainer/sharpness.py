@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,12 +30,14 @@ class Step:
         check: raises if a loss is not finite.
         clear: forgets the gradients.
         rows: the (B, d) rows that pgd moves, as part of the graph; None where the model names none.
+        gradient: the loss's gradient at given rows, (B, d), up to a positive factor per row; None: autograd's.
     """
 
     loss: Callable[[torch.Tensor | None], Terms]
     check: Callable[[Terms], None]
     clear: Callable[[], None]
     rows: Callable[[], torch.Tensor] | None = None
+    gradient: Callable[[torch.Tensor], torch.Tensor] | None = None
 
 
 class Plain:
@@ -148,26 +151,31 @@ class PGD(Plain):
         """As :meth:`Plain.backward`; the returned terms are those at rows + δ*."""
         assert step.rows is not None
         rows = step.rows()
-        delta = self.worst(rows.detach(), lambda moved: _total(step.loss(moved)))
+        delta = self.worst(rows.detach(), lambda moved: _total(step.loss(moved)), step.gradient)
         terms = step.loss(rows + delta)
         _backward(terms, step)
         return terms
 
-    def worst(self, rows: torch.Tensor, loss: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    def worst(
+        self,
+        rows: torch.Tensor,
+        loss: Callable[[torch.Tensor], torch.Tensor],
+        gradient: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """Returns δ*, (B, d), for rows that are no part of a graph.
 
         Args:
             loss: the scalar loss at (B, d) rows. Only the signs of its gradient count, so neither the reduction
                 nor a positive factor matters.
+            gradient: its gradient at (B, d) rows, where that is known in closed form; None: autograd's.
         """
+        gradient = gradient or partial(_gradient, loss)
         radius = self._radius(rows)
         n = rows.shape[1] if self.scope == "row" else rows.numel()
         alpha = self.step_size or 2.5 * radius / (self.steps * math.sqrt(n))
         delta = torch.zeros_like(rows)
         for _ in range(self.steps):
-            moved = (rows + delta).requires_grad_()
-            (gradient,) = torch.autograd.grad(loss(moved), moved)
-            delta = project(delta.add_(gradient.sign().mul_(alpha)), radius, self.scope)
+            delta = project(delta.add_(gradient(rows + delta).sign().mul_(alpha)), radius, self.scope)
         return delta
 
     def _radius(self, rows: torch.Tensor) -> torch.Tensor | float:
@@ -218,6 +226,11 @@ def make(settings: Mapping[str, Any], parameters: Sequence[torch.nn.Parameter], 
 
 def _length(rows: torch.Tensor, scope: str) -> torch.Tensor:
     return rows.norm(dim=1, keepdim=True) if scope == "row" else rows.norm()
+
+
+def _gradient(loss: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+    rows = rows.requires_grad_()
+    return torch.autograd.grad(loss(rows), rows)[0]
 
 
 def _total(terms: Terms) -> torch.Tensor:

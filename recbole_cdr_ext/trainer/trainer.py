@@ -104,6 +104,7 @@ class CrossDomainTrainer(Trainer):
         self.processor_seconds = 0.0
         self.skipped: list[str] = []
         self._phase_index = 0
+        self._rows_of = self._row_gradient = None
         self._start_phase()
         self._resumed: tuple[dict[str, Any], dict[str, checkpoint.State]] | None = None
         self._last_saved: str | None = None
@@ -224,6 +225,7 @@ class CrossDomainTrainer(Trainer):
             train_data.set_epoch(index, epoch)
             batches = train_data
         self._rows_of = getattr(self.model, phase.rows) if phase.rows else None
+        self._row_gradient = getattr(self.model, phase.row_gradient) if phase.row_gradient else None
         losses = self._train_epoch(batches, epoch, getattr(self.model, phase.loss), self.show_progress)
         trained = perf_counter()
         self.seconds["training"] += trained - started
@@ -312,12 +314,13 @@ class CrossDomainTrainer(Trainer):
             with self._precision():
                 return _terms(loss_func(batch) if rows is None else loss_func(batch, rows))
 
-        rows_of = self._rows_of
+        rows_of, row_gradient = self._rows_of, self._row_gradient
         step = sharpness.Step(
             loss,
             check=lambda terms: self._check_loss(terms, batch, number),
             clear=lambda: self.optimizer.zero_grad(set_to_none=True),
             rows=None if rows_of is None else lambda: rows_of(batch),
+            gradient=None if row_gradient is None else lambda rows: row_gradient(batch, rows),
         )
         terms = self._sharpness.backward(step)
         if self.clip_grad_norm:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+
 from recbole_cdr_ext.model.abstract import Phase
 from recbole_cdr_ext.model.bridge import Bridge
+from recbole_cdr_ext.model.ratings import RatingBatch
 
 
 class SCDR(Bridge):
@@ -33,4 +36,17 @@ class SCDR(Bridge):
             return []
         rho = self.config["rho"]
         rho = (0.25 if self.has_biases else 0.05) if rho is None else rho
-        return [self.mapping_phase(settings={"rho": rho})]
+        return [self.mapping_phase(row_gradient="rating_gradient", settings={"rho": rho})]
+
+    @torch.no_grad()
+    def rating_gradient(self, batch: RatingBatch, rows: torch.Tensor) -> torch.Tensor:
+        """Returns ∇ (r - r̂)² with respect to each source vector, (B, d), at ``rows``.
+
+        Each of the k looks of a step needs it: in closed form it takes a third of autograd's time.
+        """
+        first, _, second = self.mapping
+        base, items = self.fixed_parts(batch)
+        hidden = torch.tanh(first(rows))
+        error = batch.rating - base - (second(hidden) * items).sum(1)
+        slope = ((items @ second.weight) * (1 - hidden.square())) @ first.weight
+        return -2 * error.unsqueeze(1) * slope
