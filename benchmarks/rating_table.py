@@ -33,6 +33,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 ROWS, TABLE, PAIRS = (ROOT / "results" / name for name in ("rating.jsonl", "rating.md", "rating_pairs.json"))
 
+RESULT_HEADING = "## Result"
+
 DIRECTIONS = (
     ("books_movies", "books", "movies"),
     ("books_movies", "movies", "books"),
@@ -194,7 +196,7 @@ def write_table(rows: list[dict], runs: str) -> None:
         "users, the test users were looked at once, and no setting was tuned for this page. Bold: the best of the",
         "column. Made by `python benchmarks/rating_table.py`; each row's command stands in results/rating.jsonl.",
         "*Biases*: μ + b_u + b_i + product, the user's bias mapped from the source; without them the product alone, as",
-        "in the papers.",
+        "in the papers. What it all says: [docs/ratings.md](../docs/ratings.md).",
     ]
     order = [*METHODS, *TEXT, *BACKBONES]
     for scene in dict.fromkeys(f"{d}: {s} → {t}" for d, s, t in DIRECTIONS):
@@ -202,6 +204,27 @@ def write_table(rows: list[dict], runs: str) -> None:
             lines += ["", f"## {scene}", "", *_scene(scenes[scene], order)]
     lines += ["", *_claims(rows, pairs)]
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    first = "{}: {} → {}".format(*DIRECTIONS[0])
+    _write_model_pages(first, _scene(scenes[first], order))
+
+
+def _write_model_pages(scene: str, lines: list[str]) -> None:
+    """Puts each model's rows of one scene at the end of its page in docs/models."""
+    for page in sorted((ROOT / "docs/models").glob("*.md")):
+        names = {
+            "SCDR": r"SCDR.*",
+            "backbones": r"SCDR, .*",
+            "floors": "|".join(map(re.escape, FLOORS.values())),
+        }
+        pattern = names.get(page.stem, re.escape(page.stem))
+        own = [line for line in lines if re.match(rf"\| ({pattern}) \(\d+\) \|", line)]
+        if not own:
+            continue
+        text = page.read_text(encoding="utf-8").split(RESULT_HEADING)[0].rstrip()
+        said = f"{scene}, MAE / RMSE over seeds (made by `python benchmarks/rating_table.py`):"
+        page.write_text(
+            "\n".join([text, "", RESULT_HEADING, "", said, "", *lines[:2], *own]) + "\n", encoding="utf-8"
+        )
 
 
 def _values(rows: list[dict]) -> np.ndarray:
