@@ -76,9 +76,13 @@ def recommend(
         ("model" or "popularity").
 
     Raises:
-        CDRError: the domain is unknown, or not given where there are several.
+        CDRError: the domain is unknown, or not given where there are several; or the run predicts ratings.
     """
     config, dataset, split, model = experiment.config, experiment.dataset, experiment.split, experiment.model
+    if not isinstance(experiment, NextItemExperiment):
+        raise CDRError(
+            f"{config['model']} predicts ratings and ranks no items: recommend from a next_item run."
+        )
     name = domain or config["target"] or (dataset.domains[0] if dataset.n_domains == 1 else None)
     if name is None:
         raise CDRError(f"Which domain? Give one of {', '.join(dataset.domains)}.")

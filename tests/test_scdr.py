@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from support import random_ratings, rating_config, write_ratings
@@ -13,6 +14,7 @@ from support import random_ratings, rating_config, write_ratings
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.experiment import build
 from recbole_cdr_ext.run import run_recbole_cdr
+from recbole_cdr_ext.serve import load_model, recommend
 from recbole_cdr_ext.stages import run_stages
 from recbole_cdr_ext.trainer import checkpoint
 from recbole_cdr_ext.trainer.sharpness import PGD
@@ -68,6 +70,15 @@ def test_a_run_says_what_it_should(root, capsys):
     for name in ("SCDR", *result["floors"]):
         assert name in printed
     assert f"{cell['mae']:.4f}" in printed
+
+
+def test_a_saved_run_predicts_again_and_recommends_nothing(root):
+    run(root, "saved-run")
+    experiment = load_model(root / "saved" / "saved-run")
+    frame = pd.read_parquet(root / "saved" / "saved-run" / "instances.parquet")
+    assert experiment.predict("test") == pytest.approx(frame[frame.part == "test"].prediction.to_numpy())
+    with pytest.raises(CDRError, match="SCDR predicts ratings and ranks no items"):
+        recommend(experiment, ["u001"])
 
 
 def test_the_other_direction(root):
