@@ -281,6 +281,10 @@ def _help(name: str, words: Sequence[str]) -> str:
     if name == "run" and model:
         for path in _model_files(model):
             text += ["", f"Settings of {model}:", *_describe(documented_keys(path).values())]
+    if name == "run":
+        for path in sorted((properties_dir() / "task").glob("*.yaml")):
+            text += ["", f"Settings of task {path.stem}, and its defaults for those of all runs:"]
+            text += _describe(documented_keys(path).values())
     section = None
     command = f"{name} {words[0]}" if words and f"{name} {words[0]}" in _OWN else name
     for key in _keys(command).values():

@@ -187,3 +187,10 @@ def test_a_reader_that_left_is_no_error():
     done = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_help_of_run_shows_the_settings_of_a_task(capsys):
+    assert main(["run", "--help", "--model=SCDR"]) == 0
+    shown = capsys.readouterr().out
+    for key in ("--beta=0.5", "--biases=True", "--bias_map=ratings", "--sharpness=pgd", "--rho_pretrain=0.1"):
+        assert key in shown
