@@ -17,7 +17,11 @@ from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.paths import properties_dir
 
 
-class Loader(yaml.SafeLoader):
+# libyaml's parser where PyYAML has it: a run reads some fifty files, for itself and for each of its stages.
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class Loader(_SafeLoader):
     """YAML's safe loader, with RecBole's reading of numbers, Python's ``None``, and no key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
