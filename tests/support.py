@@ -31,13 +31,25 @@ class Loaded:
         return int(self.dataset.token2id("user_id", token))
 
 
-def write_domains(folder: Path, domains: dict[str, Rows]) -> Path:
-    """Writes each domain's (user, item, time) rows as an atomic file."""
+def write_domains(folder: Path, domains: dict[str, Rows], value: str = "timestamp") -> Path:
+    """Writes each domain's (user, item, value) rows as an atomic file; the values are times, or ratings."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in domains.items():
-        frame = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"])
-        atomic.write_inter(folder / f"{name}.inter", frame.astype({"timestamp": float}))
+        frame = pd.DataFrame(rows, columns=["user_id", "item_id", value])
+        atomic.write_inter(folder / f"{name}.inter", frame.astype({value: float}))
     return folder
+
+
+def here(root: Path) -> dict[str, object]:
+    """Settings of a quiet run that reads and writes below ``root`` alone."""
+    return {
+        "data_path": str(root),
+        "checkpoint_dir": str(root / "saved"),
+        "cache_dir": str(root / "cache"),
+        "show_progress": False,
+        "tensorboard": False,
+        "use_gpu": False,
+    }
 
 
 def load(tmp_path: Path, domains: dict[str, Rows], model: str = "I2VAE", **settings) -> Loaded:
@@ -50,17 +62,7 @@ def load_written(
     root: Path, domains: list[str], model: str = "I2VAE", dataset: str = "mini", **settings
 ) -> Loaded:
     """Loads and splits ``root/dataset``."""
-    given = {
-        "data_path": str(root),
-        "domains": domains,
-        "order": "clock",
-        "show_progress": False,
-        "checkpoint_dir": str(root / "saved"),
-        "cache_dir": str(root / "cache"),
-        "tensorboard": False,
-        "use_gpu": False,
-        **settings,
-    }
+    given = {**here(root), "domains": domains, "order": "clock", **settings}
     config = CDRConfig(model=model, dataset=dataset, config_dict=given)
     data = CrossDomainDataset(config)
     return Loaded(config, data, make_split(config, data))
@@ -85,29 +87,13 @@ def random_domains(
 
 def write_ratings(folder: Path, domains: dict[str, Rows]) -> Path:
     """Writes each domain's (user, item, rating) rows as an atomic file without time."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in domains.items():
-        frame = pd.DataFrame(rows, columns=["user_id", "item_id", "rating"])
-        atomic.write_inter(folder / f"{name}.inter", frame.astype({"rating": float}))
-    return folder
+    return write_domains(folder, domains, "rating")
 
 
 def rating_config(root: Path, domains: list[str], model: str = "SCDR", **settings) -> CDRConfig:
     """Settings of a rating model on ``root/mini``, quick ones unless others are given."""
-    given = {
-        "task": "rating",
-        "data_path": str(root),
-        "domains": domains,
-        "order": "none",
-        "show_progress": False,
-        "checkpoint_dir": str(root / "saved"),
-        "cache_dir": str(root / "cache"),
-        "tensorboard": False,
-        "use_gpu": False,
-        "pretrain_epochs": 2,
-        "epochs": 2,
-        **settings,
-    }
+    quick = {"pretrain_epochs": 2, "epochs": 2}
+    given = {**here(root), "task": "rating", "domains": domains, "order": "none", **quick, **settings}
     return CDRConfig(model=model, dataset="mini", config_dict=given)
 
 

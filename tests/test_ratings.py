@@ -223,6 +223,31 @@ def test_bad_settings_are_one_clear_error(root, settings, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        ("BiasOnly", {"biases": False}, "BiasOnly is biases and nothing else"),
+        ("TGT", {"cold_user": "men"}, "cold_user='men' should be one of untrained, mean"),
+    ],
+)
+def test_settings_that_a_model_cannot_have_are_an_error(root, model, settings, message):
+    with pytest.raises(CDRError) as error:
+        rating_config(root, NAMES, model, **settings)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 3}, "epochs=3 has no effect on TGT, which is pre-training alone: set pretrain_epochs."),
+        ({"sharpness": "sam"}, "set pretrain_sharpness."),
+    ],
+)
+def test_settings_that_tgt_ignores_are_a_warning(root, caplog, settings, message):
+    rating_config(root, NAMES, "TGT", **settings)
+    assert message in caplog.text
+
+
 def test_ratings_that_are_missing_are_an_error(tmp_path):
     write_ratings(tmp_path / "mini", random_ratings())
     path = tmp_path / "mini" / "films.inter"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from logging import getLogger
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ class Bridge(RatingRecommender):
             known = torch.from_numpy(split.known_items(domain)).to(table.item.device)
             length = float(table.item[known].norm(dim=1).median()) if self.size else COLLAPSED
             if length < COLLAPSED:
-                self._warn(
+                getLogger().warning(
                     f"The item vectors of '{self.domain_names[domain]}' have collapsed (median length {length:.3g}): "
                     "what they predict is hardly more than the biases. Lower rho_pretrain or pretrain_reg_weight, or "
                     "raise init_std."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from logging import getLogger
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
@@ -127,16 +128,10 @@ class RatingRecommender(CrossDomainRecommender):
             raise CDRError("embedding_size=0 with biases=False leaves nothing to learn: set one of them.")
         if config["pretrain_reduction"] == "sum" and config["pretrain_batch_size"] > 1024:
             # A popular item's step grows with the batch; measured: 4,096 diverges without biases.
-            cls._warn(
+            getLogger().warning(
                 f"pretrain_reduction=sum with pretrain_batch_size={config['pretrain_batch_size']}: steps may diverge; "
                 "1,024 or less is safe."
             )
-
-    @staticmethod
-    def _warn(text: str) -> None:
-        from logging import getLogger
-
-        getLogger().warning(text)
 
     def rate(self, batch: RatingBatch) -> torch.Tensor:
         """Returns the predicted ratings of target items by cold-start users, (B,)."""

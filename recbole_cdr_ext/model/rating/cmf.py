@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from logging import getLogger
 
 import numpy as np
 import torch
@@ -74,7 +75,7 @@ class CMF(RatingRecommender):
                 "pretrain_reg_weight, the L2 penalty per rating."
             )
         if config["reduction"] == "sum" and config["train_batch_size"] > 1024:
-            cls._warn(
+            getLogger().warning(
                 f"reduction=sum with train_batch_size={config['train_batch_size']}: steps may diverge; 1,024 or less "
                 "is safe."
             )

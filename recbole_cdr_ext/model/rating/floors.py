@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from recbole_cdr_ext.data.ratings import Ratings, RatingSplit
+from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.abstract import Phase, Stage
 from recbole_cdr_ext.model.bridge import Bridge, pretraining
 from recbole_cdr_ext.model.ratings import RatingBatch, RatingRecommender
@@ -70,6 +71,13 @@ class BiasOnly(Bridge):
     """Mean, item bias, and the user's bias mapped from the source: jointly learned, without any vector (d = 0)."""
 
     paper = "-"
+
+    @classmethod
+    def check_settings(cls, config) -> None:
+        """As in the base class; without biases nothing is left of it."""
+        super().check_settings(config)
+        if not config["biases"]:
+            raise CDRError("BiasOnly is biases and nothing else: leave biases=False out.")
 
     @classmethod
     def stages(cls, config) -> list[Stage]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from logging import getLogger
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,21 @@ from recbole_cdr_ext.model.ratings import RatingBatch, RatingRecommender, Shuffl
 
 # Learners that torch can apply sparse gradients with.
 SPARSE_LEARNERS = ("sgd", "adagrad", "sparse_adam")
+
+
+# What other models call the settings of their training: TGT's are those of all models' pre-training.
+PRETRAINED = {
+    "epochs": "pretrain_epochs",
+    "stopping_step": "pretrain_stopping_step",
+    "learning_rate": "pretrain_learning_rate",
+    "learner": "pretrain_learner",
+    "reduction": "pretrain_reduction",
+    "train_batch_size": "pretrain_batch_size",
+    "sharpness": "pretrain_sharpness",
+    "rho": "rho_pretrain",
+    "pgd_steps": "pretrain_pgd_steps",
+    "weight_decay": "pretrain_reg_weight",
+}
 
 
 class FactorizationLoss(NamedTuple):
@@ -103,8 +119,13 @@ class TGT(RatingRecommender):
 
     @classmethod
     def check_settings(cls, config) -> None:
-        """As in the base class; checks what the backbone can be trained with."""
+        """As in the base class; checks what the backbone can be trained with, and warns of settings without effect."""
         super().check_settings(config)
+        for key, own in PRETRAINED.items():
+            if config[key] != config.internal_config_dict[key]:
+                getLogger().warning(
+                    f"{key}={config[key]} has no effect on TGT, which is pre-training alone: set {own}."
+                )
         backbones.check_settings(config)
 
     @classmethod
