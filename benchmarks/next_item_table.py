@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rows import append_row, read_rows
+from rows import options as common_options
 from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
@@ -109,12 +111,6 @@ def cells(seeds: int) -> list[Cell]:
                 if number < (most if seeded else 1):
                     found.append(Cell(label, model, dataset, split, FIRST_SEED + number, (*arguments,)))
     return found
-
-
-def read_rows() -> dict[str, dict]:
-    """The finished cells by command."""
-    lines = ROWS.read_text().splitlines() if ROWS.exists() else []
-    return {row["command"]: row for row in map(json.loads, lines)}
 
 
 def run(cell: Cell, options: argparse.Namespace) -> dict | str:
@@ -214,18 +210,13 @@ def _cell(rows: list[dict], part: str, column: tuple[str, str], metric: str, bes
 
 def main() -> None:
     """Runs what is missing and writes the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--only", default="", help="regular expression on the commands")
-    parser.add_argument("--seeds", type=int, default=3, help="at most so many seeds")
+    parser = common_options(__doc__, jobs=2)
     parser.add_argument(
         "--max-seconds", type=int, default=900, help="cap on the processor time of a run's training"
     )
     parser.add_argument("--runs", default="saved", help="folder of the runs")
     options = parser.parse_args()
-    done = read_rows()
+    done = read_rows(ROWS)
     missing = [
         c for c in cells(options.seeds) if c.command not in done and re.search(options.only, c.command)
     ]
@@ -236,8 +227,7 @@ def main() -> None:
             if isinstance(row, str):
                 tqdm.write(f"FAILED {row}")
                 continue
-            with ROWS.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append_row(ROWS, row)
             done[row["command"]] = row
             write_table(list(done.values()), options.max_seconds)
             tqdm.write(

@@ -8,8 +8,6 @@ done (results/rating_trials.jsonl) is not run again.
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import os
 import re
@@ -20,6 +18,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is imported
 
 import numpy as np
+from rows import append_row, read_rows
+from rows import options as common_options
 from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
@@ -91,17 +91,11 @@ def write_page(found: dict[str, dict[str, list[float]]]) -> None:
 
 def main() -> None:
     """Runs what is missing and writes the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=3, help="at most so many seeds")
-    parser.add_argument("--only", default="", help="regular expression on the trials' names")
-    options = parser.parse_args()
+    options = common_options(__doc__, only="trials' names").parse_args()
     os.chdir(ROOT)
     logging.disable(logging.WARNING)
     found: dict[str, dict[str, list[float]]] = {}
-    for line in ROWS.read_text(encoding="utf-8").splitlines() if ROWS.exists() else []:
-        row = json.loads(line)
+    for row in read_rows(ROWS, lambda row: (row["trial"], row["seed"])).values():
         found.setdefault(row["trial"], {})[str(row["seed"])] = row["valid"]
     missing = [
         (name, seed)
@@ -112,8 +106,7 @@ def main() -> None:
     for name, seed in tqdm(missing, ncols=100, desc="trials"):
         values = list(trial(dict(TRIALS[name]), seed))
         found.setdefault(name, {})[str(seed)] = values
-        with ROWS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"trial": name, "seed": seed, "valid": values}, ensure_ascii=False) + "\n")
+        append_row(ROWS, {"trial": name, "seed": seed, "valid": values})
         write_page(found)
     write_page(found)
     print(PAGE.read_text(encoding="utf-8"))
