@@ -454,6 +454,45 @@ def test_sequential_models_learn_from_filled_histories_with_negatives_where_aske
     assert rows == (split.train.own_length > 0).sum()
 
 
+@pytest.mark.parametrize("scope", ["target", "all"])
+@pytest.mark.parametrize("model_class", [SASRec, GRU4Rec])
+def test_one_pass_is_the_mean_of_a_pass_per_position(build, model_class, scope):
+    """No sequence is longer than a window here, so every position reads the same history either way."""
+    settings = {"max_history_length": 60, "baseline_scope": scope, "train_batch_size": 10**6}
+    setup = build(model_class, 2, split="leave_one_out", **settings)
+    assert setup.model.one_pass
+    batches = list(setup.model.sequence_batches(np.random.default_rng(0)))
+    each = build(model_class, 2, split="leave_one_out", one_pass=False, **settings)
+    assert each.model.phases()[0].batches is None
+    each.model.load_state_dict(setup.model.state_dict())
+    setup.model.eval(), each.model.eval()  # no dropout
+    train_ = setup.split.train
+    assert len(batches) == len(setup.model.spaces)
+    for batch in batches:
+        rows = np.arange(len(train_)) if scope == "all" else np.flatnonzero(train_.domain == batch.tag)
+        terms, count = 0.0, 0
+        for domain in np.unique(train_.domain[rows]):
+            own = rows[train_.domain[rows] == domain]
+            one = make_batch(train_, own, max_length=60, merged=scope == "all")
+            filled = int((one["merged" if scope == "all" else f"history_{domain}"] != 0).any(1).sum())
+            terms, count = terms + each.model.calculate_loss(one).item() * filled, count + filled
+        assert count == int((batch.targets != 0).sum())
+        np.testing.assert_allclose(setup.model.sequence_loss(batch).item(), terms / count, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "settings"),
+    [
+        (SASRec, {"train_targets": "last"}),
+        (SASRec, {"targets_per_sequence": 2}),
+        (SASRec, {"loss_type": "BPR", "train_neg_num": 1}),
+        (BERT4Rec, {}),
+    ],
+)
+def test_models_that_cannot_train_in_one_pass_train_per_position(build, model_class, settings):
+    assert build(model_class, 2, **settings).model.phases()[0].batches is None
+
+
 def test_a_batch_without_any_history_has_a_loss_without_effect(build):
     setup = build(SASRec, 2)
     batch = make_batch(setup.split.train, np.array([0]), max_length=5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from recbole.model.abstract_recommender import AbstractRecommender, AutoEncoderM
 from recbole.utils import InputType
 
 from recbole_cdr_ext.data.instances import Batch
+from recbole_cdr_ext.data.sequences import EpochBatches
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
 from recbole_cdr_ext.model.recbole_baseline import RecBoleBaseline, pairs
@@ -130,20 +130,6 @@ def _uniform_negatives(settings: BaselineSettings, recbole_class: type[AbstractR
             f"train_neg_sample_args {asked}: only uniform negatives (distribution: uniform, dynamic: False) are drawn."
         )
     return int(asked.get("sample_num", 1))
-
-
-class EpochBatches:
-    """The batches of one epoch, each made when its turn comes; ``parts`` are the arguments that ``make`` takes."""
-
-    def __init__(self, parts: list[tuple[int, np.ndarray]], make: Callable[[int, np.ndarray], Batch]):
-        self._parts, self._make = parts, make
-
-    def __len__(self) -> int:
-        return len(self._parts)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for part in self._parts:
-            yield self._make(*part)
 
 
 def _shuffled_parts(sizes: list[int], size: int, rng: np.random.Generator) -> list[tuple[int, np.ndarray]]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import InputType
 from torch import nn
 
 from recbole_cdr_ext.data.instances import Batch
-from recbole_cdr_ext.model.abstract import CrossDomainRecommender
+from recbole_cdr_ext.data.sequences import EpochBatches, SequenceBatch, TrainingSequences
+from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
+from recbole_cdr_ext.model.losses import softmax_loss
 from recbole_cdr_ext.model.recbole_baseline import RecBoleBaseline, pairs
 
 # Sequential models whose scores do not depend on how far a sequence is padded: batches stay as short as they can.
@@ -90,9 +93,44 @@ class SequentialBaseline(RecBoleBaseline):
 
 
 class SequenceDotBaseline(SequentialBaseline):
-    """SASRec, GRU4Rec: the sequence's vector times the item's."""
+    """SASRec, GRU4Rec: the sequence's vector times the item's.
+
+    Their states look at nothing behind them, so with ``one_pass`` one pass over a sequence trains all of its
+    positions; RecBole's way, and ``one_pass: False``, is a pass per position.
+    """
 
     score = CrossDomainRecommender.score
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        every = config["train_targets"] == "all" and not config["targets_per_sequence"]
+        self.one_pass = bool(config["one_pass"]) and every and not self.needs_negatives
+        if self.one_pass:
+            events = dataset.train_events
+            masks = [(events.item >= space.first) & (events.item < space.stop) for space in self.spaces]
+            self.sequences_of = [TrainingSequences(events, self.max_history_length, mask) for mask in masks]
+
+    def phases(self) -> list[Phase]:
+        """One phase, over whole sequences with ``one_pass``."""
+        return [Phase(batches="sequence_batches", loss="sequence_loss")] if self.one_pass else [Phase()]
+
+    def sequence_batches(self, rng: np.random.Generator) -> EpochBatches:
+        """Returns the training sequences in batches of one space and about ``train_batch_size`` targets each."""
+        size = int(self.config["train_batch_size"])
+        parts = [(k, rows) for k, held in enumerate(self.sequences_of) for rows in held.parts(size, rng)]
+        return EpochBatches(
+            [parts[place] for place in rng.permutation(len(parts))],
+            lambda index, rows: self.sequences_of[index].batch(rows, index),
+        )
+
+    def sequence_loss(self, batch: SequenceBatch) -> torch.Tensor:
+        """RecBole's softmax cross-entropy over the items of the space, mean over all positions."""
+        model, space = self.wrapped[batch.tag], self.spaces[batch.tag]
+        items = space.local(batch.items)
+        real = items != 0
+        with _states_of_all_positions(model):
+            states = model.forward(items, real.sum(1))
+        return softmax_loss(states[real], model.item_embedding.weight, space.local(batch.targets)[real])
 
     def encode(self, batch: Batch) -> torch.Tensor:
         """Returns the sequences' vectors, (B, d)."""
@@ -104,3 +142,14 @@ class SequenceDotBaseline(SequentialBaseline):
         """Returns the domain's item vectors, (n_k, d)."""
         index = self.space_index(domain)
         return self.wrapped[index].item_embedding.weight[self.spaces[index].columns(self.item_slice(domain))]
+
+
+@contextmanager
+def _states_of_all_positions(model: nn.Module) -> Iterator[None]:
+    """Lets RecBole's ``forward`` return (B, L, d): it ends by gathering each sequence's last state."""
+    own = vars(model)
+    own["gather_indexes"] = lambda states, last: states
+    try:
+        yield
+    finally:
+        del own["gather_indexes"]

@@ -1,0 +1,113 @@
+"""Training sequences: one pass over a sequence of n events trains the n - 1 positions behind the first.
+
+Where a model's state at a position depends on nothing behind it, the instances of a sequence (see ``instances.py``)
+need not be encoded one by one. A batch then holds sequences, and every position predicts the event after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+
+from recbole_cdr_ext.data.dataset import Events
+
+# As in loader.py: batches are cut from pools of this many, sorted by length.
+_BUCKET = 16
+
+
+class SequenceBatch(Interaction):
+    """B windows of training sequences, padded with 0 on the right.
+
+    Fields, all (B, L): ``item_seq`` global ids of what is read, ``target_seq`` those of what comes next, ``event``
+    the targets' rows in the split's ``train_events`` (-1 at padding). ``tag`` says which of several kinds of
+    sequences they are.
+    """
+
+    def __init__(self, tensors: dict[str, torch.Tensor], tag: int = 0):
+        super().__init__(tensors)
+        self.tag = tag
+
+    def to(self, device, selected_field=None):
+        """Returns the batch on ``device``."""
+        return SequenceBatch({name: tensor.to(device) for name, tensor in self.interaction.items()}, self.tag)
+
+    @property
+    def items(self) -> torch.Tensor:
+        """(B, L) what is read, oldest first."""
+        return self["item_seq"]
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """(B, L) what comes next."""
+        return self["target_seq"]
+
+
+class TrainingSequences:
+    """The training events of some domains as windows of at most ``max_length`` positions, each a target once.
+
+    A sequence with more positions is cut from its end, so that what is short is its oldest window.
+
+    Args:
+        events: the split's ``train_events``, ordered by (sequence, merged timeline).
+        mask: (m,) the events that take part; None: all.
+        max_length: positions read at most.
+    """
+
+    def __init__(self, events: Events, max_length: int, mask: np.ndarray | None = None):
+        self._row = np.arange(len(events)) if mask is None else np.flatnonzero(mask)
+        self._item = events.item[self._row].astype(np.int64)
+        sequence = events.sequence[self._row]
+        edge = np.flatnonzero(np.diff(sequence)) + 1
+        first, stop = np.append(0, edge), np.append(edge, len(sequence))
+        positions = stop - first - 1
+        windows = -(-positions // max_length)  # none for a single event
+        owner = np.repeat(np.arange(len(first)), windows)
+        back = np.arange(len(owner)) - np.repeat(np.cumsum(windows) - windows, windows)
+        # A window reads [start, stop) and predicts [start + 1, stop + 1).
+        self._stop = stop[owner] - 1 - back * max_length
+        self._start = np.maximum(self._stop - max_length, first[owner])
+
+    def __len__(self) -> int:
+        """The number of targets."""
+        return int((self._stop - self._start).sum())
+
+    def parts(self, size: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """Returns all windows, shuffled, in parts of about ``size`` targets and of similar length."""
+        order = rng.permutation(len(self._start))
+        length = (self._stop - self._start)[order]
+        pool = np.cumsum(length) // (_BUCKET * size)
+        order = order[np.lexsort((length, pool))]
+        length = (self._stop - self._start)[order]
+        part = (np.cumsum(length) - length) // max(1, size)
+        cuts = np.flatnonzero(np.diff(part)) + 1
+        return np.split(order, cuts) if len(order) else []
+
+    def batch(self, windows: np.ndarray, tag: int = 0) -> SequenceBatch:
+        """Returns the batch of some windows."""
+        start, length = self._start[windows], (self._stop - self._start)[windows]
+        column = np.arange(int(length.max(initial=1)))
+        real = column < length[:, None]
+        index = np.where(real, start[:, None] + column, 0)
+        arrays = {
+            "item_seq": np.where(real, self._item[index], 0),
+            "target_seq": np.where(real, self._item[np.where(real, index + 1, 0)], 0),
+            "event": np.where(real, self._row[np.where(real, index + 1, 0)], -1),
+        }
+        return SequenceBatch({name: torch.from_numpy(array) for name, array in arrays.items()}, tag)
+
+
+class EpochBatches:
+    """The batches of one epoch, each made when its turn comes; ``parts`` are the arguments that ``make`` takes."""
+
+    def __init__(self, parts: list[tuple[int, np.ndarray]], make: Callable[[int, np.ndarray], Interaction]):
+        self._parts, self._make = parts, make
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __iter__(self) -> Iterator[Interaction]:
+        for part in self._parts:
+            yield self._make(*part)

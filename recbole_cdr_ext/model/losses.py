@@ -1,0 +1,55 @@
+"""Losses over many items, written for memory traffic: on a CPU that, not arithmetic, is what they cost."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+# Scores that a block of rows may hold: a few megabytes stay in the processor's cache between the passes over them.
+_BLOCK = 1 << 21
+
+
+class _SoftmaxLoss(torch.autograd.Function):
+    """Both gradients are made on the way forward, block by block, in the memory of the scores themselves."""
+
+    @staticmethod
+    def forward(ctx, vectors, items, target):
+        n = len(vectors)
+        for_vectors, for_items = torch.empty_like(vectors), torch.zeros_like(items)
+        loss = vectors.new_zeros(())
+        step = max(1, _BLOCK // len(items))
+        for first in range(0, n, step):
+            rows, asked = vectors[first : first + step], target[first : first + step].unsqueeze(1)
+            scores = rows @ items.T
+            highest = scores.amax(1, keepdim=True)
+            own = scores.gather(1, asked) - highest
+            total = scores.sub_(highest).exp_().sum(1, keepdim=True)
+            loss += (total.log() - own).sum()
+            share = scores.div_(total * n)
+            share.scatter_add_(1, asked, share.new_full(asked.shape, -1 / n))
+            torch.mm(share, items, out=for_vectors[first : first + step])
+            for_items.addmm_(share.T, rows)
+        ctx.save_for_backward(for_vectors, for_items)
+        return loss / n
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        for_vectors, for_items = ctx.saved_tensors
+        return for_vectors * gradient, for_items * gradient, None
+
+
+def softmax_loss(vectors: torch.Tensor, items: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Returns the mean of −log softmax(vectors · itemsᵀ) at the targets, a scalar.
+
+    Equal to ``F.cross_entropy(vectors @ items.T, target)`` in value and gradient, without keeping (N, M) scores.
+    There is no second derivative.
+
+    Args:
+        vectors: (N, d), N ≥ 1.
+        items: (M, d).
+        target: (N,) rows of ``items``.
+    """
+    if not torch.is_grad_enabled():
+        return F.cross_entropy(vectors @ items.T, target)
+    return _SoftmaxLoss.apply(vectors, items, target)

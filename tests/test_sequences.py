@@ -1,0 +1,81 @@
+"""Whole training sequences: what a window holds, and one pass against a pass per position."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from recbole_cdr_ext.data.dataset import Events
+from recbole_cdr_ext.data.sequences import TrainingSequences
+from recbole_cdr_ext.model.losses import softmax_loss
+
+
+def events(lengths: list[int]) -> Events:
+    """Sequences of these lengths; items count up from 1, so an event's successor is the next number."""
+    n = sum(lengths)
+    sequence = np.repeat(np.arange(len(lengths)), lengths)
+    zero = np.zeros(n)
+    return Events(sequence + 1, np.arange(1, n + 1), np.arange(n) % 2, zero, zero, sequence)
+
+
+@pytest.mark.parametrize("size", [1, 5, 1000])
+def test_each_position_but_the_first_is_a_target_once(size):
+    held = events([1, 2, 7, 4, 11])
+    sequences = TrainingSequences(held, max_length=4)
+    targets = []
+    for part in sequences.parts(size, np.random.default_rng(0)):
+        batch = sequences.batch(part)
+        real = batch["event"] >= 0
+        assert torch.equal(real, batch.items != 0) and torch.equal(real, batch.targets != 0)
+        assert torch.equal(real.long().argmin(1) == 0, real.all(1) | ~real[:, 0])  # padding is on the right
+        assert torch.equal(batch.targets[real], batch.items[real] + 1)
+        assert torch.equal(batch["event"][real] + 1, batch.targets[real])
+        owner = held.sequence[batch["event"].numpy()]
+        assert all(len(set(row[r])) == 1 for row, r in zip(owner, real.numpy(), strict=True))
+        targets += batch.targets[real].tolist()
+    firsts = {1, 2, 4, 11, 15}
+    assert sorted(targets) == [i for i in range(1, 26) if i not in firsts]
+    assert len(sequences) == len(targets)
+
+
+def test_a_long_sequence_is_cut_from_its_end():
+    sequences = TrainingSequences(events([10]), max_length=4)
+    read = sorted(row[row != 0].tolist() for row in sequences.batch(np.arange(3)).items)
+    assert read == [[1], [2, 3, 4, 5], [6, 7, 8, 9]]
+
+
+def test_a_mask_leaves_its_events_alone():
+    held = events([6, 6])
+    sequences = TrainingSequences(held, max_length=5, mask=held.domain == 0)
+    batch = sequences.batch(np.arange(2))
+    assert batch.items.tolist() == [[1, 3], [7, 9]]
+    assert batch.targets.tolist() == [[3, 5], [9, 11]]
+    assert batch["event"].tolist() == [[2, 4], [8, 10]]
+
+
+def test_parts_are_the_seeds_and_of_similar_length():
+    sequences = TrainingSequences(events([2, 9] * 50), max_length=20)
+    one, again, other = (sequences.parts(60, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert all(np.array_equal(a, b) for a, b in zip(one, again, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(one, other, strict=False))
+    assert sum(len(set((sequences.batch(p).targets != 0).sum(1).tolist())) > 1 for p in one) <= 1
+
+
+def test_softmax_loss_is_cross_entropy_in_value_and_gradient(monkeypatch):
+    monkeypatch.setattr("recbole_cdr_ext.model.losses._BLOCK", 64)  # several blocks
+    vectors = torch.randn(23, 6, dtype=torch.double, requires_grad=True)
+    items = torch.randn(17, 6, dtype=torch.double, requires_grad=True)
+    target = torch.randint(0, 17, (23,))
+    found = 3 * softmax_loss(vectors, items, target)
+    expected = 3 * F.cross_entropy(vectors @ items.T, target)
+    torch.testing.assert_close(found, expected)
+    for a, b in zip(
+        torch.autograd.grad(found, (vectors, items)),
+        torch.autograd.grad(expected, (vectors, items)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+    with torch.no_grad():
+        torch.testing.assert_close(softmax_loss(vectors, items, target), expected / 3)
