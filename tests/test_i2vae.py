@@ -23,6 +23,7 @@ SMALL = {
     "inner_size": 16,
     "n_cross_heads": 2,
     "psg": "random",
+    "one_pass": False,
     "random_recall_size": 4,
     "dropout": 0.0,
 }

@@ -151,7 +151,8 @@ class Batch(Interaction):
 
     Fields (B rows): ``user_id`` (B,), ``item_id`` the targets (B,), ``index`` rows of the instances (B,),
     ``history_k`` (B, L_k) of each domain k, right-aligned and 0-padded, ``merged`` (B, L) if asked for, ``pseudo``
-    (B, L') if a generator ran, ``neg_item_id`` (B, n) in training where the model asks for negatives.
+    (B, L') and ``recalled`` (B, r) if a generator ran, ``neg_item_id`` (B, n) in training where the model asks for
+    negatives.
     Item ids are global: domain k owns the ids ``dataset.item_range(k)``.
     """
 
@@ -193,6 +194,11 @@ class Batch(Interaction):
         """(B, L') pseudo-sequences of the target's domain."""
         return self["pseudo"]
 
+    @property
+    def recalled(self) -> torch.Tensor:
+        """(B, r) the recalled items alone, best first, 0 where there are fewer."""
+        return self["recalled"]
+
     def history(self, domain: int) -> torch.Tensor:
         """Returns the histories of one domain, (B, L_k)."""
         return self[f"history_{domain}"]
@@ -221,6 +227,7 @@ def make_batch(
         arrays["merged"] = instances.gather_merged(rows, max_length)
     if pseudo_length:
         arrays["pseudo"] = instances.gather_pseudo(rows, pseudo_length)
+        arrays["recalled"] = np.asarray(instances.recalled)[rows]
     if negatives is not None:
         arrays["neg_item_id"] = negatives
     tensors = {name: torch.from_numpy(np.ascontiguousarray(a, dtype=np.int64)) for name, a in arrays.items()}

@@ -13,6 +13,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_cdr_ext.data.dataset import Events
+from recbole_cdr_ext.data.split import Split
 
 # As in loader.py: batches are cut from pools of this many, sorted by length.
 _BUCKET = 16
@@ -97,6 +98,28 @@ class TrainingSequences:
             "event": np.where(real, self._row[np.where(real, index + 1, 0)], -1),
         }
         return SequenceBatch({name: torch.from_numpy(array) for name, array in arrays.items()}, tag)
+
+
+def recalled_by_event(split: Split) -> np.ndarray | None:
+    """Returns what a generator recalled for the instance whose target each training event is, (m, r), 0 without one.
+
+    Raises:
+        AssertionError: a training instance has a target that is no training event.
+    """
+    train, events = split.train, split.train_events
+    if train.recalled is None:
+        return None
+    span = np.int64(split.item_offset[-1])
+    key = events.sequence * span + events.item
+    order = np.argsort(key, kind="stable")
+    asked = (
+        train.sequence // split.n_domains * span + train.target
+    )  # an instance's sequence is a block of a sequence
+    place = order[np.minimum(np.searchsorted(key[order], asked), len(key) - 1)]
+    assert np.array_equal(key[place], asked), "a training instance's target is no training event"
+    out = np.zeros((len(events), train.recalled.shape[1]), train.recalled.dtype)
+    out[place] = train.recalled
+    return out
 
 
 class EpochBatches:

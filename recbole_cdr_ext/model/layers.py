@@ -109,11 +109,19 @@ def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.einsum("bld,bl->bd", x, weight) / weight.sum(1, keepdim=True).clamp(min=1)
 
 
+def left_aligned(items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Moves right-aligned ids (B, L), padded with 0, to the left; returns them and the lengths (B,)."""
+    width, length = items.shape[1], (items != 0).sum(1)
+    column = torch.arange(width, device=items.device)
+    source = (column + (width - length).unsqueeze(1)).clamp(max=width - 1)
+    return items.gather(1, source) * (column < length.unsqueeze(1)), length
+
+
 class SequenceEncoder(nn.Module):
     """SASRec's causal self-attention (Kang & McAuley, ICDM 2018), pre-norm, without work on padding.
 
     Linear layers, norms and dropouts run on the real positions alone; only the attention itself sees the padded
-    rectangle. Positions count back from the most recent item, so padding on the left changes nothing.
+    rectangle. Positions count back from the most recent item or from the first one, so padding changes nothing.
 
     Args:
         d: width.
@@ -121,10 +129,23 @@ class SequenceEncoder(nn.Module):
         max_length: of the longest sequence, for the position table.
         inner: width of the feed-forward layer (SASRec: d).
         dropout: on inputs, attention outputs and feed-forward outputs.
+        count_back: positions count back from the most recent item (sequences must be right-aligned), or from the
+            first, which leaves all states as they were when items are appended.
     """
 
-    def __init__(self, *, d: int, n_layers: int, n_heads: int, max_length: int, inner: int, dropout: float):
+    def __init__(
+        self,
+        *,
+        d: int,
+        n_layers: int,
+        n_heads: int,
+        max_length: int,
+        inner: int,
+        dropout: float,
+        count_back: bool = True,
+    ):
         super().__init__()
+        self.count_back = count_back
         self.position = nn.Embedding(max_length, d)
         self.blocks = nn.ModuleList(_Block(d, n_heads, inner, dropout) for _ in range(n_layers))
         self.norm = nn.LayerNorm(d)
@@ -132,12 +153,15 @@ class SequenceEncoder(nn.Module):
         self.scale = math.sqrt(d)
 
     def forward(self, items: torch.Tensor, embedding: nn.Embedding) -> torch.Tensor:
-        """Encodes right-aligned item ids (B, L), 0 is padding; returns (B, L, d), zero at padding."""
+        """Encodes item ids (B, L), 0 is padding; returns (B, L, d), zero at padding."""
         batch, length = items.shape
         valid = items != 0
         real = valid.reshape(-1).nonzero().squeeze(1)
-        back = torch.arange(length - 1, -1, -1, device=items.device)
-        x = embedding(items.reshape(-1)[real]) * self.scale + self.position(back.repeat(batch)[real])
+        if self.count_back:
+            place = torch.arange(length - 1, -1, -1, device=items.device).repeat(batch)
+        else:
+            place = (valid.cumsum(1) - 1).reshape(-1)
+        x = embedding(items.reshape(-1)[real]) * self.scale + self.position(place[real])
         x = self.dropout(x)
         causal = torch.ones(length, length, dtype=torch.bool, device=items.device).tril()
         # A padded query must see something, or its softmax is 0/0: it sees itself.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -53,3 +55,25 @@ def softmax_loss(vectors: torch.Tensor, items: torch.Tensor, target: torch.Tenso
     if not torch.is_grad_enabled():
         return F.cross_entropy(vectors @ items.T, target)
     return _SoftmaxLoss.apply(vectors, items, target)
+
+
+def sampled_softmax_loss(
+    vectors: torch.Tensor, items: torch.Tensor, target: torch.Tensor, n_negatives: int, log_q: bool
+) -> torch.Tensor:
+    """Returns the mean softmax loss of the targets against negatives that all rows share, a scalar.
+
+    Args:
+        vectors: (N, d), N ≥ 1.
+        items: (M, d); negatives are drawn from its rows, uniformly and with replacement, by torch's generator. A
+            negative that is a row's own target does not count for that row.
+        target: (N,) rows of ``items``.
+        log_q: whether negatives stand for all M items (their scores gain log(M / n_negatives)), so that the loss
+            estimates that of the full softmax, or for themselves.
+    """
+    drawn = torch.randint(len(items), (n_negatives,), device=items.device)
+    scores = vectors @ items[drawn].T
+    if log_q:
+        scores = scores + math.log(len(items) / n_negatives)
+    scores = scores.masked_fill(drawn == target.unsqueeze(1), -torch.inf)
+    own = (vectors * items[target]).sum(1)
+    return (torch.logaddexp(own, scores.logsumexp(1)) - own).mean()

@@ -14,6 +14,7 @@ from torch import nn
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.data.sequences import EpochBatches, SequenceBatch, TrainingSequences
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
+from recbole_cdr_ext.model.layers import left_aligned
 from recbole_cdr_ext.model.losses import softmax_loss
 from recbole_cdr_ext.model.recbole_baseline import RecBoleBaseline, pairs
 
@@ -43,13 +44,9 @@ class SequentialBaseline(RecBoleBaseline):
         merged = self.scope == "all"
         items = self.spaces[index].local(batch["merged"] if merged else batch.own_history)
         items = items[:, -self.max_history_length :]
-        width = items.shape[1]
-        length = (items != 0).sum(1)
-        column = torch.arange(width, device=items.device)
-        source = (column + (width - length).unsqueeze(1)).clamp(max=width - 1)
-        items = items.gather(1, source) * (column < length.unsqueeze(1))
+        items, length = left_aligned(items)
         if type(self).__name__ not in _ANY_WIDTH:
-            items = nn.functional.pad(items, (0, self.max_history_length - width))
+            items = nn.functional.pad(items, (0, self.max_history_length - items.shape[1]))
         return items, length
 
     def _sequence_fields(self, batch: Batch, index: int) -> Interaction:

@@ -17,13 +17,15 @@ summed over d, averaged over the batch. Without a history in Y, z_t^y is its pri
 Without one in X (cold start), z^x and z_a^x are their prior means and z_t^y ~ r^y(·|S^Y), held to N(0, I) by the same
 weight w as any posterior of z_t.
 
-Decisions where the paper is silent are those of the documentation page; with more than two domains the other
-domains' sequences are one memory, each encoded by its own domain's encoder.
+With ``train_targets: last``, the paper's text, an instance is encoded by itself. With ``all``, one pass over a sequence
+encodes all of its positions (``i2vae_positions.py``). Decisions where the paper is silent are those of the
+documentation page; with more than two domains the other domains' sequences are one memory, each encoded by its own
+domain's encoder.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -32,9 +34,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from recbole_cdr_ext.data.instances import Batch, Instances
+from recbole_cdr_ext.data.sequences import EpochBatches, SequenceBatch, TrainingSequences, recalled_by_event
 from recbole_cdr_ext.data.split import PARTS, Split
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Stage
+from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase, Stage
 from recbole_cdr_ext.model.layers import (
     CrossAttention,
     Gaussian,
@@ -42,16 +45,32 @@ from recbole_cdr_ext.model.layers import (
     Prior,
     SequenceEncoder,
     kl,
+    left_aligned,
     masked_mean,
     mlp,
 )
+from recbole_cdr_ext.model.losses import sampled_softmax_loss, softmax_loss
+from recbole_cdr_ext.model.next_item.i2vae_positions import PositionEncoder, Views
 
 CHOICES = {
-    "loss_type": ("BCE", "CE"),
-    "psg": ("lightgcn", "random"),
-    "cross_encoder": ("attention", "mlp"),
-    "pooling": ("mean", "mean_last"),
+    "loss_type": ("BCE", "CE", "sampled"),
+    "psg": ("lightgcn", "random", "none"),
+    "cross_encoder": ("attention", "mlp", "merged"),
+    "pooling": ("mean", "mean_last", "last"),
+    "decoder": ("mlp", "sum"),
 }
+# What a pass per instance, the paper's form, does not have.
+ONE_PASS_ONLY = {"cross_encoder": ("merged",), "pooling": ("last",), "psg": ("none",)}
+
+
+def in_one_pass(config) -> bool:
+    """Whether one pass over a sequence trains all of its positions."""
+    return bool(
+        config["one_pass"]
+        and config["train_targets"] == "all"
+        and not config["targets_per_sequence"]
+        and config["loss_type"] != "BCE"
+    )
 
 
 @dataclass
@@ -59,7 +78,7 @@ class Latents:
     """The posteriors of a batch. Those of z_t hold only the rows of their mask.
 
     Attributes:
-        own, augmented: q(z^x), q(z_a^x), (B, d).
+        own, augmented: q(z^x), q(z_a^x), (B, d); no q(z_a^x) without pseudo-sequences.
         transfer: q(z_t^y), the rows in ``both``.
         auxiliary: r^y(z_t^y|y), the rows in ``other``; None if the regulariser that trains it is off.
         has_own, other, both: (B,) masks: a history in X, one in Y, one in each.
@@ -67,7 +86,7 @@ class Latents:
     """
 
     own: Gaussian
-    augmented: Gaussian
+    augmented: Gaussian | None
     transfer: Gaussian | None
     auxiliary: Gaussian | None
     has_own: torch.Tensor
@@ -97,16 +116,26 @@ class I2VAE(CrossDomainRecommender):
         super().__init__(config, dataset)
         d = int(config["embedding_size"])
         dropout = float(config["dropout"])
-        self.kl_weight = float(config["kl_weight"])
-        self.lambda_a = float(config["lambda_a"]) if config["denoise_regularizer"] else 0.0
-        self.lambda_c = float(config["lambda_c"]) if config["cross_regularizer"] else 0.0
+        self.variational = bool(config["variational"])
+        self.kl_weight = float(config["kl_weight"]) if self.variational else 0.0
+        self.kl_warmup_epochs = int(config["kl_warmup_epochs"])
+        self.free_bits = float(config["free_bits"])
+        self.kl_share = 1.0
+        self.lambda_a = (
+            float(config["lambda_a"]) if config["denoise_regularizer"] and self.variational else 0.0
+        )
+        self.lambda_c = float(config["lambda_c"]) if config["cross_regularizer"] and self.variational else 0.0
         self.use_auxiliary = bool(config["cross_regularizer"])
         self.adaptive = bool(config["adaptive_denoise"])
         self.adaptive_a, self.adaptive_b = float(config["adaptive_a"]), float(config["adaptive_b"])
         self.cold_start_mask_prob = float(config["cold_start_mask_prob"])
         self.loss_type = config["loss_type"]
+        self.temperature, self.n_shared = float(config["temperature"]), int(config["train_neg_num"])
+        self.log_q = bool(config["log_q_correction"])
         self.pool_last = config["pooling"] == "mean_last"
         self.needs_negatives = self.loss_type == "BCE"
+        self.needs_pseudo = config["psg"] != "none"
+        self.one_pass = self.needs_merged = in_one_pass(config)
 
         self.item_embedding = nn.Embedding(self.n_items, d, padding_idx=0)
         longest = max(self.max_history_length, int(config["pseudo_length"]))
@@ -114,27 +143,37 @@ class I2VAE(CrossDomainRecommender):
         def per_domain(make) -> nn.ModuleList:
             return nn.ModuleList(make() for _ in range(self.n_domains))
 
-        self.encoder = per_domain(
-            lambda: SequenceEncoder(
-                d=d,
-                n_layers=int(config["n_layers"]),
-                n_heads=int(config["n_heads"]),
-                max_length=longest,
-                inner=int(config["inner_size"]),
-                dropout=dropout,
+        if self.one_pass:
+            self.sequences = TrainingSequences(dataset.train_events, self.max_history_length)
+            self._recalled = dataset.recalled
+            self.positions = PositionEncoder(
+                config, self.item_offsets, self.item_embedding, self.needs_pseudo
             )
-        )
+        else:
+            self.encoder = per_domain(
+                lambda: SequenceEncoder(
+                    d=d,
+                    n_layers=int(config["n_layers"]),
+                    n_heads=int(config["n_heads"]),
+                    max_length=longest,
+                    inner=int(config["inner_size"]),
+                    dropout=dropout,
+                )
+            )
         self.own_head = per_domain(lambda: GaussianHead(d, d, dropout))
         self.augmented_head = per_domain(lambda: GaussianHead(d, d, dropout))
         self.transfer_head = per_domain(lambda: GaussianHead(d, d, dropout))
         self.auxiliary_head = per_domain(lambda: GaussianHead(d, d, dropout))
         self.by_attention = config["cross_encoder"] == "attention"
-        if self.by_attention:
+        if not self.one_pass and self.by_attention:
             self.cross_attention = per_domain(lambda: CrossAttention(d, int(config["n_cross_heads"])))
-        else:
+        elif not self.one_pass:
             self.cross_mlp = per_domain(lambda: mlp(2 * d, d, d, dropout=dropout))
         self.own_prior, self.augmented_prior = per_domain(lambda: Prior(d)), per_domain(lambda: Prior(d))
-        self.decoder = per_domain(lambda: mlp(3 * d, d, d, dropout=dropout))
+        if config["decoder"] == "sum":
+            self.decoder = per_domain(lambda: _SumDecoder(d, dropout))
+        else:
+            self.decoder = per_domain(lambda: mlp(3 * d, d, d, dropout=dropout))
         self.apply(_initialise)
         for head in (*self.own_head, *self.augmented_head, *self.transfer_head, *self.auxiliary_head):
             nn.init.constant_(head.logvar.bias, float(config["initial_logvar"]))
@@ -145,7 +184,16 @@ class I2VAE(CrossDomainRecommender):
         for key, known in CHOICES.items():
             if config[key] not in known:
                 raise CDRError(f"{key}={config[key]!r} should be one of {', '.join(known)}.")
-        for key in ("kl_weight", "lambda_a", "lambda_c", "dropout", "cold_start_mask_prob"):
+        if not in_one_pass(config):
+            for key, known in ONE_PASS_ONLY.items():
+                if config[key] in known:
+                    raise CDRError(
+                        f"{key}={config[key]} goes with one pass over sequences: train_targets=all, one_pass=True, "
+                        "targets_per_sequence=0 and loss_type=CE or sampled."
+                    )
+        if config["temperature"] <= 0:
+            raise CDRError(f"temperature={config['temperature']!r} should be above 0.")
+        for key in ("kl_weight", "lambda_a", "lambda_c", "free_bits", "dropout", "cold_start_mask_prob"):
             if not 0 <= config[key] < (1 if key in ("dropout", "cold_start_mask_prob") else float("inf")):
                 raise CDRError(
                     f"{key}={config[key]!r} is out of range: weights from 0, probabilities from 0 below 1."
@@ -166,19 +214,54 @@ class I2VAE(CrossDomainRecommender):
 
     @classmethod
     def prepare_data(cls, config, dataset, split: Split) -> Split:
-        """Draws random pseudo-sequences if these are asked for."""
-        if config["psg"] != "random":
-            return split
-        rng = np.random.default_rng(int(config["psg_seed"]))
-        width = int(config["random_recall_size"])
-        return split.with_recalled(
-            {p: random_recall(split.part(p), split.item_offset, width, rng) for p in PARTS}
-        )
+        """Draws random pseudo-sequences if these are asked for; keeps what one pass over sequences reads."""
+        if config["psg"] == "random":
+            rng = np.random.default_rng(int(config["psg_seed"]))
+            width = int(config["random_recall_size"])
+            split = split.with_recalled(
+                {p: random_recall(split.part(p), split.item_offset, width, rng) for p in PARTS}
+            )
+        dataset.train_events = split.train_events
+        dataset.recalled = recalled_by_event(split) if in_one_pass(config) else None
+        return split
+
+    def phases(self) -> list[Phase]:
+        """One phase, over sequences or over instances."""
+        return [Phase(batches="sequence_batches", loss="sequence_loss")] if self.one_pass else [Phase()]
+
+    def start_epoch(self, phase: Phase, epoch: int) -> None:
+        """Raises the weight of the KL terms to ``kl_weight`` over ``kl_warmup_epochs``."""
+        self.kl_share = min(1.0, (epoch + 1) / (self.kl_warmup_epochs + 1))
 
     # -- inference ----------------------------------------------------------------------------------------------
 
     def posteriors(self, batch: Batch, own_hidden: torch.Tensor | None = None) -> Latents:
         """Returns the posteriors of a batch; rows in ``own_hidden`` (B,) are treated as cold-start users."""
+        if self.one_pass:
+            items, length = left_aligned(batch["merged"])
+            row = torch.arange(len(batch), device=items.device)
+            recalled = batch.recalled if self.needs_pseudo else None
+            states, place = self.positions(items), (length - 1).clamp(min=0)
+            views = self.positions.views(states, batch.target_domain, row, place, recalled)
+        else:
+            views = self._views(batch, own_hidden)
+        return self._posteriors(batch.target_domain, views)
+
+    def _posteriors(self, x: int, views: Views) -> Latents:
+        augmented = views.augmented
+        return Latents(
+            own=self.own_head[x](views.own),
+            augmented=None if augmented is None else self.augmented_head[x](augmented),
+            transfer=self.transfer_head[x](views.mixed) if bool(views.both.any()) else None,
+            auxiliary=self.auxiliary_head[x](views.other[views.has_other]) if self.use_auxiliary else None,
+            has_own=views.has_own,
+            other=views.has_other,
+            both=views.both,
+            length=views.length,
+        )
+
+    def _views(self, batch: Batch, own_hidden: torch.Tensor | None) -> Views:
+        """The paper's: each instance's histories are encoded by themselves."""
         x = batch.target_domain
         own_items = batch.own_history
         others = [k for k in range(self.n_domains) if k != x]
@@ -190,15 +273,21 @@ class I2VAE(CrossDomainRecommender):
         memory = torch.cat([self.encoder[k](batch.history(k), self.item_embedding) for k in others], 1)
         memory_mask = torch.cat([batch.history(k) != 0 for k in others], 1)
         pooled_other = masked_mean(memory, memory_mask)
-        has_own, other = own_mask.any(1), memory_mask.any(1)
-        both = has_own & other
-        return Latents(
-            own=self.own_head[x](pooled),
-            augmented=self.augmented_head[x](self._pooled_pseudo(batch, own_hidden)),
-            transfer=self._transfer(x, both, states, own_mask, pooled, memory, memory_mask, pooled_other),
-            auxiliary=self.auxiliary_head[x](pooled_other[other]) if self.use_auxiliary else None,
+        has_own, has_other = own_mask.any(1), memory_mask.any(1)
+        both = has_own & has_other
+        if not bool(both.any()):
+            mixed = pooled[both]
+        elif self.by_attention:
+            mixed = self.cross_attention[x](states[both], own_mask[both], memory[both], memory_mask[both])
+        else:
+            mixed = self.cross_mlp[x](torch.cat([pooled[both], pooled_other[both]], 1))
+        return Views(
+            own=pooled,
+            other=pooled_other,
+            augmented=self._pooled_pseudo(batch, own_hidden),
+            mixed=mixed,
             has_own=has_own,
-            other=other,
+            has_other=has_other,
             both=both,
             length=own_mask.sum(1),
         )
@@ -217,37 +306,26 @@ class I2VAE(CrossDomainRecommender):
         # Sequences are right-aligned, and states are zero at padding: an empty row stays zero.
         return mean + states[:, -1] if self.pool_last else mean
 
-    def _transfer(
-        self, x, both, states, own_mask, pooled, memory, memory_mask, pooled_other
-    ) -> Gaussian | None:
-        if not bool(both.any()):
-            return None
-        if self.by_attention:
-            mixed = self.cross_attention[x](states[both], own_mask[both], memory[both], memory_mask[both])
-        else:
-            mixed = self.cross_mlp[x](torch.cat([pooled[both], pooled_other[both]], 1))
-        return self.transfer_head[x](mixed)
-
-    def decode(self, batch: Batch, latents: Latents) -> torch.Tensor:
-        """X̂ = MLP([z^x; z_t^y; z_a^x]), (B, d); what a user has no history for is at its prior mean."""
-        x = batch.target_domain
+    def decode(self, x: int, latents: Latents) -> torch.Tensor:
+        """X̂ from [z^x; z_t^y; z_a^x], (B, d); what a user has no history for is at its prior mean."""
         has_own = latents.has_own.unsqueeze(1)
-        own = torch.where(has_own, latents.own.sample(self.training), self.own_prior[x].mean)
-        augmented = torch.where(
-            has_own, latents.augmented.sample(self.training), self.augmented_prior[x].mean
-        )
+        noise = self.training and self.variational
+        own = torch.where(has_own, latents.own.sample(noise), self.own_prior[x].mean)
+        augmented = self.augmented_prior[x].mean.expand_as(own)
+        if latents.augmented is not None:
+            augmented = torch.where(has_own, latents.augmented.sample(noise), augmented)
         transfer = torch.zeros_like(own)
         if latents.transfer is not None:
-            transfer = transfer.index_put((latents.both,), latents.transfer.sample(self.training))
+            transfer = transfer.index_put((latents.both,), latents.transfer.sample(noise))
         if latents.auxiliary is not None:
             cold = latents.other & ~latents.has_own
-            drawn = latents.auxiliary[cold[latents.other]].sample(self.training)
+            drawn = latents.auxiliary[cold[latents.other]].sample(noise)
             transfer = transfer.index_put((cold,), drawn)
         return self.decoder[x](torch.cat([own, transfer, augmented], 1))
 
     def encode(self, batch: Batch) -> torch.Tensor:
         """The decoded interest X̂ at the posteriors' means, (B, d)."""
-        return self.decode(batch, self.posteriors(batch))
+        return self.decode(batch.target_domain, self.posteriors(batch))
 
     def item_vectors(self, domain: int) -> torch.Tensor:
         """E^X, (n_x, d)."""
@@ -263,16 +341,68 @@ class I2VAE(CrossDomainRecommender):
             hidden = torch.rand(len(batch), device=batch.users.device) < self.cold_start_mask_prob
             hidden &= torch.stack([(batch.history(k) != 0).any(1) for k in self._others(batch)]).any(0)
         latents = self.posteriors(batch, hidden)
-        recon = self._reconstruction(batch, self.decode(batch, latents))
-        return self.objective(batch.target_domain, latents, recon)
+        x = batch.target_domain
+        recon = self._reconstruction(batch, self.decode(x, latents))
+        return self.objective(x, latents, recon)
+
+    def sequence_batches(self, rng: np.random.Generator) -> EpochBatches:
+        """Returns the training sequences in batches of about ``train_batch_size`` targets."""
+        parts = self.sequences.parts(int(self.config["train_batch_size"]), rng)
+        return EpochBatches(
+            [(0, parts[i]) for i in rng.permutation(len(parts))],
+            lambda tag, rows: self.sequences.batch(rows, tag),
+        )
+
+    def sequence_loss(self, batch: SequenceBatch) -> Terms:
+        """The same terms over all positions of a batch of sequences, each domain's by its share of the positions."""
+        states = self.positions(batch.items)
+        row, place = (batch.targets != 0).nonzero(as_tuple=True)
+        target = batch.targets[row, place]
+        event = batch["event"][row, place]
+        total: list[torch.Tensor] | None = None
+        for x in range(self.n_domains):
+            span = self.item_slice(x)
+            own = ((target >= span.start) & (target < span.stop)).nonzero().squeeze(1)
+            if not len(own):
+                continue
+            recalled = None
+            if self._recalled is not None:
+                recalled = torch.from_numpy(self._recalled[event[own].cpu().numpy()].astype(np.int64)).to(
+                    row.device
+                )
+            views = self.positions.views(states, x, row[own], place[own], recalled)
+            views = self._hide_some(views)
+            latents = self._posteriors(x, views)
+            recon = self._softmax(x, self.decode(x, latents), target[own])
+            share = len(own) / len(row)
+            terms = [term * share for term in self.objective(x, latents, recon)]
+            total = terms if total is None else [a + b for a, b in zip(total, terms, strict=True)]
+        assert total is not None, "a batch without targets"
+        return Terms(*total)
+
+    def _hide_some(self, views: Views) -> Views:
+        """Treats a random share of those with both histories as cold-start users."""
+        if self.cold_start_mask_prob == 0:
+            return views
+        hidden = views.both & (
+            torch.rand(len(views.both), device=views.both.device) < self.cold_start_mask_prob
+        )
+        return replace(
+            views,
+            has_own=views.has_own & ~hidden,
+            both=views.both & ~hidden,
+            mixed=views.mixed[~hidden[views.both]],
+        )
 
     def objective(self, x: int, latents: Latents, recon: torch.Tensor) -> Terms:
-        """The objective from posteriors and per-instance reconstruction losses ``recon`` (B,)."""
-        count = len(recon)
+        """The objective from posteriors and reconstruction losses ``recon``, (B,) or their mean."""
+        count, recon = len(latents.length), recon.mean()
         own = latents.has_own.to(recon.dtype)
         kl_own = kl(latents.own, self.own_prior[x]()) * own
-        kl_augmented = kl(latents.augmented, self.augmented_prior[x]()) * own
-        kl_transfer = cross = recon.new_zeros(())
+        kl_augmented = denoise = kl_transfer = cross = recon.new_zeros(())
+        if latents.augmented is not None:
+            kl_augmented = kl(latents.augmented, self.augmented_prior[x]()) * own
+            denoise = kl(latents.own, latents.augmented) * own * self.denoise_weight(latents.length)
         if latents.transfer is not None:
             kl_transfer = kl(latents.transfer).sum()
         if latents.auxiliary is not None:
@@ -280,12 +410,14 @@ class I2VAE(CrossDomainRecommender):
             kl_transfer = kl_transfer + kl(latents.auxiliary[cold[latents.other]]).sum()
             if latents.transfer is not None:
                 cross = kl(latents.transfer, latents.auxiliary[latents.both[latents.other]]).sum()
-        denoise = kl(latents.own, latents.augmented) * own * self.denoise_weight(latents.length)
+        to_priors = sum(
+            (term.sum() / count).clamp(min=self.free_bits) for term in (kl_own, kl_transfer, kl_augmented)
+        )
         return Terms(
-            recon=recon.mean(),
-            kl=self.kl_weight * (kl_own.sum() + kl_transfer + kl_augmented.sum()) / count,
+            recon=recon,
+            kl=self.kl_weight * self.kl_share * to_priors,
             denoise=self.lambda_a * denoise.mean(),
-            cross=self.lambda_c * (recon.sum() + kl_own.sum() + cross) / count,
+            cross=self.lambda_c * (recon + (kl_own.sum() + cross) / count),
         )
 
     def denoise_weight(self, length: torch.Tensor) -> torch.Tensor:
@@ -295,18 +427,38 @@ class I2VAE(CrossDomainRecommender):
         return torch.exp(self.adaptive_a * length / self.max_history_length) - self.adaptive_b
 
     def _reconstruction(self, batch: Batch, interest: torch.Tensor) -> torch.Tensor:
-        """−log p(target | X̂), (B,): binary over the target and its negatives, or softmax over the domain's items."""
-        if self.loss_type == "CE":
-            logits = interest @ self.item_vectors(batch.target_domain).T
-            return F.cross_entropy(
-                logits, batch.targets - self.item_offsets[batch.target_domain], reduction="none"
-            )
+        """−log p(target | X̂), (B,) or its mean: binary over the target and its negatives, or a softmax."""
+        if self.loss_type != "BCE":
+            return self._softmax(batch.target_domain, interest, batch.targets)
         asked = torch.cat([batch.targets.unsqueeze(1), batch.negatives], 1)
         scores = torch.bmm(self.item_embedding(asked), interest.unsqueeze(2)).squeeze(2)
         return F.softplus(-scores[:, 0]) + F.softplus(scores[:, 1:]).sum(1)
 
+    def _softmax(self, x: int, interest: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Mean softmax loss over the domain's items, or over the target and negatives that the batch shares."""
+        vectors, local = interest / self.temperature, target - self.item_offsets[x]
+        if self.loss_type == "CE":
+            return softmax_loss(vectors, self.item_vectors(x), local)
+        return sampled_softmax_loss(vectors, self.item_vectors(x), local, self.n_shared, self.log_q)
+
     def _others(self, batch: Batch) -> list[int]:
         return [k for k in range(self.n_domains) if k != batch.target_domain]
+
+
+class _SumDecoder(nn.Module):
+    """Σ LayerNorm(z + MLP(z)) over the latents; one that is zero adds nothing."""
+
+    def __init__(self, d: int, dropout: float):
+        super().__init__()
+        self.parts = nn.ModuleList(mlp(d, d, d, dropout=dropout) for _ in range(3))
+        self.norms = nn.ModuleList(nn.LayerNorm(d) for _ in range(3))
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, 3d) → (B, d)."""
+        out = latents.new_zeros(len(latents), latents.shape[1] // 3)
+        for z, part, norm in zip(latents.chunk(3, 1), self.parts, self.norms, strict=True):
+            out = out + norm(z + part(z)) * z.any(1, keepdim=True)
+        return out
 
 
 def random_recall(
