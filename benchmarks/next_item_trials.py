@@ -90,8 +90,8 @@ def write_page(found: dict) -> None:
     lines = [
         "# What the levers are worth on validation",
         "",
-        "food_kitchen, leave_one_out: NDCG@10 / HR@10 in percent of the validation targets against 999 negatives, one seed",
-        "each; the test targets were not looked at. Made by `python benchmarks/next_item_trials.py`.",
+        "food_kitchen, leave_one_out: NDCG@10 / HR@10 in percent of the validation targets against 999 negatives, one",
+        "seed each; the test targets were not looked at. Made by `python benchmarks/next_item_trials.py`.",
         "",
         "| trial | mean NDCG@10 | " + " | ".join(domains) + " | best epoch / all | processor minutes |",
         "|---|---|" + "---|" * len(domains) + "---|---|",
@@ -109,7 +109,9 @@ def write_page(found: dict) -> None:
 def main() -> None:
     """Runs what is missing and writes the page."""
     parser = common_options(__doc__, jobs=2, only="trials' names")
-    parser.add_argument("--max-seconds", type=int, default=1200, help="processor time of a trial (%(default)s)")
+    parser.add_argument(
+        "--max-seconds", type=int, default=1200, help="processor time of a trial (%(default)s)"
+    )
     options = parser.parse_args()
     os.chdir(ROOT)
     found = read_rows(ROWS, lambda row: row["trial"])

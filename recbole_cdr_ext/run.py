@@ -161,6 +161,7 @@ def _train_and_evaluate(config: CDRConfig, folder: Path, notes: list[str]) -> di
         **found,
         "stopped": trainer.stopped,
         "epochs_run": trainer.epochs_run,
+        "history": trainer.history,
         "seconds": {
             name: round(value, 3) for name, value in {**seconds, "total": sum(seconds.values())}.items()
         },

@@ -57,8 +57,8 @@ def _recall(stage: Stage, config, dataset: CrossDomainDataset, split: Split) -> 
     stage_config = stage_settings(stage, config)
     path = _folder(stage_config, split) / RECALLED
     data = stage_config.model_class.learns_from(stage_config, split)
-    recalled = _read_recalled(path, stage, split, data)
-    if recalled is None:
+    found = _read_recalled(path, stage, split, data)
+    if found is None:
         model, stage_config = _trained(stage, config, dataset, split)
 
         def bar(blocks):
@@ -68,9 +68,16 @@ def _recall(stage: Stage, config, dataset: CrossDomainDataset, split: Split) -> 
         augmented = model.augment(split, bar)
         recalled = {part: _recalled(augmented.part(part)) for part in PARTS}
         tensors = {part: torch.from_numpy(items.astype(np.int32)) for part, items in recalled.items()}
+        learned = (
+            {} if augmented.item_vectors is None else {"items": torch.from_numpy(augmented.item_vectors)}
+        )
         meta = {"model": stage.model, "data": data, "settings": stage_config.to_dict()}
-        checkpoint.save(path, meta, recalled=tensors)
-    split = split.with_recalled(recalled)
+        checkpoint.save(path, meta, recalled=tensors, vectors=learned)
+        found = recalled, augmented.item_vectors
+    split = replace(split.with_recalled(found[0]), item_vectors=found[1])
+    for what, value in split.report.items():
+        if what.startswith("targets recalled"):
+            getLogger().info(f"  {what}: {value}")
     split.report.update(audit_recalled(split, fail=split.name != "published"))
     return split
 
@@ -80,13 +87,16 @@ def _recalled(instances: Instances) -> np.ndarray:
     return instances.recalled
 
 
-def _read_recalled(path: Path, stage: Stage, split: Split, data: str) -> dict[str, np.ndarray] | None:
-    """Returns what the cache holds, None if nothing or nothing of use."""
+def _read_recalled(
+    path: Path, stage: Stage, split: Split, data: str
+) -> tuple[dict[str, np.ndarray], np.ndarray | None] | None:
+    """Returns the recalled items by part and the item vectors that the cache holds, None if nothing of use."""
     if not path.exists():
         return None
     try:
         _, states = checkpoint.load(path, model=stage.model, data=data)
         recalled = {part: states["recalled"][part].numpy().astype(np.int64) for part in PARTS}
+        vectors = states["vectors"].get("items")
     except (CDRError, KeyError) as error:
         getLogger().warning(f"The cached {path} is not used and made again: {error}")
         return None
@@ -94,7 +104,7 @@ def _read_recalled(path: Path, stage: Stage, split: Split, data: str) -> dict[st
         getLogger().warning(f"The cached {path} is of another size and made again.")
         return None
     getLogger().info(f"{stage.model} was run before on these data: {path}")
-    return recalled
+    return recalled, None if vectors is None else vectors.numpy()
 
 
 def _trained(

@@ -16,6 +16,13 @@ from tqdm import tqdm
 from recbole_cdr_ext.analysis import figures
 from recbole_cdr_ext.analysis.attack import fgsm
 from recbole_cdr_ext.analysis.landscape import PAIRS, landscape
+from recbole_cdr_ext.analysis.latents import (
+    dimension_table,
+    latent_table,
+    latents,
+    open_latent_runs,
+    recall_table,
+)
 from recbole_cdr_ext.analysis.lipschitz import lipschitz
 from recbole_cdr_ext.analysis.runs import Run, describe, median_norm, open_runs, ratings_of
 from recbole_cdr_ext.analysis.sensitivity import Cell, cells, sensitivity
@@ -170,8 +177,7 @@ def _landscape(options: Options, _: Sequence[str]) -> Path:
 
 
 def _lipschitz(options: Options, _: Sequence[str]) -> Path:
-    if options["part"] not in ("train", "valid", "test"):
-        raise CDRError(f"part={options['part']} should be one of train, valid, test.")
+    _check_part(options["part"])
     ball = _ball(options)
     runs = _runs(options)
     folder = _folder("lipschitz", runs, options)
@@ -193,6 +199,72 @@ def _lipschitz(options: Options, _: Sequence[str]) -> Path:
     shown = ("n", "median_norm", "delta", "lipschitz", "lipschitz_p95", "lipschitz_max", "rating_slope", "mae",
              "mae_at_delta")  # fmt: skip
     return _done(folder, [{"model": row["model"], **{key: row[key] for key in shown}} for row in rows])
+
+
+def _latents(options: Options, _: Sequence[str]) -> Path:
+    part = options["part"]
+    _check_part(part)
+    runs = open_latent_runs(*_named(options))
+    first = runs[0].experiment.config
+    folder = _named_folder("latents", [run.name for run in runs], first, options)
+    tables: dict[str, list[pd.DataFrame]] = {"": [], "_dimensions": [], "_epochs": [], "_recall": []}
+    for run in _progress(runs, "latents", options):
+        found = latents(run.experiment, part)
+        recall = recall_table(run.experiment)
+        made = {
+            "": latent_table(found),
+            "_dimensions": dimension_table(found),
+            "_epochs": run.epochs,
+            "_recall": recall,
+        }
+        for name, table in made.items():
+            if table is not None and len(table):
+                table.insert(0, "model", run.label)
+                tables[name].append(table)
+    whole = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items() if parts}
+    for name, table in whole.items():
+        figures.write_csv(table, folder / f"latents{name}.csv")
+    curves = figures.Curves(
+        f"Latents, {first['dataset']}, split={first['split']}",
+        f"KL in nats, mean over the {part} instances. Active: dimensions whose posterior mean varies by more than "
+        "0.01.",
+    )
+    _draw_latents(curves, whole, several=len(runs) > 1)
+    curves.write(folder / "latents.png", folder / "latents.html")
+    return _done(folder, whole[""].to_dict("records"))
+
+
+def _draw_latents(curves: figures.Curves, tables: Mapping[str, pd.DataFrame], several: bool) -> None:
+    def name(model: str, rest: str) -> str:
+        return f"{model}: {rest}" if several else rest
+
+    for domain, own in tables["_dimensions"].groupby("domain", sort=False):
+        curves.panel(
+            f"KL by dimension, {domain}",
+            "dimensions, the largest KL first",
+            "KL (nats)",
+            group="kl",
+            zero=True,
+        )
+        for (model, latent), one in own.groupby(["model", "latent"], sort=False):
+            curves.line(name(model, latent), one["rank"], one["kl"])
+    if "_epochs" in tables:
+        for title, y, what in (
+            ("KL while training", "KL (nats)", "kl "),
+            ("Active dimensions while training", "dimensions", "active "),
+        ):
+            curves.panel(title, "epoch", y, zero=True)
+            own = tables["_epochs"][tables["_epochs"]["fact"].str.startswith(what)]
+            for (model, fact), one in own.groupby(["model", "fact"], sort=False):
+                curves.line(name(model, _LATENT_OF[fact.removeprefix(what)]), one["epoch"], one["value"])
+    if "_recall" in tables:
+        curves.panel("Targets among the recalled items", "recalled items", "share of instances", zero=True)
+        for (model, part), one in tables["_recall"].groupby(["model", "part"], sort=False):
+            curves.line(name(model, f"{part} targets"), one["depth"], one["rate"])
+
+
+# What a run's history calls the latents, and figures.
+_LATENT_OF = {"z": "z^x", "z_t": "z_t^y", "z_a": "z_a^x"}
 
 
 def _sensitivity(options: Options, words: Sequence[str]) -> Path:
@@ -286,6 +358,7 @@ def _draw_sensitivity(
 _MAKERS: Mapping[str, Callable[[Options, Sequence[str]], Path]] = {
     "fgsm": _fgsm,
     "landscape": _landscape,
+    "latents": _latents,
     "lipschitz": _lipschitz,
     "sensitivity": _sensitivity,
 }
@@ -295,13 +368,24 @@ _MAKERS: Mapping[str, Callable[[Options, Sequence[str]], Path]] = {
 
 
 def _runs(options: Options) -> list[Run]:
+    names, checkpoint_dir, given = _named(options)
+    return open_runs(names, checkpoint_dir, **given)
+
+
+def _named(options: Options) -> tuple[list[str], str, dict[str, Any]]:
+    """The names of the runs, the folder that they are in, and the settings to use instead of the stored ones."""
     names = [name for name in str(options["runs"] or "").split(",") if name.strip()]
     given = {
         key: options[key]
         for key in ("data_path", "cache_dir", "use_gpu", "torch_threads")
         if options.get(key) is not None
     }
-    return open_runs([name.strip() for name in names], options["checkpoint_dir"], **given)
+    return [name.strip() for name in names], options["checkpoint_dir"], given
+
+
+def _check_part(part: str) -> None:
+    if part not in ("train", "valid", "test"):
+        raise CDRError(f"part={part} should be one of train, valid, test.")
 
 
 def _ball(options: Options) -> PGD:
@@ -312,7 +396,7 @@ def _ball(options: Options) -> PGD:
     )
 
 
-def _progress(runs: Sequence[Run], label: str, options: Options) -> Any:
+def _progress(runs: Sequence[Any], label: str, options: Options) -> Any:
     return tqdm(runs, ncols=100, desc=set_color(label, "pink"), disable=not options["show_progress"])
 
 
@@ -349,7 +433,8 @@ def _named_folder(kind: str, names: Sequence[str], config: Any, options: Options
         return make_folder(options["out"])
     decides = {key: str(value) for key, value in options.items() if key not in ("out", "show_progress")}
     key = hashlib.sha256(json.dumps([kind, list(names), decides], sort_keys=True).encode()).hexdigest()[:6]
-    return make_folder(Path("analyses") / f"{kind}-{config['dataset']}-beta{config['beta']:g}-{key}")
+    scene = f"beta{config['beta']:g}" if config["task"] == "rating" else config["split"]
+    return make_folder(Path("analyses") / f"{kind}-{config['dataset']}-{scene}-{key}")
 
 
 def _text(rows: Sequence[Mapping[str, Any]]) -> str:

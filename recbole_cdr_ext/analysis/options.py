@@ -43,6 +43,12 @@ OPTIONS: Mapping[str, tuple[Documented, ...]] = {
         _OUT,
         *_SAVED,
     ),
+    "latents": (
+        _RUNS,
+        _option("part", "test", "str", "Whose instances: train, valid or test."),
+        _OUT,
+        *_SAVED,
+    ),
     "lipschitz": (
         _RUNS,
         _option("rho", "0.25", "float", "Radius of the ball that is searched, the same for all runs."),

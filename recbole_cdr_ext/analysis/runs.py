@@ -59,12 +59,7 @@ def open_runs(
         CDRError: there is no such run, one is named twice, is no trained bridge, or the runs have different
             splits; found from the stored settings, before any data are read.
     """
-    folders = [find_run(name, checkpoint_dir).resolve() for name in names]
-    if not folders:
-        raise CDRError("Which runs? Say --runs=RUN,RUN: names of folders that `recbole-cdr run` wrote.")
-    twice = next((folder for i, folder in enumerate(folders) if folder in folders[:i]), None)
-    if twice:
-        raise CDRError(f"run '{twice.name}' stands in --runs twice.")
+    folders = find_runs(names, checkpoint_dir)
     stored = [stored_settings(folder) for folder in folders]
     for folder, of_run in zip(folders, stored, strict=True):
         check_trained(folder, of_run)
@@ -78,16 +73,40 @@ def open_runs(
     for folder, experiment in zip(folders, loaded, strict=True):
         if experiment.split.fingerprint != loaded[0].split.fingerprint:
             raise _other_split(folder, folders[0], "their data differ")
-    names = [folder.name for folder in folders]
-    if len(set(names)) < len(names):
-        names = [str(folder) for folder in folders]
+    names = told_apart(folders)
     return [Run(*parts) for parts in zip(names, labels(stored, names), loaded, strict=True)]
+
+
+def find_runs(names: Sequence[str], checkpoint_dir: str | Path) -> list[Path]:
+    """Returns the folders of runs.
+
+    Raises:
+        CDRError: none is named, there is no such run, or one is named twice.
+    """
+    folders = [find_run(name, checkpoint_dir).resolve() for name in names]
+    if not folders:
+        raise CDRError("Which runs? Say --runs=RUN,RUN: names of folders that `recbole-cdr run` wrote.")
+    twice = next((folder for i, folder in enumerate(folders) if folder in folders[:i]), None)
+    if twice:
+        raise CDRError(f"run '{twice.name}' stands in --runs twice.")
+    return folders
+
+
+def told_apart(folders: Sequence[Path]) -> list[str]:
+    """Returns the folders' names, or their paths where two have one name."""
+    names = [folder.name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
 def check_trained(folder: Path, stored: Mapping[str, Any]) -> None:
     """Refuses a run that is no bridge's, or not trained to its end."""
     where = f"run '{folder.name}' ({stored['model']}) can't be analysed"
     check_bridge(where, registry.get_model(stored["model"]), stored)
+    check_ended(where, folder)
+
+
+def check_ended(where: str, folder: Path) -> None:
+    """Refuses a run that is not trained to its end; ``where`` is what the message begins with."""
     if not (folder / checkpoint.MODEL).exists():
         raise CDRError(f"{where}: its training has not ended. Go on with --resume={folder}.")
 

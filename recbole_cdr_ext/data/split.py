@@ -55,6 +55,7 @@ class Split:
         fingerprint: changes with the data and with anything that decides the split.
         report: what was removed, dropped and found, counted.
         test_items: (item_num,) mask of the items in the published test file; None under the other splits.
+        item_vectors: (item_num, d) what a generator learned of the items; None before one ran.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Split:
     fingerprint: str
     report: dict[str, object] = field(default_factory=dict)
     test_items: np.ndarray | None = None
+    item_vectors: np.ndarray | None = None
 
     @property
     def n_domains(self) -> int:
@@ -83,9 +85,18 @@ class Split:
         return getattr(self, name)
 
     def with_recalled(self, recalled: dict[str, np.ndarray]) -> Split:
-        """Returns the split with recalled items, (n, r) by part, in its instances."""
+        """Returns the split with recalled items, (n, r) by part, in its instances.
+
+        The report gets the share of targets among them by part: where training targets are recalled more, or less,
+        often than others, a model learns something of them that does not hold for others.
+        """
         train, valid, test = (replace(self.part(p), recalled=recalled[p]) for p in PARTS)
-        return replace(self, train=train, valid=valid, test=test)
+        rates = [float((recalled[p] == self.part(p).target[:, None]).any(1).mean()) for p in PARTS]
+        report = {
+            **self.report,
+            "targets recalled in train / valid / test (%)": [round(100 * r, 2) for r in rates],
+        }
+        return replace(self, train=train, valid=valid, test=test, report=report)
 
 
 def groups(split: Split, instances: Instances) -> dict[str, np.ndarray]:
@@ -132,7 +143,9 @@ def make_split(config, dataset: CrossDomainDataset) -> Split:
         fingerprint=_fingerprint(config, dataset),
         report=report,
         test_items=_test_items(dataset) if name == "published" else None,
-        **finished,
+        train=finished["train"],
+        valid=finished["valid"],
+        test=finished["test"],
     )
     respecting = name == "leave_one_out" or (name == "user" and _time_respecting(config, dataset))
     report.update(audit_split(split, time_respecting=respecting, fail=name != "published"))

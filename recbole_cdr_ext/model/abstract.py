@@ -192,6 +192,10 @@ class CrossDomainRecommender(AbstractRecommender):
     def start_epoch(self, phase: Phase, epoch: int) -> None:
         """Called before each epoch; nothing by default."""
 
+    def epoch_facts(self) -> dict[str, float]:
+        """What the model measured while it was trained for an epoch: logged, in TensorBoard, and in the result."""
+        return {}
+
     def parameters_of(self, phase: Phase) -> Iterable[tuple[str, torch.nn.Parameter]]:
         """The named parameters that learn in ``phase``."""
         for name, parameter in self.named_parameters():

@@ -77,10 +77,14 @@ class GaussianHead(nn.Module):
     """Mean and log-variance of a posterior, each by an MLP of its own (I2VAE, D.2): d_in → d → d.
 
     The two MLPs' first layers are one matrix product.
+
+    Args:
+        residual: adds the input, which must be of size d, to the mean.
     """
 
-    def __init__(self, d_in: int, d: int, dropout: float = 0.0):
+    def __init__(self, d_in: int, d: int, dropout: float = 0.0, residual: bool = False):
         super().__init__()
+        self.residual = residual
         self.hidden = nn.Linear(d_in, 2 * d)
         self.mean, self.logvar = nn.Linear(d, d), nn.Linear(d, d)
         self.dropout = Dropout(dropout)
@@ -88,7 +92,8 @@ class GaussianHead(nn.Module):
     def forward(self, x: torch.Tensor) -> Gaussian:
         """(B, d_in) → a Gaussian over (B, d)."""
         for_mean, for_logvar = self.dropout(F.relu(self.hidden(x))).chunk(2, -1)
-        return Gaussian(self.mean(for_mean), self.logvar(for_logvar))
+        mean = self.mean(for_mean)
+        return Gaussian(x + mean if self.residual else mean, self.logvar(for_logvar))
 
 
 class Prior(nn.Module):

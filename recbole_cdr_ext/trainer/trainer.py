@@ -234,6 +234,11 @@ class CrossDomainTrainer(Trainer):
         entry["loss"] = list(losses.values()) if isinstance(losses, dict) else losses
         line = self._title + self._generate_train_loss_output(epoch, started, trained, losses)
         scalars = {f"Loss/Train{name}": loss for name, loss in _named(losses).items()}
+        facts = self.model.epoch_facts()
+        if facts:
+            entry["facts"] = facts
+            line += " [" + ", ".join(f"{name} {value:.3g}" for name, value in facts.items()) + "]"
+            scalars |= {f"Facts/{name}": value for name, value in facts.items()}
 
         last = epoch + 1 == epochs or self._out_of_time()
         stop = improved = False

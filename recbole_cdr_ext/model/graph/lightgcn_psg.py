@@ -183,7 +183,7 @@ class LightGCNPSG(CrossDomainRecommender):
 
     @torch.no_grad()
     def augment(self, split: Split, progress=None) -> Split:
-        """Returns the split with ``recalled`` items, (n, R·n) best first, in all its instances.
+        """Returns the split with ``recalled`` items, (n, R·n) best first, in all its instances, and the item vectors.
 
         Args:
             split: the split whose training events the graph was built from.
@@ -206,7 +206,8 @@ class LightGCNPSG(CrossDomainRecommender):
                 graph = self._graph(
                     np.append(self.edge_user, pseudo_user), np.append(self.edge_item, pseudo_item)
                 )
-        return split.with_recalled({part: recall.items for part, recall in recalled.items()})
+        split = split.with_recalled({part: recall.items for part, recall in recalled.items()})
+        return replace(split, item_vectors=self._read_out(self._full_graph)[1].cpu().numpy())
 
     def _recall_block(self, job: _Recall, rows: np.ndarray, number: int, messages, vectors) -> None:
         domain = int(job.instances.domain[rows[0]])

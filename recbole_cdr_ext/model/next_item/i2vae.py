@@ -51,6 +51,7 @@ from recbole_cdr_ext.model.layers import (
 )
 from recbole_cdr_ext.model.losses import sampled_softmax_loss, softmax_loss
 from recbole_cdr_ext.model.next_item.i2vae_positions import PositionEncoder, Views
+from recbole_cdr_ext.model.next_item.latents import LatentMeter
 
 CHOICES = {
     "loss_type": ("BCE", "CE", "sampled"),
@@ -58,6 +59,7 @@ CHOICES = {
     "cross_encoder": ("attention", "mlp", "merged"),
     "pooling": ("mean", "mean_last", "last"),
     "decoder": ("mlp", "sum"),
+    "item_init": ("random", "psg"),
 }
 # What a pass per instance, the paper's form, does not have.
 ONE_PASS_ONLY = {"cross_encoder": ("merged",), "pooling": ("last",), "psg": ("none",)}
@@ -136,6 +138,7 @@ class I2VAE(CrossDomainRecommender):
         self.needs_negatives = self.loss_type == "BCE"
         self.needs_pseudo = config["psg"] != "none"
         self.one_pass = self.needs_merged = in_one_pass(config)
+        self._meter = LatentMeter()
 
         self.item_embedding = nn.Embedding(self.n_items, d, padding_idx=0)
         longest = max(self.max_history_length, int(config["pseudo_length"]))
@@ -160,10 +163,11 @@ class I2VAE(CrossDomainRecommender):
                     dropout=dropout,
                 )
             )
-        self.own_head = per_domain(lambda: GaussianHead(d, d, dropout))
-        self.augmented_head = per_domain(lambda: GaussianHead(d, d, dropout))
-        self.transfer_head = per_domain(lambda: GaussianHead(d, d, dropout))
-        self.auxiliary_head = per_domain(lambda: GaussianHead(d, d, dropout))
+        residual = bool(config["residual_posteriors"])
+        self.own_head = per_domain(lambda: GaussianHead(d, d, dropout, residual))
+        self.augmented_head = per_domain(lambda: GaussianHead(d, d, dropout, residual))
+        self.transfer_head = per_domain(lambda: GaussianHead(d, d, dropout, residual))
+        self.auxiliary_head = per_domain(lambda: GaussianHead(d, d, dropout, residual))
         self.by_attention = config["cross_encoder"] == "attention"
         if not self.one_pass and self.by_attention:
             self.cross_attention = per_domain(lambda: CrossAttention(d, int(config["n_cross_heads"])))
@@ -177,6 +181,17 @@ class I2VAE(CrossDomainRecommender):
         self.apply(_initialise)
         for head in (*self.own_head, *self.augmented_head, *self.transfer_head, *self.auxiliary_head):
             nn.init.constant_(head.logvar.bias, float(config["initial_logvar"]))
+        if config["item_init"] == "psg":
+            self._start_from(dataset.split.item_vectors)
+
+    @torch.no_grad()
+    def _start_from(self, vectors: np.ndarray) -> None:
+        """Starts the items' first coordinates as given vectors (item_num, d'), scaled as random ones are."""
+        table = self.item_embedding.weight
+        width = min(table.shape[1], vectors.shape[1])
+        given = torch.from_numpy(vectors[:, :width]).to(table)
+        given = given - given[1:].mean(0)
+        table[1:, :width] = given[1:] * (table.shape[1] ** -0.5 / given[1:].std().clamp(min=1e-12))
 
     @classmethod
     def check_settings(cls, config) -> None:
@@ -209,8 +224,9 @@ class I2VAE(CrossDomainRecommender):
 
     @classmethod
     def stages(cls, config) -> list[Stage]:
-        """LightGCN-PSG runs first, unless the pseudo-sequences are random (the ablation without PSG)."""
-        return [Stage("LightGCNPSG", config["psg_settings"] or {})] if config["psg"] == "lightgcn" else []
+        """LightGCN-PSG runs first, unless nothing of it is used."""
+        asked = config["psg"] == "lightgcn" or config["item_init"] == "psg"
+        return [Stage("LightGCNPSG", config["psg_settings"] or {})] if asked else []
 
     @classmethod
     def prepare_data(cls, config, dataset, split: Split) -> Split:
@@ -232,6 +248,11 @@ class I2VAE(CrossDomainRecommender):
     def start_epoch(self, phase: Phase, epoch: int) -> None:
         """Raises the weight of the KL terms to ``kl_weight`` over ``kl_warmup_epochs``."""
         self.kl_share = min(1.0, (epoch + 1) / (self.kl_warmup_epochs + 1))
+        self._meter.reset()
+
+    def epoch_facts(self) -> dict[str, float]:
+        """KL (nats) and active dimensions of each latent, over the training instances of the epoch."""
+        return self._meter.facts()
 
     # -- inference ----------------------------------------------------------------------------------------------
 
@@ -410,6 +431,8 @@ class I2VAE(CrossDomainRecommender):
             kl_transfer = kl_transfer + kl(latents.auxiliary[cold[latents.other]]).sum()
             if latents.transfer is not None:
                 cross = kl(latents.transfer, latents.auxiliary[latents.both[latents.other]]).sum()
+        if self.training and self.variational:
+            self._measure(x, latents, kl_own, kl_augmented)
         to_priors = sum(
             (term.sum() / count).clamp(min=self.free_bits) for term in (kl_own, kl_transfer, kl_augmented)
         )
@@ -419,6 +442,13 @@ class I2VAE(CrossDomainRecommender):
             denoise=self.lambda_a * denoise.mean(),
             cross=self.lambda_c * (recon + (kl_own.sum() + cross) / count),
         )
+
+    def _measure(self, x: int, latents: Latents, kl_own, kl_augmented) -> None:
+        self._meter.add("z", x, latents.own.mean[latents.has_own], kl_own)
+        if latents.augmented is not None:
+            self._meter.add("z_a", x, latents.augmented.mean[latents.has_own], kl_augmented)
+        if latents.transfer is not None:
+            self._meter.add("z_t", x, latents.transfer.mean, kl(latents.transfer))
 
     def denoise_weight(self, length: torch.Tensor) -> torch.Tensor:
         """λ_d = exp(a·L/T) − b for history lengths L (B,), or 1 without the adaptive weight."""

@@ -1,0 +1,183 @@
+"""Whether latents carry anything: KL and active dimensions, by latent and dimension, and what a generator recalled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from recbole_cdr_ext import registry
+from recbole_cdr_ext.analysis.runs import check_ended, find_runs, labels, told_apart
+from recbole_cdr_ext.data.instances import Instances
+from recbole_cdr_ext.data.split import PARTS
+from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.model.layers import Gaussian, kl
+from recbole_cdr_ext.model.next_item.i2vae import I2VAE
+from recbole_cdr_ext.model.next_item.latents import ACTIVE_VARIANCE
+from recbole_cdr_ext.run_folder import finished_result, stored_settings
+from recbole_cdr_ext.serve import load_model
+from recbole_cdr_ext.tasks.next_item import NextItemExperiment
+
+
+@dataclass(frozen=True)
+class LatentRun:
+    """A saved run of I2VAE, loaded.
+
+    Attributes:
+        name: its folder's name; with its path, if another run has that name.
+        label: what figures call it.
+        experiment: its model with the best weights, and its data.
+        epochs: what its training measured, one row per epoch and fact.
+    """
+
+    name: str
+    label: str
+    experiment: NextItemExperiment
+    epochs: pd.DataFrame
+
+
+def open_latent_runs(
+    names: Sequence[str], checkpoint_dir: str | Path, given: dict[str, Any]
+) -> list[LatentRun]:
+    """Loads runs of I2VAE.
+
+    Args:
+        names: folders, or their names in ``checkpoint_dir``.
+        given: run-time settings in place of the stored ones.
+
+    Raises:
+        CDRError: there is no such run, one is named twice, or is no finished run of I2VAE with latents; found before
+            any data are read.
+    """
+    folders = find_runs(names, checkpoint_dir)
+    stored = [stored_settings(folder) for folder in folders]
+    for folder, of_run in zip(folders, stored, strict=True):
+        where = f"run '{folder.name}' ({of_run['model']}) can't be analysed"
+        if not issubclass(registry.get_model(of_run["model"]), I2VAE):
+            raise CDRError(f"{where}: it has no latents that this reads; I2VAE has.")
+        if of_run.get("variational") is False:
+            raise CDRError(f"{where}: variational=False leaves no latents.")
+        check_ended(where, folder)
+    names = told_apart(folders)
+    return [
+        LatentRun(name, label, load_model(folder, **given), _epochs(folder))
+        for name, label, folder in zip(names, labels(stored, names), folders, strict=True)
+    ]
+
+
+def _epochs(folder: Path) -> pd.DataFrame:
+    result = finished_result(folder) or {}
+    rows = [
+        {"epoch": entry["epoch"], "fact": fact, "value": value}
+        for entry in result.get("history", [])
+        for fact, value in entry.get("facts", {}).items()
+    ]
+    return pd.DataFrame(rows, columns=["epoch", "fact", "value"])
+
+
+# As in the paper's notation, X being the target's domain.
+NAMES = {"own": "z^x", "transfer": "z_t^y", "augmented": "z_a^x"}
+
+
+@dataclass(frozen=True)
+class Latent:
+    """One latent of one domain over the instances of a part.
+
+    Attributes:
+        mean: (N, d) posterior means.
+        kl: (N, d) KL to the prior in nats, by dimension.
+    """
+
+    name: str
+    domain: str
+    mean: np.ndarray
+    kl: np.ndarray
+
+    @property
+    def active(self) -> int:
+        """Dimensions whose posterior mean varies by more than 0.01 (Burda et al., ICLR 2016)."""
+        return int((self.mean.var(0) > ACTIVE_VARIANCE).sum()) if len(self.mean) else 0
+
+
+@torch.no_grad()
+def latents(experiment: NextItemExperiment, part: str) -> list[Latent]:
+    """Returns the latents of the instances of a part, those with the histories that a latent needs."""
+    model: Any = experiment.model
+    assert isinstance(model, I2VAE)
+    model.eval()
+    found: dict[tuple[str, int], list[tuple[np.ndarray, np.ndarray]]] = {}
+    for batch in experiment.loader(part):
+        batch = batch.to(experiment.config["device"])
+        x, posteriors = batch.target_domain, model.posteriors(batch)
+        rows = posteriors.has_own
+        asked = [("own", posteriors.own[rows], model.own_prior[x]())]
+        if posteriors.augmented is not None:
+            asked.append(("augmented", posteriors.augmented[rows], model.augmented_prior[x]()))
+        if posteriors.transfer is not None:
+            asked.append(("transfer", posteriors.transfer, None))
+        for name, q, p in asked:
+            found.setdefault((name, x), []).append((q.mean.cpu().numpy(), _by_dimension(q, p).cpu().numpy()))
+    order = sorted(found, key=lambda key: (key[1], list(NAMES).index(key[0])))
+    return [
+        Latent(
+            NAMES[name],
+            experiment.dataset.domains[x],
+            *map(np.concatenate, zip(*found[name, x], strict=True)),
+        )
+        for name, x in order
+    ]
+
+
+def _by_dimension(q: Gaussian, p: Gaussian | None) -> torch.Tensor:
+    """KL(q ‖ p) of each dimension, (N, d); p = None is N(0, I)."""
+    one = Gaussian(q.mean.unsqueeze(-1), q.logvar.unsqueeze(-1))
+    return kl(one, None if p is None else Gaussian(p.mean.unsqueeze(-1), p.logvar.unsqueeze(-1)))
+
+
+def latent_table(found: list[Latent]) -> pd.DataFrame:
+    """One row per latent and domain: n, its KL in nats (mean over instances), its active dimensions, d."""
+    return pd.DataFrame(
+        {
+            "domain": one.domain,
+            "latent": one.name,
+            "n": len(one.mean),
+            "kl": float(one.kl.sum(1).mean()) if len(one.kl) else float("nan"),
+            "active": one.active,
+            "d": one.mean.shape[1],
+        }
+        for one in found
+    )
+
+
+def dimension_table(found: list[Latent]) -> pd.DataFrame:
+    """One row per latent, domain and dimension, the one with the largest KL first: its mean KL in nats."""
+    tables = []
+    for one in found:
+        values = np.sort(one.kl.mean(0))[::-1] if len(one.kl) else np.full(one.kl.shape[1], np.nan)
+        rank = np.arange(1, len(values) + 1)
+        tables.append(pd.DataFrame({"domain": one.domain, "latent": one.name, "rank": rank, "kl": values}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def recall_table(experiment: NextItemExperiment) -> pd.DataFrame | None:
+    """Share of the instances whose target is among the first r recalled items, by part and r; None without PSG."""
+    if experiment.split.test.recalled is None:
+        return None
+    tables = []
+    for part in PARTS:
+        hit = recalled_targets(experiment.split.part(part))
+        rates = hit.cumsum(1).mean(0) if len(hit) else np.zeros(hit.shape[1])
+        depth = np.arange(1, hit.shape[1] + 1)
+        tables.append(pd.DataFrame({"part": part, "n": len(hit), "depth": depth, "rate": rates}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def recalled_targets(instances: Instances) -> np.ndarray:
+    """(n, r) whether the target is the item recalled at each place."""
+    assert instances.recalled is not None
+    return instances.recalled == instances.target[:, None]
