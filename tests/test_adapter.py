@@ -480,6 +480,36 @@ def test_one_pass_is_the_mean_of_a_pass_per_position(build, model_class, scope):
         np.testing.assert_allclose(setup.model.sequence_loss(batch).item(), terms / count, rtol=1e-4)
 
 
+def test_the_softmax_may_be_over_the_targets_domain(build):
+    settings = {
+        "split": "leave_one_out",
+        "baseline_scope": "all",
+        "softmax_items": "domain",
+        "train_batch_size": 10**6,
+    }
+    model = build(SASRec, 2, **settings).model
+    (batch,) = model.sequence_batches(np.random.default_rng(0))
+    wrapped, expected = model.wrapped[0], []
+    for row in range(len(batch)):
+        items = batch.items[row][batch.items[row] != 0]  # over all domains, local ids are global ones
+        for place in range(len(items)):
+            state = wrapped(items[: place + 1].unsqueeze(0), torch.tensor([place + 1]))[0]
+            target = int(batch.targets[row, place])
+            own = next(k for k in (0, 1) if target in range(*model.item_slice(k).indices(model.n_items)))
+            span = model.item_slice(own)
+            scores = wrapped.item_embedding.weight[span] @ state
+            expected.append(-scores.log_softmax(0)[target - span.start])
+    torch.testing.assert_close(model.sequence_loss(batch), torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"softmax_items": "batch"}, {"softmax_items": "domain", "one_pass": False}]
+)
+def test_a_softmax_that_cannot_be_is_one_clear_error(build, settings):
+    with pytest.raises(CDRError, match="softmax_items"):
+        build(SASRec, 2, baseline_scope="all", **settings)
+
+
 @pytest.mark.parametrize(
     ("model_class", "settings"),
     [

@@ -13,6 +13,7 @@ from torch import nn
 
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.data.sequences import EpochBatches, SequenceBatch, TrainingSequences
+from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
 from recbole_cdr_ext.model.layers import left_aligned
 from recbole_cdr_ext.model.losses import softmax_loss
@@ -102,6 +103,13 @@ class SequenceDotBaseline(SequentialBaseline):
         super().__init__(config, dataset)
         every = config["train_targets"] == "all" and not config["targets_per_sequence"]
         self.one_pass = bool(config["one_pass"]) and every and not self.needs_negatives
+        if config["softmax_items"] not in (None, "scope", "domain"):
+            raise CDRError(f"softmax_items={config['softmax_items']!r} should be scope or domain.")
+        self.by_domain = config["softmax_items"] == "domain" and len(self.spaces) == 1
+        if self.by_domain and not self.one_pass:
+            raise CDRError(
+                "softmax_items=domain goes with one_pass=True, train_targets=all and loss_type=CE."
+            )
         if self.one_pass:
             events = dataset.train_events
             masks = [(events.item >= space.first) & (events.item < space.stop) for space in self.spaces]
@@ -121,13 +129,25 @@ class SequenceDotBaseline(SequentialBaseline):
         )
 
     def sequence_loss(self, batch: SequenceBatch) -> torch.Tensor:
-        """RecBole's softmax cross-entropy over the items of the space, mean over all positions."""
+        """Softmax cross-entropy, mean over all positions: over the items of the space, or of the target's domain."""
         model, space = self.wrapped[batch.tag], self.spaces[batch.tag]
         items = space.local(batch.items)
         real = items != 0
         with _states_of_all_positions(model):
-            states = model.forward(items, real.sum(1))
-        return softmax_loss(states[real], model.item_embedding.weight, space.local(batch.targets)[real])
+            states = model.forward(items, real.sum(1))[real]
+        table, target = model.item_embedding.weight, batch.targets[real]
+        if not self.by_domain:
+            return softmax_loss(states, table, space.local(target))
+        loss = states.new_zeros(())
+        for k in space.domains:
+            span = self.item_slice(k)
+            own = (target >= span.start) & (target < span.stop)
+            if own.any():
+                share = own.sum() / len(target)
+                loss = loss + share * softmax_loss(
+                    states[own], table[space.columns(span)], target[own] - span.start
+                )
+        return loss
 
     def encode(self, batch: Batch) -> torch.Tensor:
         """Returns the sequences' vectors, (B, d)."""
