@@ -165,12 +165,16 @@ def dimension_table(found: list[Latent]) -> pd.DataFrame:
 
 
 def recall_table(experiment: NextItemExperiment) -> pd.DataFrame | None:
-    """Share of the instances whose target is among the first r recalled items, by part and r; None without PSG."""
+    """Share of instances, of those with recalled items, whose target is among the first r, by part and r.
+
+    None without a generator.
+    """
     if experiment.split.test.recalled is None:
         return None
     tables = []
     for part in PARTS:
-        hit = recalled_targets(experiment.split.part(part))
+        instances = experiment.split.part(part)
+        hit = recalled_targets(instances)[np.asarray(instances.recalled).any(1)]
         rates = hit.cumsum(1).mean(0) if len(hit) else np.zeros(hit.shape[1])
         depth = np.arange(1, hit.shape[1] + 1)
         tables.append(pd.DataFrame({"part": part, "n": len(hit), "depth": depth, "rate": rates}))

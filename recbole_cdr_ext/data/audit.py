@@ -151,18 +151,26 @@ def audit_candidates(split: Split, instances: Instances, blocks, *, fail: bool =
 
 
 def recall_rates(split: Split) -> dict[str, tuple[int, int]]:
-    """Returns, for training and for held-out instances, how many targets were recalled, and out of how many."""
+    """Returns how many targets were recalled, out of how many with a pseudo-sequence, by part and for both held out."""
     out = {}
-    for name, parts in (("train", (split.train,)), ("held-out", (split.valid, split.test))):
+    for name, parts in (
+        ("train", ("train",)),
+        ("valid", ("valid",)),
+        ("test", ("test",)),
+        ("held-out", ("valid", "test")),
+    ):
+        found = [split.part(p) for p in parts]
         hits = sum(
-            int((p.recalled == p.target[:, None]).any(1).sum()) for p in parts if p.recalled is not None
+            int((p.recalled == p.target[:, None]).any(1).sum()) for p in found if p.recalled is not None
         )
-        out[name] = (hits, sum(len(p) for p in parts))
+        out[name] = (hits, sum(int(p.recalled.any(1).sum()) for p in found if p.recalled is not None))
     return out
 
 
 def _rates_differ(first: tuple[int, int], second: tuple[int, int], tolerance: float) -> bool:
     (a, n), (b, m) = first, second
+    if not n or not m:
+        return False
     pooled = (a + b) / (n + m)
     error = np.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
     low, high = sorted((a / n, b / m))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from recbole_cdr_ext.data.audit import audit_split
+from recbole_cdr_ext.data.audit import audit_split, recall_rates
 from recbole_cdr_ext.data.dataset import CrossDomainDataset, Events, data_key
 from recbole_cdr_ext.data.instances import Instances
 from recbole_cdr_ext.data.timeline import Timeline
@@ -87,16 +87,16 @@ class Split:
     def with_recalled(self, recalled: dict[str, np.ndarray]) -> Split:
         """Returns the split with recalled items, (n, r) by part, in its instances.
 
-        The report gets the share of targets among them by part: where training targets are recalled more, or less,
-        often than others, a model learns something of them that does not hold for others.
+        The report gets the share of targets among them, of instances that have any, by part: where training targets
+        are recalled more, or less, often than others, a model learns something that does not hold for others.
         """
         train, valid, test = (replace(self.part(p), recalled=recalled[p]) for p in PARTS)
-        rates = [float((recalled[p] == self.part(p).target[:, None]).any(1).mean()) for p in PARTS]
-        report = {
-            **self.report,
-            "targets recalled in train / valid / test (%)": [round(100 * r, 2) for r in rates],
-        }
-        return replace(self, train=train, valid=valid, test=test, report=report)
+        split = replace(self, train=train, valid=valid, test=test, report=dict(self.report))
+        rates = recall_rates(split)
+        split.report["targets recalled in train / valid / test (%)"] = [
+            round(100 * rates[p][0] / max(rates[p][1], 1), 2) for p in PARTS
+        ]
+        return split
 
 
 def groups(split: Split, instances: Instances) -> dict[str, np.ndarray]:

@@ -9,8 +9,12 @@ Decisions where the paper is silent:
   of its own: the mean of the items' messages. So training and held-out instances are treated by one function, from
   what stands before their targets alone, and users unknown to the graph are served too.
 - Targets of training instances are no edges (``train_targets: last``); were they, the recall would have seen the
-  answers of the training instances only. With ``all`` every interaction is a target and an edge.
-- A fifth of the edges is held out of the training graph to choose the epoch (Recall@20); the recall uses them all.
+  answers of the training instances only. With ``all`` every interaction is a target, so only those whose edges were
+  held out of the graph have a pseudo-sequence, like the held-out instances.
+- A fifth of the edges is held out of the training graph to choose the epoch (Recall@20); with ``last`` the recall uses
+  them all. ``hold_out: users`` takes a fifth of the users out, with all their edges, and asks for one half of these
+  from the other: I2VAE does so where every position is a target. (Share of training and of held-out targets that were
+  recalled on food_kitchen, leave_one_out: 17 and 2 % with all of them as edges, 6 and 2 % with single edges held out.)
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.data.instances import Batch, Instances
 from recbole_cdr_ext.data.sampler import CrossDomainSampler
 from recbole_cdr_ext.data.split import PARTS, Split, UserItems
+from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
 from recbole_cdr_ext.model.graph.propagation import BipartiteGraph, mean_layers
 
@@ -46,7 +51,7 @@ class LightGCNPSG(CrossDomainRecommender):
     """LightGCN over the union of the domains; also recalls pseudo-sequences (:meth:`augment`).
 
     Settings: ``embedding_size``, ``n_layers``, ``reg_weight``, ``recall_rounds`` R, ``recall_size`` n,
-    ``validation_edges`` (the held-out share of the edges).
+    ``hold_out`` and ``validation_edges`` (what is held out, and its share).
     """
 
     cold_start = True
@@ -74,20 +79,35 @@ class LightGCNPSG(CrossDomainRecommender):
         )
         self.split.report.update(found)
         rng = np.random.default_rng(int(config["seed"]))
-        held_out = rng.random(len(self.edge_user)) < float(config["validation_edges"])
+        every, share = self.split.train_targets == "all", float(config["validation_edges"])
+        if config["hold_out"] == "users":
+            held_out = np.asarray(rng.random(self.n_users) < share)[self.edge_user]
+            asked = held_out & (rng.random(len(self.edge_user)) < 0.5)
+            known = held_out & ~asked
+        else:
+            asked = held_out = rng.random(len(self.edge_user)) < share
+            known = ~held_out
         self._train_edges = (self.edge_user[~held_out], self.edge_item[~held_out])
-        self._valid_edges = UserItems.of(self.edge_user[held_out], self.edge_item[held_out], self.n_users)
+        self._valid_edges = UserItems.of(self.edge_user[asked], self.edge_item[asked], self.n_users)
+        self._known = UserItems.of(self.edge_user[known], self.edge_item[known], self.n_users)
         checked = np.flatnonzero(np.diff(self._valid_edges.indptr))
         # Two thousand users tell epochs apart; ranking all of them would cost more than the training.
         self._checked_users = np.sort(rng.permutation(checked)[:2000])
         self._train_graph = self._graph(*self._train_edges)
         self._full_graph = self._graph(self.edge_user, self.edge_item)
-        self._trained = UserItems.of(*self._train_edges, self.n_users)
+        self._recall_edges = self._train_edges if every else (self.edge_user, self.edge_item)
+        self._recall_graph = self._train_graph if every else self._full_graph
         self._sampler = CrossDomainSampler(self.split)
         self._final: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def _graph(self, user: np.ndarray, item: np.ndarray) -> BipartiteGraph:
         return BipartiteGraph(user, item, self.n_users, self.n_items, self.device)
+
+    @classmethod
+    def check_settings(cls, config) -> None:
+        """Refuses an unknown ``hold_out``."""
+        if config["hold_out"] not in ("edges", "users"):
+            raise CDRError(f"hold_out={config['hold_out']!r} should be edges or users.")
 
     # -- training: BPR over the edges --------------------------------------------------------------------------
 
@@ -123,12 +143,12 @@ class LightGCNPSG(CrossDomainRecommender):
 
     @torch.no_grad()
     def recall_of_held_out_edges(self) -> float:
-        """Recall@20 of the held-out edges, by history vectors as in use, over up to 2,000 users."""
+        """Recall@20 of the edges that are asked for, by history vectors as in use, over up to 2,000 users."""
         messages, vectors = self._read_out(self._train_graph)
         hits = total = 0
         for first in range(0, len(self._checked_users), 256):
             users = self._checked_users[first : first + 256]
-            row, item = self._trained.rows(users)
+            row, item = self._known.rows(users)
             scores = _sum_rows(messages, row, item, len(users)) @ vectors.T
             scores[:, 0] = -torch.inf
             scores[torch.from_numpy(row), torch.from_numpy(item)] = -torch.inf
@@ -190,11 +210,10 @@ class LightGCNPSG(CrossDomainRecommender):
             progress: wraps the iterables of blocks (a progress bar).
         """
         self.eval()
-        recalled = {part: _Recall(split.part(part), self.rounds * self.per_round) for part in PARTS}
-        users = _Recall(
-            _users_as_instances(split, self.edge_user, self.edge_item), self.rounds * self.per_round
-        )
-        graph = self._full_graph
+        width, edges, graph = self.rounds * self.per_round, self._recall_edges, self._recall_graph
+        recalled = {part: _Recall(split.part(part), width) for part in PARTS}
+        recalled["train"].rows = self._without_edge(split.train)
+        users = _Recall(_users_as_instances(split, *edges), width)
         for number in range(self.rounds):
             messages, vectors = self._read_out(graph)
             jobs: list[_Recall] = [*recalled.values(), users]
@@ -203,11 +222,15 @@ class LightGCNPSG(CrossDomainRecommender):
                 self._recall_block(job, rows, number, messages, vectors)
             if number + 1 < self.rounds:
                 pseudo_user, pseudo_item = users.pairs()
-                graph = self._graph(
-                    np.append(self.edge_user, pseudo_user), np.append(self.edge_item, pseudo_item)
-                )
+                graph = self._graph(np.append(edges[0], pseudo_user), np.append(edges[1], pseudo_item))
         split = split.with_recalled({part: recall.items for part, recall in recalled.items()})
         return replace(split, item_vectors=self._read_out(self._full_graph)[1].cpu().numpy())
+
+    def _without_edge(self, instances: Instances) -> np.ndarray:
+        """Rows whose targets are no edges of the graph that the recall is made from."""
+        span = np.int64(self.n_items)
+        edges = self._recall_edges[0] * span + self._recall_edges[1]
+        return np.flatnonzero(~np.isin(instances.user * span + instances.target, edges))
 
     def _recall_block(self, job: _Recall, rows: np.ndarray, number: int, messages, vectors) -> None:
         domain = int(job.instances.domain[rows[0]])
@@ -228,11 +251,12 @@ class _Recall:
     def __init__(self, instances: Instances, width: int):
         self.instances = instances
         self.items = np.zeros((len(instances), width), np.int32)
+        self.rows = np.arange(len(instances))  # for which items are recalled
 
     def blocks(self, n_domains: int) -> Iterable[np.ndarray]:
         """Rows in blocks of one domain; a block's score table is all the memory that the recall takes."""
         for k in range(n_domains):
-            rows = np.flatnonzero(self.instances.domain == k)
+            rows = self.rows[self.instances.domain[self.rows] == k]
             yield from (rows[i : i + 512] for i in range(0, len(rows), 512))
 
     def known(self, rows: np.ndarray, domain: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
