@@ -125,6 +125,7 @@ RULES: Mapping[str, Rule] = {
     "learner": _one_of("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"),
     "learning_rate": _above_zero(),
     "weight_decay": _at_least(0),
+    "weight_averaging": ((lambda value: 0 <= value < 1), "at least 0 and below 1"),
     "eval_step": _at_least(0),
     "stopping_step": _at_least(0),
     "max_seconds": _at_least(0),

@@ -37,6 +37,7 @@ FORMS = [
     {"cross_encoder": "attention", "pooling": "mean"},
     {"cross_encoder": "mlp", "pooling": "mean_last", "psg": "none"},
 ]
+SHARED = {"cross_encoder": "merged", "shared_encoder": True}
 
 
 def build(tmp_path, domains=None, **settings):
@@ -76,7 +77,7 @@ def instances_of_events(split):
 
 
 @pytest.mark.parametrize("n_domains", [2, 3])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, SHARED])
 def test_one_pass_is_asking_at_each_position(tmp_path, form, n_domains):
     names = ("books", "films", "games")[:n_domains]
     _, split, model = build(tmp_path, random_domains(names=names), **form)
@@ -242,6 +243,12 @@ def test_items_start_as_the_generator_learned_them(tmp_path):
     expected = learned[1:] - learned[1:].mean(0)
     np.testing.assert_allclose(table[1:, :6], 0.25 * expected / expected.std(ddof=1), rtol=1e-4, atol=1e-6)
     assert table[1:, 6:].std() == pytest.approx(0.25, rel=0.1)
+
+
+def test_a_shared_encoder_is_one(tmp_path):
+    _, _, model = build(tmp_path, **SHARED)
+    encoders = {id(module) for module in (*model.positions.encoder, model.positions.merged)}
+    assert len(encoders) == 1
 
 
 def test_residual_posteriors_add_what_they_are_made_from(tmp_path):

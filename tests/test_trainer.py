@@ -19,6 +19,7 @@ from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
 from recbole_cdr_ext.trainer import checkpoint
+from recbole_cdr_ext.trainer.averaging import WeightAverage
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 
 DATASET = SimpleNamespace(
@@ -320,6 +321,43 @@ def test_fused_optimiser_takes_the_same_steps(tmp_path, learner):
         torch.testing.assert_close(tensor, weights(plain)[name], atol=1e-6, rtol=1e-5)
 
 
+# -- the average of the weights ------------------------------------------------------------------------------
+
+
+def test_average_is_what_its_formula_says():
+    weight = nn.Parameter(torch.tensor([1.0]))
+    average = WeightAverage([weight], 0.5)
+    expected = 1.0
+    for step, value in enumerate((3.0, -2.0, 7.0, 0.5, 4.0, 4.0, 1.0, 2.0, 3.0, 9.0)):
+        with torch.no_grad():
+            weight.fill_(value)
+        average.update()
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+    with average.in_place():
+        assert weight.item() == pytest.approx(expected)
+    assert weight.item() == 9.0
+
+
+def test_average_is_validated_and_kept_and_training_goes_on_without_it(tmp_path):
+    plain, model = Slope(), Slope()
+    without = trainer_of(plain, tmp_path / "plain")
+    without.fit(None, Batches(), by_loss(plain))
+    seen = []
+
+    def validate():
+        seen.append(weights(model))
+        return by_loss(model)()
+
+    trainer = trainer_of(model, tmp_path / "run", weight_averaging=0.9)
+    trainer.fit(None, Batches(), validate)
+    assert [e["loss"] for e in trainer.history] == [e["loss"] for e in without.history]
+    assert [e["valid_score"] for e in trainer.history] != [e["valid_score"] for e in without.history]
+    assert_same(weights(model), seen[trainer.best_epoch])
+    _, states = checkpoint.load(tmp_path / "run" / "model.pth")
+    assert_same(states["model"], seen[trainer.best_epoch])
+
+
 # -- resuming ------------------------------------------------------------------------------------------------
 
 
@@ -329,18 +367,19 @@ def unbroken(tmp_path, cls, **more):
     return model, trainer, trainer.fit(None, Batches(), by_loss(model))
 
 
+@pytest.mark.parametrize("averaging", [0.0, 0.9])
 @pytest.mark.parametrize("moment", [(0, 0, 2), (0, 1, 0), (0, 3, 3), (0, 5, 1)])
-def test_interrupted_and_resumed_equals_unbroken(tmp_path, moment):
-    expected, whole, expected_result = unbroken(tmp_path, Slope)
+def test_interrupted_and_resumed_equals_unbroken(tmp_path, moment, averaging):
+    expected, whole, expected_result = unbroken(tmp_path, Slope, weight_averaging=averaging)
     model = Slope()
-    first = trainer_of(model, tmp_path / "run")
+    first = trainer_of(model, tmp_path / "run", weight_averaging=averaging)
     with pytest.raises(KeyboardInterrupt, match="--resume=run") as stop:
         first.fit(None, Batches(interrupt=moment), by_loss(model))
     assert f"phase 'train', epoch {moment[1]}" in str(stop.value)
 
     torch.manual_seed(99)  # another process would have drawn other things by now
     again = Slope()
-    second = trainer_of(again, tmp_path / "run")
+    second = trainer_of(again, tmp_path / "run", weight_averaging=averaging)
     last = tmp_path / "run" / "last.pth"
     assert last.exists() == (moment[1] > 0)
     batches = Batches()

@@ -36,7 +36,8 @@ class Phase:
         row_gradient: name of a method ``(batch, rows) -> (B, d)`` that gives the gradient of ``loss`` with respect to
             moved rows, up to a positive factor per row, faster than autograd does. Empty: autograd.
         settings: overrides of ``epochs``, ``learning_rate``, ``weight_decay``, ``learner``, ``stopping_step``,
-            ``eval_step`` and the settings of sharpness for this phase; what is not named comes from the configuration.
+            ``eval_step``, ``weight_averaging`` and the settings of sharpness for this phase; what is not named comes
+            from the configuration.
     """
 
     name: str = "train"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from logging import getLogger
 from pathlib import Path
@@ -25,6 +25,7 @@ from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.evaluation.metrics import mean_over_domains
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
 from recbole_cdr_ext.trainer import checkpoint, finite, sharpness
+from recbole_cdr_ext.trainer.averaging import WeightAverage
 from recbole_cdr_ext.trainer.tensorboard import TensorBoard
 
 compat.apply()
@@ -32,7 +33,7 @@ compat.apply()
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
 PHASE_SETTINGS = (
     "epochs", "learning_rate", "weight_decay", "learner", "stopping_step", "eval_step", "sharpness", "rho",
-    "rho_scope", "rho_relative", "pgd_steps", "pgd_step_size",
+    "rho_scope", "rho_relative", "pgd_steps", "pgd_step_size", "weight_averaging",
 )  # fmt: skip
 
 Table = dict[str, dict[str, dict[str, Any]]]
@@ -105,6 +106,7 @@ class CrossDomainTrainer(Trainer):
         self.skipped: list[str] = []
         self._phase_index = 0
         self._rows_of = self._row_gradient = None
+        self._average: WeightAverage | None = None
         self._start_phase()
         self._resumed: tuple[dict[str, Any], dict[str, checkpoint.State]] | None = None
         self._last_saved: str | None = None
@@ -199,6 +201,8 @@ class CrossDomainTrainer(Trainer):
                 learning_rate=float(settings["learning_rate"]),
                 weight_decay=float(settings["weight_decay"] or 0),
             )
+            decay = float(settings["weight_averaging"] or 0)
+            self._average = WeightAverage(learning, decay) if decay else None
             if self._resumed is not None:
                 finished = self._take_up()
             epochs = int(settings["epochs"])
@@ -249,7 +253,8 @@ class CrossDomainTrainer(Trainer):
             self.best_epoch = epoch
         elif (epoch + 1) % step == 0 or last:
             # The last epoch is always validated: what it learnt would be lost otherwise.
-            score, result = self._valid_epoch(valid_data, validate=phase.validate)
+            with self._averaged():
+                score, result = self._valid_epoch(valid_data, validate=phase.validate)
             self.best_valid_score, self.cur_step, stop, improved = early_stopping(
                 score,
                 self.best_valid_score,
@@ -277,16 +282,28 @@ class CrossDomainTrainer(Trainer):
             self.stopped = "early" if stop else "epochs" if epoch + 1 == epochs else "time"
             if self.verbose:
                 self.logger.info(self._ending(phase))
-        state = self.model.state_dict()
+        if improved or self._best is None:
+            with self._averaged():
+                self._best = checkpoint.snapshot(self.model)
         if self.saved:
-            best = state if improved or self._best is None else self._best
             meta = self._meta(phase=phase.name, epoch=epoch, phase_finished=finished)
             path = self.folder / checkpoint.LAST
-            checkpoint.save(path, meta, model=state, best=best, optimizer=self.optimizer.state_dict())
+            states = {
+                "model": self.model.state_dict(),
+                "best": self._best,
+                "optimizer": self.optimizer.state_dict(),
+            }
+            if self._average is not None:
+                states["average"] = self._average.state()
+            elif improved:
+                states["best"] = states["model"]  # stored once
+            checkpoint.save(path, meta, **states)
             self._last_saved = f"{path} (phase '{phase.name}', epoch {epoch})"
-        if improved or self._best is None:
-            self._best = checkpoint.snapshot(self.model)
         return finished
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """The time in which the weights are their average, if there is one."""
+        return nullcontext() if self._average is None else self._average.in_place()
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         """Trains on each batch once; returns the sum of the batches' losses, by term if there are several."""
@@ -331,6 +348,8 @@ class CrossDomainTrainer(Trainer):
         if self.clip_grad_norm:
             clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
         self.optimizer.step()
+        if self._average is not None:
+            self._average.update()
         return terms
 
     def _valid_epoch(self, valid_data, show_progress=False, *, validate: str | None = None):
@@ -394,6 +413,8 @@ class CrossDomainTrainer(Trainer):
         checkpoint.restore(self.model, states["model"], path)
         try:
             self.optimizer.load_state_dict(states["optimizer"])
+            if self._average is not None:
+                self._average.load(states["average"])
         except (KeyError, ValueError) as error:
             raise CDRError(f"{path}: its optimiser does not fit this one ({error}).") from error
         self._best = states["best"]

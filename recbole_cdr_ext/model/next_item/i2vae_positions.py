@@ -92,9 +92,10 @@ class PositionEncoder(nn.Module):
                 count_back=False,
             )
 
-        self.encoder = nn.ModuleList(encoder() for _ in range(self.n_domains))
+        one = encoder() if config["shared_encoder"] else None
+        self.encoder = nn.ModuleList(one or encoder() for _ in range(self.n_domains))
         if self.how == "merged":
-            self.merged = encoder()
+            self.merged = one or encoder()
         elif self.how == "attention":
             self.query, self.key_value, self.out = nn.Linear(d, d), nn.Linear(d, 2 * d), nn.Linear(d, d)
         else:
