@@ -190,18 +190,13 @@ def test_a_pseudo_sequence_is_the_history_then_the_recalled(ready):
             assert not sequence[: len(sequence) - len(expected)].any()
 
 
-@pytest.mark.parametrize("hold_out", ["edges", "users"])
-def test_where_every_position_is_a_target_only_those_out_of_the_graph_have_recalled_items(tmp_path, hold_out):
-    loaded = load(
-        tmp_path, random_domains(), model="LightGCNPSG", train_targets="all", hold_out=hold_out, **QUICK
-    )
+def test_where_every_position_is_a_target_only_those_out_of_the_graph_have_recalled_items(tmp_path):
+    loaded = load(tmp_path, random_domains(), model="LightGCNPSG", train_targets="all", **QUICK)
     model = LightGCNPSG(loaded.config, loaded.dataset)
     split = model.augment(loaded.split)
     train_, edges = split.train, set(zip(*model._train_edges, strict=True))
     is_edge = np.array([pair in edges for pair in zip(train_.user, train_.target, strict=True)])
-    assert 0.1 < 1 - is_edge.mean() < 0.35
-    out = set(train_.user[~is_edge]) - set(train_.user[is_edge])
-    assert out == set(train_.user[~is_edge]) if hold_out == "users" else len(out) < 5
+    assert 0.1 < 1 - is_edge.mean() < 0.3
     assert np.array_equal(train_.recalled.any(1), ~is_edge)
     assert split.valid.recalled.any(1).all() and split.test.recalled.any(1).all()
     assert model._recall_graph is model._train_graph

@@ -13,6 +13,7 @@ import torch
 
 from recbole_cdr_ext import registry
 from recbole_cdr_ext.analysis.runs import check_ended, find_runs, labels, told_apart
+from recbole_cdr_ext.data.audit import last_of_sequences
 from recbole_cdr_ext.data.instances import Instances
 from recbole_cdr_ext.data.split import PARTS
 from recbole_cdr_ext.errors import CDRError
@@ -167,13 +168,15 @@ def dimension_table(found: list[Latent]) -> pd.DataFrame:
 def recall_table(experiment: NextItemExperiment) -> pd.DataFrame | None:
     """Share of instances, of those with recalled items, whose target is among the first r, by part and r.
 
-    None without a generator.
+    Of training instances only each sequence's last counts, as in the leak audit. None without a generator.
     """
     if experiment.split.test.recalled is None:
         return None
     tables = []
     for part in PARTS:
         instances = experiment.split.part(part)
+        if part == "train":
+            instances = instances.take(last_of_sequences(instances))
         hit = recalled_targets(instances)[np.asarray(instances.recalled).any(1)]
         rates = hit.cumsum(1).mean(0) if len(hit) else np.zeros(hit.shape[1])
         depth = np.arange(1, hit.shape[1] + 1)

@@ -226,9 +226,7 @@ class I2VAE(CrossDomainRecommender):
     def stages(cls, config) -> list[Stage]:
         """LightGCN-PSG runs first, unless nothing of it is used."""
         asked = config["psg"] == "lightgcn" or config["item_init"] == "psg"
-        # Every position a target: training instances have clean pseudo-sequences where the graph knows nothing of them.
-        held_out = {"hold_out": "users"} if config["train_targets"] == "all" else {}
-        return [Stage("LightGCNPSG", held_out | (config["psg_settings"] or {}))] if asked else []
+        return [Stage("LightGCNPSG", config["psg_settings"] or {})] if asked else []
 
     @classmethod
     def prepare_data(cls, config, dataset, split: Split) -> Split:
