@@ -36,9 +36,64 @@ PLAIN = {
     "train_neg_num": 2048, "temperature": 1.0, "learner": "adamw", "learning_rate": 0.001, "weight_decay": 0.1,
     "train_batch_size": 2048,
 }  # fmt: skip
+RESIDUAL = {
+    "residual_posteriors": True, "train_batch_size": 1024, "learning_rate": 0.002, "weight_decay": 0.3, "stopping_step": 6,
+}  # fmt: skip
+DECAYED = RESIDUAL | {"weight_decay": 1.0}
+AVERAGED = DECAYED | {"weight_averaging": 0.998}
+LATENT = {
+    "variational": True, "kl_weight": 0.0001, "cross_regularizer": True, "lambda_c": 0.0005, "lambda_a": 0.0005,
+    "cold_start_mask_prob": 0.1,
+}  # fmt: skip
+SASREC = {
+    "hidden_size": 128, "inner_size": 256, "n_layers": 1, "max_history_length": 50, "learner": "adamw",
+    "learning_rate": 0.002, "weight_decay": 1.0, "train_batch_size": 1024, "stopping_step": 6,
+    "weight_averaging": 0.998,
+}  # fmt: skip
 # label: (model, what it starts from, what it changes)
 TRIALS: dict[str, tuple[str, dict, dict]] = {
     "without latents": ("I2VAE", PLAIN, {}),
+    "without latents, batch 512": ("I2VAE", PLAIN, {"train_batch_size": 512}),
+    "without latents, softmax over all items": ("I2VAE", PLAIN, {"loss_type": "CE"}),
+    "without latents, weight decay 0.5": ("I2VAE", PLAIN, {"weight_decay": 0.5}),
+    "without latents, weight decay 1.5": ("I2VAE", PLAIN, {"weight_decay": 1.5}),
+    "without latents, temperature 0.75": ("I2VAE", PLAIN, {"temperature": 0.75}),
+    "without latents, d 256": ("I2VAE", PLAIN, {"embedding_size": 256, "inner_size": 512}),
+    "residual": ("I2VAE", PLAIN, RESIDUAL),
+    "residual, items from PSG": ("I2VAE", PLAIN, RESIDUAL | {"item_init": "psg"}),
+    "residual, weight decay 1": ("I2VAE", PLAIN, RESIDUAL | {"weight_decay": 1.0}),
+    "residual, weight decay 3": ("I2VAE", PLAIN, RESIDUAL | {"weight_decay": 3.0}),
+    "decayed, learning rate 0.001": ("I2VAE", PLAIN, DECAYED | {"learning_rate": 0.001, "weight_decay": 2.0}),
+    "decayed, softmax over all items": ("I2VAE", PLAIN, DECAYED | {"loss_type": "CE"}),
+    "decayed, dropout 0.7": ("I2VAE", PLAIN, DECAYED | {"dropout": 0.7}),
+    "decayed, dropout 0.3": ("I2VAE", PLAIN, DECAYED | {"dropout": 0.3}),
+    "decayed, d 256": ("I2VAE", PLAIN, DECAYED | {"embedding_size": 256, "inner_size": 512}),
+    "decayed, temperature 0.5": ("I2VAE", PLAIN, DECAYED | {"temperature": 0.5}),
+    "decayed, temperature 2": ("I2VAE", PLAIN, DECAYED | {"temperature": 2.0}),
+    "decayed, items from PSG": ("I2VAE", PLAIN, DECAYED | {"item_init": "psg"}),
+    "decayed, weights averaged": ("I2VAE", PLAIN, DECAYED | {"weight_averaging": 0.998}),
+    "decayed, one encoder": ("I2VAE", PLAIN, DECAYED | {"shared_encoder": True}),
+    "averaged, d 256": ("I2VAE", PLAIN, AVERAGED | {"embedding_size": 256, "inner_size": 512}),
+    "averaged, dropout 0.7": ("I2VAE", PLAIN, AVERAGED | {"dropout": 0.7}),
+    "averaged, temperature 0.5": ("I2VAE", PLAIN, AVERAGED | {"temperature": 0.5}),
+    "averaged, softmax over all items": ("I2VAE", PLAIN, AVERAGED | {"loss_type": "CE"}),
+    "averaged, one encoder": ("I2VAE", PLAIN, AVERAGED | {"shared_encoder": True}),
+    "averaged, items from PSG": ("I2VAE", PLAIN, AVERAGED | {"item_init": "psg"}),
+    "latents, kl 0.0001": ("I2VAE", PLAIN, AVERAGED | LATENT),
+    "latents, kl 0.00001": ("I2VAE", PLAIN, AVERAGED | LATENT | {"kl_weight": 0.00001}),
+    "latents, kl 0.00001, wide prior": (
+        "I2VAE",
+        PLAIN,
+        AVERAGED | LATENT | {"kl_weight": 0.00001, "initial_logvar": -8.0},
+    ),
+    "latents and PSG": (
+        "I2VAE",
+        PLAIN,
+        AVERAGED | LATENT | {"kl_weight": 0.00001, "psg": "lightgcn", "denoise_regularizer": True},
+    ),
+    "SASRec (own), as RecBole has it": ("SASRec", {}, {}),
+    "SASRec (own)": ("SASRec", SASREC, {}),
+    "SASRec (merged)": ("SASRec", SASREC, {"baseline_scope": "all", "softmax_items": "domain"}),
 }
 
 
@@ -90,8 +145,8 @@ def write_page(found: dict) -> None:
     lines = [
         "# What the levers are worth on validation",
         "",
-        "food_kitchen, leave_one_out: NDCG@10 / HR@10 in percent of the validation targets against 999 negatives, one",
-        "seed each; the test targets were not looked at. Made by `python benchmarks/next_item_trials.py`.",
+        "food_kitchen, leave_one_out: NDCG@10 / HR@10 in percent of the validation targets against 999 negatives, one seed",
+        "each; the test targets were not looked at. Made by `python benchmarks/next_item_trials.py`.",
         "",
         "| trial | mean NDCG@10 | " + " | ".join(domains) + " | best epoch / all | processor minutes |",
         "|---|---|" + "---|" * len(domains) + "---|---|",

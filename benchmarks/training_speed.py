@@ -53,7 +53,7 @@ class PaddedI2VAE(I2VAE):
             x = x + block.dropout(block.inner(block.norm_inner(x)))
         return encoder.norm(x) * valid.unsqueeze(2)
 
-    def posteriors(self, batch: Batch, own_hidden: torch.Tensor | None = None) -> Latents:
+    def posteriors(self, batch: Batch, hide: bool = False) -> Latents:
         """As I2VAE's, for every row, whether it has the histories or not."""
         x, y = batch.target_domain, 1 - batch.target_domain
         own, other = batch.own_history, batch.history(y)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from support import load, random_domains
 from torch.distributions import Independent, Normal, kl_divergence
 
@@ -18,19 +20,30 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.layers import Dropout, Gaussian, SequenceEncoder, kl, masked_mean
 from recbole_cdr_ext.model.next_item.i2vae import I2VAE, Latents, random_recall
 
+ROOT = Path(__file__).resolve().parent.parent
+
 SMALL = {
     "embedding_size": 16,
     "inner_size": 16,
     "n_cross_heads": 2,
     "psg": "random",
-    "one_pass": False,
     "random_recall_size": 4,
     "dropout": 0.0,
 }
+# The paper's encoders with a softmax.
+FORM = {
+    "one_pass": False,
+    "cross_encoder": "attention",
+    "pooling": "mean_last",
+    "decoder": "mlp",
+    "residual_posteriors": False,
+    "loss_type": "CE",
+    "max_history_length": 20,
+}
 
 
-def build(tmp_path, domains=None, seed=0, **settings):
-    loaded = load(tmp_path, domains or random_domains(), **{**SMALL, **settings})
+def build(tmp_path, domains=None, seed=0, form=FORM, **settings):
+    loaded = load(tmp_path, domains or random_domains(), **{**SMALL, **form, **settings})
     split = I2VAE.prepare_data(loaded.config, loaded.dataset, loaded.split)
     torch.manual_seed(seed)
     model = I2VAE(loaded.config, loaded.dataset).eval()
@@ -292,13 +305,22 @@ def test_it_learns_its_training_targets_by_heart(tmp_path, settings):
 )
 def test_settings_that_cannot_be_are_one_clear_error(tmp_path, settings):
     with pytest.raises(CDRError, match=next(iter(settings))):
-        load(tmp_path, random_domains(n_users=10), **{**SMALL, **settings})
+        load(tmp_path, random_domains(n_users=10), **{**SMALL, **FORM, **settings})
+
+
+def test_the_papers_text_depends_on_no_default_of_ours():
+    ours, paper = (
+        yaml.safe_load((ROOT / "properties" / "model" / f"{name}.yaml").read_text())
+        for name in ("I2VAE", "I2VAE_paper")
+    )
+    assert set(ours) <= set(paper)
 
 
 def test_loss_sequence_is_pinned(tmp_path):
     """The paper's form on fixed weights and data: a change of these numbers is a change of the model."""
     loaded, split, model = build(
         tmp_path,
+        form={},
         config_files="I2VAE_paper.yaml",
         psg="random",
         train_batch_size=32,

@@ -11,6 +11,7 @@ from support import load, random_domains
 
 from recbole_cdr_ext.data.instances import make_batch
 from recbole_cdr_ext.data.loader import CrossDomainLoader
+from recbole_cdr_ext.data.sampler import CrossDomainSampler
 from recbole_cdr_ext.data.sequences import recalled_by_event
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.abstract import Phase
@@ -175,6 +176,31 @@ def test_it_learns_its_training_targets_by_heart(tmp_path, settings):
     assert hits / total > 0.95
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"train_targets": "last"}, {"targets_per_sequence": 2}, {"loss_type": "BCE", "train_neg_num": 2}],
+)
+def test_the_same_network_trains_on_instances(tmp_path, settings):
+    loaded, split, model = build(tmp_path, cold_start_mask_prob=0.3, **settings)
+    assert model.phases()[0].batches is None
+    sampler = CrossDomainSampler(split)
+    loader = CrossDomainLoader(loaded.config, split.train, model, sampler=sampler, training=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    model.train()
+    losses = []
+    for epoch in range(20):
+        loader.set_epoch(0, epoch)
+        total = 0.0
+        for batch in loader:
+            terms = model.calculate_loss(batch)
+            optimizer.zero_grad()
+            sum(terms).backward()
+            optimizer.step()
+            total += terms.recon.item()
+        losses.append(total)
+    assert losses[-1] < 0.9 * losses[0]
+
+
 def test_recalled_items_stand_at_their_targets(tmp_path):
     _, split, _ = build(tmp_path)
     found, events = recalled_by_event(split), split.train_events
@@ -292,9 +318,9 @@ def test_sampled_softmax_estimates_the_softmax():
 @pytest.mark.parametrize(
     ("settings", "key"),
     [
-        ({"cross_encoder": "merged", "train_targets": "last"}, "cross_encoder"),
-        ({"pooling": "last", "one_pass": False}, "pooling"),
-        ({"psg": "none", "loss_type": "BCE"}, "psg"),
+        ({"cross_encoder": "merged", "one_pass": False}, "cross_encoder"),
+        ({"cross_encoder": "mlp", "pooling": "last", "one_pass": False}, "pooling"),
+        ({"cross_encoder": "mlp", "pooling": "mean", "psg": "none", "one_pass": False}, "psg"),
         ({"temperature": 0.0}, "temperature"),
         ({"free_bits": -1.0}, "free_bits"),
         ({"decoder": "none"}, "decoder"),

@@ -17,9 +17,9 @@ summed over d, averaged over the batch. Without a history in Y, z_t^y is its pri
 Without one in X (cold start), z^x and z_a^x are their prior means and z_t^y ~ r^y(·|S^Y), held to N(0, I) by the same
 weight w as any posterior of z_t.
 
-With ``train_targets: last``, the paper's text, an instance is encoded by itself. With ``all``, one pass over a sequence
-encodes all of its positions (``i2vae_positions.py``). Decisions where the paper is silent are those of the
-documentation page; with more than two domains the other domains' sequences are one memory, each encoded by its own
+With ``one_pass: False``, the paper's text, each instance's histories are encoded by themselves; else one pass over the
+merged timeline encodes all of its positions (``i2vae_positions.py``). Decisions where the paper is silent are those of
+the documentation page; with more than two domains the other domains' sequences are one memory, each encoded by its own
 domain's encoder.
 """
 
@@ -61,18 +61,14 @@ CHOICES = {
     "decoder": ("mlp", "sum"),
     "item_init": ("random", "psg"),
 }
-# What a pass per instance, the paper's form, does not have.
+# What the paper's form, an encoding per instance, does not have.
 ONE_PASS_ONLY = {"cross_encoder": ("merged",), "pooling": ("last",), "psg": ("none",)}
 
 
-def in_one_pass(config) -> bool:
-    """Whether one pass over a sequence trains all of its positions."""
-    return bool(
-        config["one_pass"]
-        and config["train_targets"] == "all"
-        and not config["targets_per_sequence"]
-        and config["loss_type"] != "BCE"
-    )
+def on_sequences(config) -> bool:
+    """Whether training batches are whole sequences: every position is a target, and one pass encodes all of them."""
+    every = config["train_targets"] == "all" and not config["targets_per_sequence"]
+    return bool(config["one_pass"]) and every and config["loss_type"] != "BCE"
 
 
 @dataclass
@@ -137,7 +133,7 @@ class I2VAE(CrossDomainRecommender):
         self.pool_last = config["pooling"] == "mean_last"
         self.needs_negatives = self.loss_type == "BCE"
         self.needs_pseudo = config["psg"] != "none"
-        self.one_pass = self.needs_merged = in_one_pass(config)
+        self.one_pass = self.needs_merged = bool(config["one_pass"])
         self._meter = LatentMeter()
 
         self.item_embedding = nn.Embedding(self.n_items, d, padding_idx=0)
@@ -147,8 +143,6 @@ class I2VAE(CrossDomainRecommender):
             return nn.ModuleList(make() for _ in range(self.n_domains))
 
         if self.one_pass:
-            self.sequences = TrainingSequences(dataset.train_events, self.max_history_length)
-            self._recalled = dataset.recalled
             self.positions = PositionEncoder(
                 config, self.item_offsets, self.item_embedding, self.needs_pseudo
             )
@@ -163,6 +157,10 @@ class I2VAE(CrossDomainRecommender):
                     dropout=dropout,
                 )
             )
+        self.on_sequences = on_sequences(config)
+        if self.on_sequences:
+            self.sequences = TrainingSequences(dataset.train_events, self.max_history_length)
+            self._recalled = dataset.recalled
         residual = bool(config["residual_posteriors"])
         self.own_head = per_domain(lambda: GaussianHead(d, d, dropout, residual))
         self.augmented_head = per_domain(lambda: GaussianHead(d, d, dropout, residual))
@@ -199,13 +197,9 @@ class I2VAE(CrossDomainRecommender):
         for key, known in CHOICES.items():
             if config[key] not in known:
                 raise CDRError(f"{key}={config[key]!r} should be one of {', '.join(known)}.")
-        if not in_one_pass(config):
-            for key, known in ONE_PASS_ONLY.items():
-                if config[key] in known:
-                    raise CDRError(
-                        f"{key}={config[key]} goes with one pass over sequences: train_targets=all, one_pass=True, "
-                        "targets_per_sequence=0 and loss_type=CE or sampled."
-                    )
+        for key, known in ({} if config["one_pass"] else ONE_PASS_ONLY).items():
+            if config[key] in known:
+                raise CDRError(f"{key}={config[key]} needs one_pass=True.")
         if config["temperature"] <= 0:
             raise CDRError(f"temperature={config['temperature']!r} should be above 0.")
         for key in ("kl_weight", "lambda_a", "lambda_c", "free_bits", "dropout", "cold_start_mask_prob"):
@@ -238,12 +232,12 @@ class I2VAE(CrossDomainRecommender):
                 {p: random_recall(split.part(p), split.item_offset, width, rng) for p in PARTS}
             )
         dataset.train_events = split.train_events
-        dataset.recalled = recalled_by_event(split) if in_one_pass(config) else None
+        dataset.recalled = recalled_by_event(split) if on_sequences(config) else None
         return split
 
     def phases(self) -> list[Phase]:
         """One phase, over sequences or over instances."""
-        return [Phase(batches="sequence_batches", loss="sequence_loss")] if self.one_pass else [Phase()]
+        return [Phase(batches="sequence_batches", loss="sequence_loss")] if self.on_sequences else [Phase()]
 
     def start_epoch(self, phase: Phase, epoch: int) -> None:
         """Raises the weight of the KL terms to ``kl_weight`` over ``kl_warmup_epochs``."""
@@ -256,17 +250,29 @@ class I2VAE(CrossDomainRecommender):
 
     # -- inference ----------------------------------------------------------------------------------------------
 
-    def posteriors(self, batch: Batch, own_hidden: torch.Tensor | None = None) -> Latents:
-        """Returns the posteriors of a batch; rows in ``own_hidden`` (B,) are treated as cold-start users."""
+    def posteriors(self, batch: Batch, hide: bool = False) -> Latents:
+        """Returns the posteriors of a batch; ``hide`` treats a random share as cold-start users, as in training."""
         if self.one_pass:
-            items, length = left_aligned(batch["merged"])
-            row = torch.arange(len(batch), device=items.device)
-            recalled = batch.recalled if self.needs_pseudo else None
-            states, place = self.positions(items), (length - 1).clamp(min=0)
-            views = self.positions.views(states, batch.target_domain, row, place, recalled)
+            views = self._views_at_end(batch)
+            views = self._hide_some(views) if hide else views
         else:
-            views = self._views(batch, own_hidden)
+            views = self._views(batch, self._hidden(batch) if hide else None)
         return self._posteriors(batch.target_domain, views)
+
+    def _hidden(self, batch: Batch) -> torch.Tensor | None:
+        """(B,) a random share of those with a history in another domain; None if the share is 0."""
+        if self.cold_start_mask_prob == 0:
+            return None
+        hidden = torch.rand(len(batch), device=batch.users.device) < self.cold_start_mask_prob
+        return hidden & torch.stack([(batch.history(k) != 0).any(1) for k in self._others(batch)]).any(0)
+
+    def _views_at_end(self, batch: Batch) -> Views:
+        """What stands at the last position of each instance's merged timeline."""
+        items, length = left_aligned(batch["merged"])
+        row = torch.arange(len(batch), device=items.device)
+        recalled = batch.recalled if self.needs_pseudo else None
+        place = (length - 1).clamp(min=0)
+        return self.positions.views(self.positions(items), batch.target_domain, row, place, recalled)
 
     def _posteriors(self, x: int, views: Views) -> Latents:
         augmented = views.augmented
@@ -282,7 +288,8 @@ class I2VAE(CrossDomainRecommender):
         )
 
     def _views(self, batch: Batch, own_hidden: torch.Tensor | None) -> Views:
-        """The paper's: each instance's histories are encoded by themselves."""
+        """The paper's: each instance's histories are encoded by themselves; rows in ``own_hidden`` (B,) are treated as
+        cold-start users."""
         x = batch.target_domain
         own_items = batch.own_history
         others = [k for k in range(self.n_domains) if k != x]
@@ -356,15 +363,9 @@ class I2VAE(CrossDomainRecommender):
 
     def calculate_loss(self, interaction: Batch) -> Terms:
         """Reconstruction, KL to the priors, denoising, and the cross-domain and disentangling regularisers."""
-        batch = interaction
-        hidden = None
-        if self.cold_start_mask_prob > 0:
-            hidden = torch.rand(len(batch), device=batch.users.device) < self.cold_start_mask_prob
-            hidden &= torch.stack([(batch.history(k) != 0).any(1) for k in self._others(batch)]).any(0)
-        latents = self.posteriors(batch, hidden)
-        x = batch.target_domain
-        recon = self._reconstruction(batch, self.decode(x, latents))
-        return self.objective(x, latents, recon)
+        batch, x = interaction, interaction.target_domain
+        latents = self.posteriors(batch, hide=True)
+        return self.objective(x, latents, self._reconstruction(batch, self.decode(x, latents)))
 
     def sequence_batches(self, rng: np.random.Generator) -> EpochBatches:
         """Returns the training sequences in batches of about ``train_batch_size`` targets."""
