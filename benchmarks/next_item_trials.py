@@ -137,8 +137,8 @@ def write_page(found: dict) -> None:
     lines = [
         "# What the levers are worth on validation",
         "",
-        "food_kitchen, leave_one_out: NDCG@10 / HR@10 in percent of the validation targets against 999 negatives, one seed",
-        "each; the test targets were not looked at. Made by `python benchmarks/next_item_trials.py`.",
+        "food_kitchen, leave_one_out: NDCG@10 / HR@10 in percent of the validation targets against 999 negatives, one",
+        "seed each; the test targets were not looked at. Made by `python benchmarks/next_item_trials.py`.",
         "",
         "| trial | mean NDCG@10 | " + " | ".join(domains) + " | best epoch / all | processor minutes |",
         "|---|---|" + "---|" * len(domains) + "---|---|",
