@@ -19,6 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -120,6 +121,14 @@ PAGES = {
         },
     ),
 }
+# What a reader must know of the data.
+NOTES = {
+    "food_kitchen": (
+        "Days are the resolution of the source, and within a day it orders a user's events by domain and item id: 31 % "
+        "of adjacent events share a day, and 32 % of leave_one_out's test targets share one with the event before. "
+        "Part of what a sequence model learns here is that order."
+    ),
+}
 FIRST_SEED = 2024
 # I2VAE's Table 1 on Cloth–Sport: another preparation of the data, leaking rows, negatives from the test file's items.
 PRINTED = {
@@ -214,6 +223,8 @@ def write_table(path: Path, page: Page, rows: list[dict], max_seconds: int) -> N
     ]
     for (dataset, split), models in scenes.items():
         lines += ["", f"## {dataset}, split={split}", ""]
+        if dataset in NOTES:
+            lines += [*textwrap.wrap(NOTES[dataset], 118), ""]
         if split == "published":
             leaks = next(iter(models.values()))[0]["leaks"]
             counts = "; ".join(f"{what.removeprefix('leak: ')}: {n}" for what, n in leaks.items() if n)
