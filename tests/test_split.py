@@ -311,6 +311,15 @@ def test_planted_pseudo_sequences_are_found(clean):
         audit_recalled(replace(split, train=replace(split.train, recalled=foreign)))
 
 
+@pytest.mark.parametrize("parts", [("train",), ("valid", "test")])
+def test_pseudo_sequences_on_one_side_alone_are_found(clean, parts):
+    """What training never saw says something at the test, and the other way round."""
+    split = recalled(clean.split)
+    none = {p: replace(split.part(p), recalled=np.zeros_like(split.part(p).recalled)) for p in parts}
+    with pytest.raises(LeakError, match="another rate"):
+        audit_recalled(replace(split, **none))
+
+
 def test_masking_the_targets_out_of_the_recall_is_found(clean):
     """Never recalling a held-out target tells a model what the answer is not."""
     split = recalled(clean.split)

@@ -175,7 +175,7 @@ def last_of_sequences(instances: Instances) -> np.ndarray:
 def _rates_differ(first: tuple[int, int], second: tuple[int, int], tolerance: float) -> bool:
     (a, n), (b, m) = first, second
     if not n or not m:
-        return False
+        return n != m  # one side has pseudo-sequences, the other none
     pooled = (a + b) / (n + m)
     error = np.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
     low, high = sorted((a / n, b / m))
