@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from turns import in_turns, print_speeds
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -36,7 +36,7 @@ class Training:
             "data_path": options.data_path,
         }
         experiment = build(CDRConfig(options.model, options.dataset, config_dict=settings))
-        self.name, self.model, self.targets, self.seconds = name, experiment.model.train(), 0, 0.0
+        self.name, self.model, self.rows, self.seconds = name, experiment.model.train(), 0, 0.0
         phase = self.model.phases()[0]
         if (phase.batches is not None) != one_pass:
             raise SystemExit(f"{options.model} has no training in one pass.")
@@ -60,7 +60,7 @@ class Training:
         (sum(loss) if isinstance(loss, tuple) else loss).backward()
         self._optimizer.step()
         self.seconds += time.perf_counter() - started
-        self.targets += (
+        self.rows += (
             int((batch["target_seq"] != 0).sum()) if "target_seq" in batch.interaction else len(batch)
         )
 
@@ -80,20 +80,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     contenders = [Training("a pass per position", options, False), Training("one pass", options, True)]
-    for contender in contenders:
-        contender.step()  # the first step allocates
-        contender.targets, contender.seconds = 0, 0.0
-    with tqdm(total=int(2 * options.seconds), ncols=100, unit="s") as bar:
-        while any(c.seconds < options.seconds for c in contenders):
-            slower = min(contenders, key=lambda c: c.seconds)
-            before = slower.seconds
-            slower.step()
-            bar.update(slower.seconds - before)
-    base = contenders[0].targets / contenders[0].seconds
+    in_turns(contenders, options.seconds)
     print(f"\n{options.model} on {options.dataset}, {torch.get_num_threads()} thread(s)")
-    for contender in contenders:
-        speed = contender.targets / contender.seconds
-        print(f"{contender.name:20s} {speed:8.0f} targets/s  x{speed / base:.2f}")
+    print_speeds(contenders, "targets")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
-from tqdm import tqdm
+from turns import in_turns, print_speeds
 
 from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.data.instances import Batch
@@ -184,20 +184,9 @@ def main() -> None:
             torch.optim.Adam(ours.parameters(), rate, fused=True),
         ),
     ]
-    for contender in contenders:
-        contender.step()  # the first step allocates
-        contender.rows, contender.seconds = 0, 0.0
-    with tqdm(total=int(2 * options.seconds), ncols=100, unit="s") as bar:
-        while any(c.seconds < options.seconds for c in contenders):
-            slower = min(contenders, key=lambda c: c.seconds)
-            before = slower.seconds
-            slower.step()
-            bar.update(slower.seconds - before)
-    base = contenders[0].rows / contenders[0].seconds
+    in_turns(contenders, options.seconds)
     print(f"\n{options.dataset}: {len(split.train):,} training rows, {torch.get_num_threads()} threads")
-    for contender in contenders:
-        speed = contender.rows / contender.seconds
-        print(f"{contender.name:16s} {speed:8.0f} rows/s  x{speed / base:.2f}")
+    print_speeds(contenders, "rows")
     report_shares(contenders[1], sampler, split)
 
 
