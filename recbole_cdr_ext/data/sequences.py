@@ -112,9 +112,8 @@ def recalled_by_event(split: Split) -> np.ndarray | None:
     span = np.int64(split.item_offset[-1])
     key = events.sequence * span + events.item
     order = np.argsort(key, kind="stable")
-    asked = (
-        train.sequence // split.n_domains * span + train.target
-    )  # an instance's sequence is a block of a sequence
+    # An instance's sequence is a block: what an event's sequence holds in one domain.
+    asked = train.sequence // split.n_domains * span + train.target
     place = order[np.minimum(np.searchsorted(key[order], asked), len(key) - 1)]
     assert np.array_equal(key[place], asked), "a training instance's target is no training event"
     out = np.zeros((len(events), train.recalled.shape[1]), train.recalled.dtype)

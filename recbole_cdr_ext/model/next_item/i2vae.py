@@ -199,7 +199,10 @@ class I2VAE(CrossDomainRecommender):
                 raise CDRError(f"{key}={config[key]!r} should be one of {', '.join(known)}.")
         for key, known in ({} if config["one_pass"] else ONE_PASS_ONLY).items():
             if config[key] in known:
-                raise CDRError(f"{key}={config[key]} needs one_pass=True.")
+                others = ", ".join(sorted(set(CHOICES[key]) - set(known)))
+                raise CDRError(
+                    f"{key}={config[key]} needs one_pass=True; without it, {key} is one of {others}."
+                )
         if config["temperature"] <= 0:
             raise CDRError(f"temperature={config['temperature']!r} should be above 0.")
         for key in ("kl_weight", "lambda_a", "lambda_c", "free_bits", "dropout", "cold_start_mask_prob"):
