@@ -181,7 +181,7 @@ def test_nobody_held_out_has_an_edge_and_nothing_is_nan(root, backbone, biases):
     graph = model.backbone.graph
     assert len(held_out) and not graph.user_degree[held_out].any()
     assert (graph.user_degree[split.overlapping] > 0).all()
-    assert not graph._users_to_items.to_dense()[held_out].any()
+    assert not graph.users_to_items(torch.ones(graph.edges.shape[1], 1))[held_out].any()
     # Nor is there an edge of the ratings that choose the epoch.
     drawn = set(zip(*(x.tolist() for x in (model._train.user, model._train.item)), strict=True))
     kept = set(zip(*(x.tolist() for x in (model._valid.user, model._valid.item)), strict=True))
@@ -282,9 +282,7 @@ def test_what_a_step_keeps_changes_no_gradient(root, backbone):
     model = tgt(root, backbone, pretrain_learner="adam").model.double().eval()
     if model.backbone is not None:
         graph = model.backbone.graph
-        graph._users_to_items, graph._items_to_users = (
-            m.double() for m in (graph._users_to_items, graph._items_to_users)
-        )
+        graph.users_to_items.double(), graph.items_to_users.double()
     batch = some_batch(model)
     batch = replace(batch, rating=batch.rating.double())
     shift = torch.rand(model.user_rows(batch).shape).double()
@@ -441,6 +439,6 @@ def test_settings_that_a_graph_cannot_be_trained_with(root):
 def test_edge_weight_is_the_models(root):
     binary, weighted = (tgt(root, "LightGCN", edge_weight=kind).model for kind in ("binary", "rating"))
     assert torch.equal(binary.user_vectors.weight, weighted.user_vectors.weight)
-    one, other = (model.backbone.graph._users_to_items for model in (binary, weighted))
-    assert torch.equal(one.col_indices(), other.col_indices())
-    assert (one.values() != other.values()).any()
+    one, other = (model.backbone.graph.users_to_items for model in (binary, weighted))
+    assert torch.equal(one.index, other.index)
+    assert (one.weight != other.weight).any()

@@ -61,11 +61,20 @@ def test_propagation_by_hand():
 
 def test_propagations_gradient():
     graph = BipartiteGraph(np.array([0, 1, 1, 2]), np.array([0, 0, 1, 2]), 3, 4)
-    graph._users_to_items, graph._items_to_users = (
-        m.double() for m in (graph._users_to_items, graph._items_to_users)
-    )
+    graph.users_to_items.double(), graph.items_to_users.double()
     users, items = (torch.randn(n, 2, dtype=torch.double, requires_grad=True) for n in (3, 4))
     assert torch.autograd.gradcheck(lambda u, i: graph.propagate(u, i, 2)[-1], (users, items))
+    assert torch.autograd.gradcheck(lambda u, i: graph.mean_of_layers(u, i, 3), (users, items))
+
+
+@pytest.mark.parametrize("n_layers", [0, 1, 3])
+def test_the_mean_of_the_layers_at_once_is_that_of_each(n_layers):
+    graph = BipartiteGraph(np.array([0, 1, 1, 2, 2]), np.array([0, 0, 1, 2, 0]), 4, 5)
+    users, items = torch.randn(4, 3), torch.randn(5, 3)
+    layers = graph.propagate(users, items, n_layers)
+    mean = graph.mean_of_layers(users, items, n_layers)
+    for found, part in zip(mean, zip(*layers, strict=True), strict=True):
+        torch.testing.assert_close(found, torch.stack(part).mean(0))
 
 
 def test_it_learns(ready):

@@ -10,12 +10,10 @@ from torch import nn
 from torch.nn import functional
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.graph.propagation import BipartiteGraph, mean_layers, sparse_tensor
+from recbole_cdr_ext.model.graph.propagation import BipartiteGraph, Pair
 
 if TYPE_CHECKING:
     from recbole_cdr_ext.model.ratings import RatingBatch
-
-Pair = tuple[torch.Tensor, torch.Tensor]
 
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop")  # a graph's gradients are dense
 MESSAGE_DROPOUT = 0.1
@@ -45,8 +43,7 @@ class RatingGraph(BipartiteGraph):
             normalised = self.edges.copy()
             # The binary matrix has the same places, in the order of (user, item).
             normalised.data = value[np.lexsort((item, user))].astype(np.float32)
-            self._users_to_items = sparse_tensor(normalised, device)
-            self._items_to_users = sparse_tensor(normalised.T.tocsr(), device)
+            self._weigh(normalised, device)
 
 
 class _Scaled(torch.autograd.Function):
@@ -78,7 +75,7 @@ class Backbone(nn.Module):
 
     def forward(self, users: torch.Tensor, items: torch.Tensor) -> Pair:
         """Returns the vectors of all users and items."""
-        # On a CPU torch has no sparse products of half precision.
+        # Sums over many neighbours are not for half precision.
         with torch.autocast(users.device.type, enabled=False):
             return self.propagated(users, items)
 
@@ -92,7 +89,7 @@ class LightGCNBackbone(Backbone):
 
     def propagated(self, users: torch.Tensor, items: torch.Tensor) -> Pair:
         """As in the base class; D = d."""
-        return mean_layers(self.graph.propagate(users, items, self.n_layers))
+        return self.graph.mean_of_layers(users, items, self.n_layers)
 
 
 class NGCFBackbone(Backbone):

@@ -36,7 +36,7 @@ from recbole_cdr_ext.data.instances import Batch, Instances
 from recbole_cdr_ext.data.sampler import CrossDomainSampler
 from recbole_cdr_ext.data.split import PARTS, Split, UserItems
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
-from recbole_cdr_ext.model.graph.propagation import BipartiteGraph, mean_layers
+from recbole_cdr_ext.model.graph.propagation import BipartiteGraph
 
 
 class Terms(NamedTuple):
@@ -119,8 +119,8 @@ class LightGCNPSG(CrossDomainRecommender):
     def calculate_loss(self, interaction: Interaction) -> Terms:
         """BPR on the propagated vectors, and L2 on the embeddings of the batch (LightGCN, eq. 15)."""
         self._final = None
-        users, items = mean_layers(
-            self._train_graph.propagate(self.user_embedding.weight, self.item_embedding.weight, self.n_layers)
+        users, items = self._train_graph.mean_of_layers(
+            self.user_embedding.weight, self.item_embedding.weight, self.n_layers
         )
         user, positive, negative = (interaction[f] for f in ("user_id", "item_id", "neg_item_id"))
         margin = (users[user] * (items[positive] - items[negative])).sum(1)
@@ -156,7 +156,7 @@ class LightGCNPSG(CrossDomainRecommender):
         layers = graph.propagate(self.user_embedding.weight, self.item_embedding.weight, self.n_layers)
         degree = torch.from_numpy(np.maximum(graph.item_degree, 1)).to(self.device).rsqrt().unsqueeze(1)
         sent = torch.stack([items for _, items in layers[:-1]]).mean(0) if self.n_layers else layers[0][1]
-        return sent * degree, mean_layers(layers)[1]
+        return sent * degree, torch.stack([items for _, items in layers]).mean(0)
 
     def _vectors(self) -> tuple[torch.Tensor, torch.Tensor]:
         if self.training or self._final is None:

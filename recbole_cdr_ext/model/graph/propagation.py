@@ -2,32 +2,88 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import scipy.sparse as sp
 import torch
+import torch.nn.functional as F
+from torch import nn
+
+Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-class _SparseProduct(torch.autograd.Function):
-    """``A @ x`` for a constant sparse A whose transpose is at hand: autograd's own would build it in every step."""
+class SparseRows(nn.Module):
+    """A constant sparse matrix, (n, m), to be multiplied with dense ones.
+
+    A product is a weighted sum of rows, which is what an embedding bag is; torch's kernel for bags takes a quarter of
+    the time of its sparse products on a CPU (``benchmarks/propagation_speed.py``), and no MKL.
+
+    Args:
+        matrix: the matrix; of its size, 2^31 is the limit of rows, columns, and entries.
+    """
+
+    index: torch.Tensor
+    offset: torch.Tensor
+    weight: torch.Tensor
+
+    def __init__(self, matrix: sp.csr_matrix, device: str | torch.device = "cpu"):
+        super().__init__()
+        matrix = matrix.tocsr()
+        matrix.sort_indices()
+        parts = (matrix.indices.astype(np.int32), matrix.indptr.astype(np.int32), matrix.data)
+        for name, part in zip(("index", "offset", "weight"), parts, strict=True):
+            self.register_buffer(name, torch.from_numpy(part).to(device), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the product with x, (m, d), without a gradient: (n, d)."""
+        weight = self.weight.to(x.dtype)
+        return F.embedding_bag(
+            self.index, x, self.offset, mode="sum", per_sample_weights=weight, include_last_offset=True
+        )
+
+
+class _Product(torch.autograd.Function):
+    """``A @ x``; its gradient is a product with the transposed matrix, which is at hand."""
 
     @staticmethod
-    def forward(ctx, matrix, transposed, x):
+    def forward(ctx, matrix: SparseRows, transposed: SparseRows, x: torch.Tensor):
         ctx.transposed = transposed
-        return matrix @ x
+        return matrix(x)
 
     @staticmethod
     def backward(ctx, grad):
-        return None, None, ctx.transposed @ grad.contiguous()
+        return None, None, ctx.transposed(grad.contiguous())
+
+
+class _MeanOfLayers(torch.autograd.Function):
+    """(I + Â + … + Â^L) x / (L + 1), by Horner's scheme. Â is symmetric, so the gradient is the same function."""
+
+    @staticmethod
+    def forward(ctx, graph: BipartiteGraph, n_layers: int, users: torch.Tensor, items: torch.Tensor):
+        ctx.graph, ctx.n_layers = graph, n_layers
+        return _horner(graph, n_layers, users, items)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return None, None, *_horner(ctx.graph, ctx.n_layers, *(g.contiguous() for g in grads))
+
+
+def _horner(graph: BipartiteGraph, n_layers: int, users: torch.Tensor, items: torch.Tensor) -> Pair:
+    u, i = users, items
+    for _ in range(n_layers):
+        u, i = graph.users_to_items(i).add_(users), graph.items_to_users(u).add_(items)
+    return u / (n_layers + 1), i / (n_layers + 1)
 
 
 class BipartiteGraph:
-    """D^{-1/2} A D^{-1/2} of a user-item graph without self-loops, as its two off-diagonal blocks.
+    """Â = D^{-1/2} A D^{-1/2} of a user-item graph without self-loops, as its two off-diagonal blocks.
 
     Args:
         user, item: (m,) the edges; repeated pairs count once.
         n_users, n_items: sizes of the id spaces (ids without an edge stay isolated: their rows are zero).
+
+    Attributes:
+        edges: (n_users, n_items) A.
+        users_to_items, items_to_users: the blocks of Â, (n_users, n_items) and its transpose.
     """
 
     def __init__(self, user: np.ndarray, item: np.ndarray, n_users: int, n_items: int, device: str = "cpu"):
@@ -37,41 +93,25 @@ class BipartiteGraph:
         self.item_degree = np.bincount(edges.indices, minlength=n_items)
         scale_user = 1 / np.sqrt(np.maximum(self.user_degree, 1)).astype(np.float32)
         scale_item = 1 / np.sqrt(np.maximum(self.item_degree, 1)).astype(np.float32)
-        normalised = (sp.diags(scale_user) @ edges @ sp.diags(scale_item)).tocsr()
         self.edges = edges
-        self._users_to_items = sparse_tensor(normalised, device)
-        self._items_to_users = sparse_tensor(normalised.T.tocsr(), device)
+        self._weigh((sp.diags(scale_user) @ edges @ sp.diags(scale_item)).tocsr(), device)
 
-    def step(self, users: torch.Tensor, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _weigh(self, normalised: sp.csr_matrix, device: str) -> None:
+        self.users_to_items = SparseRows(normalised, device)
+        self.items_to_users = SparseRows(normalised.T.tocsr(), device)
+
+    def step(self, users: torch.Tensor, items: torch.Tensor) -> Pair:
         """One layer: users (n_users, d) and items (n_items, d) each become the sum of their neighbours."""
-        to_users, to_items = self._users_to_items, self._items_to_users
-        return _SparseProduct.apply(to_users, to_items, items), _SparseProduct.apply(
-            to_items, to_users, users
-        )
+        down, up = self.users_to_items, self.items_to_users
+        return _Product.apply(down, up, items), _Product.apply(up, down, users)
 
-    def propagate(
-        self, users: torch.Tensor, items: torch.Tensor, n_layers: int
-    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def propagate(self, users: torch.Tensor, items: torch.Tensor, n_layers: int) -> list[Pair]:
         """Returns the (users, items) of layers 0 .. ``n_layers``."""
         layers = [(users, items)]
         for _ in range(n_layers):
             layers.append(self.step(*layers[-1]))
         return layers
 
-
-def mean_layers(layers: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """LightGCN's read-out: the mean over the layers, for users and for items."""
-    return torch.stack([u for u, _ in layers]).mean(0), torch.stack([i for _, i in layers]).mean(0)
-
-
-def sparse_tensor(matrix: sp.csr_matrix, device: str) -> torch.Tensor:
-    matrix.sort_indices()
-    with warnings.catch_warnings():
-        # Torch announces that its CSR support is in beta; products with dense matrices are what is used of it.
-        warnings.filterwarnings("ignore", message="Sparse", category=UserWarning)
-        return torch.sparse_csr_tensor(
-            torch.from_numpy(matrix.indptr.astype(np.int64)),
-            torch.from_numpy(matrix.indices.astype(np.int64)),
-            torch.from_numpy(matrix.data),
-            size=matrix.shape,
-        ).to(device)
+    def mean_of_layers(self, users: torch.Tensor, items: torch.Tensor, n_layers: int) -> Pair:
+        """LightGCN's read-out: the mean over the layers 0 .. ``n_layers``, for users and for items."""
+        return _MeanOfLayers.apply(self, n_layers, users, items)
