@@ -23,8 +23,8 @@ class SequenceBatch(Interaction):
     """B windows of training sequences, padded with 0 on the right.
 
     Fields, all (B, L): ``item_seq`` global ids of what is read, ``target_seq`` those of what comes next, ``event``
-    the targets' rows in the split's ``train_events`` (-1 at padding). ``tag`` says which of several kinds of
-    sequences they are.
+    the targets' rows in the split's ``train_events`` (-1 at padding). A position with an item and without a target is
+    read and predicts nothing. ``tag`` says which of several kinds of sequences they are.
     """
 
     def __init__(self, tensors: dict[str, torch.Tensor], tag: int = 0):

@@ -132,10 +132,10 @@ class SequenceDotBaseline(SequentialBaseline):
         """Softmax cross-entropy, mean over all positions: over the items of the space, or of the target's domain."""
         model, space = self.wrapped[batch.tag], self.spaces[batch.tag]
         items = space.local(batch.items)
-        real = items != 0
+        asked = batch.targets != 0
         with _states_of_all_positions(model):
-            states = model.forward(items, real.sum(1))[real]
-        table, target = model.item_embedding.weight, batch.targets[real]
+            states = model.forward(items, (items != 0).sum(1))[asked]
+        table, target = model.item_embedding.weight, batch.targets[asked]
         if not self.by_domain:
             return softmax_loss(states, table, space.local(target))
         loss = states.new_zeros(())
