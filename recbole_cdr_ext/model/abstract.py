@@ -76,7 +76,8 @@ class CrossDomainRecommender(AbstractRecommender):
 
     Class attributes say what a model can do, and are shown by ``recbole-cdr models`` and tested:
         task: "next_item" or "rating".
-        cold_start: whether it ranks a domain in which the user has no history from another one.
+        cold_start: whether it serves users without a history in the target's domain by what they did in others, or
+            treats all users alike.
         needs_overlap: whether training needs users with a history in several domains.
         domains: how many domains it takes, in words ("any number", "two", "one").
         paper: where it was published.

@@ -17,6 +17,7 @@ ITEM_SHRINKAGE, USER_SHRINKAGE = 5.0, 10.0
 class GlobalMean(RatingRecommender):
     """The mean rating of the target domain's training data, for everybody and everything."""
 
+    cold_start = False
     paper = "-"
 
     def phases(self) -> list[Phase]:
@@ -48,6 +49,7 @@ class ItemMeanUserBias(ItemMean):
     The deviation is Σ(r - μ - b_i) / (n + 10) over the user's ratings of a domain.
     """
 
+    cold_start = True
     needs_overlap = True
 
     def __init__(self, config, dataset):

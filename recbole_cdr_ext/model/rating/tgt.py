@@ -77,6 +77,7 @@ class TGT(RatingRecommender):
     number of users and items. With the others a step propagates once, forward and backward, whatever its sharpness.
     """
 
+    cold_start = False
     paper = "Probabilistic Matrix Factorization, NeurIPS 2007"
 
     def __init__(self, config, dataset):
