@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from recbole_cdr_ext.data.dataset import Events
-from recbole_cdr_ext.data.sequences import TrainingSequences
+from recbole_cdr_ext.data.sequences import TrainingSequences, behind_the_others
 from recbole_cdr_ext.model.losses import softmax_loss
 
 
@@ -79,3 +79,21 @@ def test_softmax_loss_is_cross_entropy_in_value_and_gradient(monkeypatch):
         torch.testing.assert_close(a, b)
     with torch.no_grad():
         torch.testing.assert_close(softmax_loss(vectors, items, target), expected / 3)
+
+
+def test_without_an_order_a_domain_stands_behind_the_others():
+    sequence = np.repeat([0, 1, 2], [9, 1, 2])
+    domain = np.array([0, 1, 0, 2, 1, 0, 1, 0, 0, 0, 1, 2])
+    zero = np.zeros(12)
+    held = Events(sequence + 1, np.arange(1, 13), domain, zero, zero, sequence)
+
+    def moved(domain, max_length):
+        found = behind_the_others(held, domain, max_length)
+        assert np.array_equal(found.domain, held.domain[found.item - 1])
+        assert np.array_equal(found.user, held.user[found.item - 1])
+        edge = np.flatnonzero(np.diff(found.sequence)) + 1
+        return [part.tolist() for part in np.split(found.item, edge)]
+
+    assert moved(0, 9) == [[2, 5, 7, 4, 1, 3, 6, 8, 9], [10]]
+    assert moved(0, 2) == [[5, 7, 4, 8, 9], [5, 7, 4, 3, 6], [5, 7, 4, 1], [10]]
+    assert moved(2, 2) == [[8, 9, 5, 7, 4], [11, 12]]

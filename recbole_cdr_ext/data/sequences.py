@@ -7,6 +7,7 @@ need not be encoded one by one. A batch then holds sequences, and every position
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -98,6 +99,32 @@ class TrainingSequences:
             "event": np.where(real, self._row[np.where(real, index + 1, 0)], -1),
         }
         return SequenceBatch({name: torch.from_numpy(array) for name, array in arrays.items()}, tag)
+
+
+def behind_the_others(events: Events, domain: int, max_length: int) -> Events:
+    """Returns the events as sequences for targets in ``domain``, where there is no order between domains.
+
+    A sequence holds the last ``max_length`` events of each other domain, domain by domain, then at most ``max_length``
+    of its own. A longer own history is cut from its end, and each piece stands behind the same other events.
+    """
+    own = events.domain == domain
+    block = events.sequence * np.int64(events.domain.max(initial=0) + 1) + events.domain
+    by_block = np.argsort(block, kind="stable")
+    stop = np.cumsum(np.bincount(block))
+    back = np.empty(len(block), np.int64)  # events behind each in its sequence and domain
+    back[by_block] = stop[block[by_block]] - 1 - np.arange(len(block))
+    pieces = -(
+        -np.bincount(events.sequence[own], minlength=int(events.sequence.max(initial=0)) + 1) // max_length
+    )
+    context = np.flatnonzero(~own & (back < max_length))
+    copies = pieces[events.sequence[context]]
+    copy = np.arange(copies.sum()) - np.repeat(np.cumsum(copies) - copies, copies)
+    rows = np.append(np.repeat(context, copies), np.flatnonzero(own))
+    piece = np.append(copy, back[own] // max_length)
+    order = np.lexsort((rows, events.domain[rows], own[rows], piece, events.sequence[rows]))
+    rows, piece = rows[order], piece[order]
+    first = np.append(True, (np.diff(events.sequence[rows]) != 0) | (np.diff(piece) != 0))[: len(rows)]
+    return replace(events.take(rows), sequence=np.cumsum(first) - 1)
 
 
 def recalled_by_event(split: Split) -> np.ndarray | None:
