@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from model_pages import write as write_pages
 from rows import append_row, read_rows
 from rows import options as common_options
 from tqdm import tqdm
@@ -299,6 +300,7 @@ def main() -> None:
                 f"{row['label']} {row['dataset']} {row['split']} seed {row['seed']}: {row['best_valid_score']:.4f}"
             )
     write_table(path, page, list(done.values()), options.max_seconds)
+    write_pages()
 
 
 if __name__ == "__main__":

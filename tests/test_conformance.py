@@ -127,7 +127,9 @@ class SeesEverything(Honest):
 
     def score(self, batch, candidates=None):
         scores = super().score(batch, candidates)
-        return scores + self.counts[self.item_slice(batch.target_domain) if candidates is None else candidates]
+        return (
+            scores + self.counts[self.item_slice(batch.target_domain) if candidates is None else candidates]
+        )
 
 
 class ReadsTheTarget(Honest):

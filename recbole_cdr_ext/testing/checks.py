@@ -72,7 +72,9 @@ def outcomes(
 def _same(found: list[torch.Tensor], expected: list[torch.Tensor], what: str, **tolerance: float) -> None:
     """Raises if two lists of scores differ."""
     for one, other in zip(found, expected, strict=True):
-        if one.shape != other.shape or not torch.allclose(one, other, **(tolerance or {"rtol": 0, "atol": 0})):
+        if one.shape != other.shape or not torch.allclose(
+            one, other, **(tolerance or {"rtol": 0, "atol": 0})
+        ):
             apart = float((one - other).abs().max()) if one.shape == other.shape else float("nan")
             raise NotConformant(f"{what} (by up to {apart:.3g})")
 
@@ -107,7 +109,11 @@ def same_seed_same_model(subject: Subject) -> None:
     """Two trainings with the same seed end in equal scores."""
     short = {"epochs": 2, **({"pretrain_epochs": 2} if subject.task == "rating" else {})}
     one, other = (_predictions(subject.fitted(**short)) for _ in range(2))
-    _same(one, other, "two trainings with one seed differ: something is drawn from a generator that nobody seeds")
+    _same(
+        one,
+        other,
+        "two trainings with one seed differ: something is drawn from a generator that nobody seeds",
+    )
 
 
 @_check(_NEXT_ITEM, _RATING)
@@ -146,7 +152,10 @@ def held_out_targets_change_nothing(subject: Subject) -> None:
 def _same_histories(one: Instances, other: Instances) -> np.ndarray:
     domains = range(one.start.shape[1])
     return np.array(
-        [all(np.array_equal(one.history(i, k), other.history(i, k)) for k in domains) for i in range(len(one))]
+        [
+            all(np.array_equal(one.history(i, k), other.history(i, k)) for k in domains)
+            for i in range(len(one))
+        ]
     )
 
 
@@ -213,7 +222,11 @@ def scores_are_repeatable_finite_and_blind_to_the_target(subject: Subject) -> No
         found = scores(experiment.model, batch)
         if not torch.isfinite(found).all():
             raise NotConformant("some scores are infinite or not a number")
-        _same([scores(experiment.model, batch)], [found], "scoring twice gives other scores: noise is on in evaluation")
+        _same(
+            [scores(experiment.model, batch)],
+            [found],
+            "scoring twice gives other scores: noise is on in evaluation",
+        )
         span = experiment.model.item_slice(batch.target_domain)
         other = (batch.targets - span.start + 1) % (span.stop - span.start) + span.start
         changed = batch.with_fields(item_id=other, neg_item_id=other.unsqueeze(1))
@@ -228,7 +241,9 @@ def candidates_are_scored_as_in_the_full_ranking(subject: Subject) -> None:
     for batch in test_batches(experiment):
         span = model.item_slice(batch.target_domain)
         generator = torch.Generator().manual_seed(0)
-        some = torch.randint(span.start, span.stop, (len(batch), 7), generator=generator).to(batch.users.device)
+        some = torch.randint(span.start, span.stop, (len(batch), 7), generator=generator).to(
+            batch.users.device
+        )
         with torch.no_grad():
             full, asked = model.score(batch), model.score(batch, some)
         expected = full.gather(1, some - span.start)

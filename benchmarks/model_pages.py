@@ -1,0 +1,146 @@
+"""Writes what can be looked up into the pages of the next-item models: capabilities, settings, results.
+
+    python benchmarks/model_pages.py [--check]
+
+Three sections of docs/models/NAME.md are made: "At a glance" (what the class says of itself), "Settings" (its property
+file) and "Result" (its rows in results/*.jsonl). All else on a page is written by hand. `--check` writes nothing, and
+fails if a page is missing or what its code says is out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from rows import read_rows
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from recbole_cdr_ext._settings import documented_keys
+from recbole_cdr_ext.registry import ModelInfo, list_models
+
+PAGES = ROOT / "docs" / "models"
+# Results by file, and what the script that made them is called with.
+RESULTS = {"next_item": "next_item", "i2vae": "next_item --page=i2vae"}
+GLANCE, SETTINGS, RESULT = "At a glance", "Settings", "Result"
+PRINTED = ("ndcg@10", "hit@10")
+
+
+def page_of(info: ModelInfo) -> Path:
+    """Where a model's page is; RecBole's models without one of their own share a page."""
+    own = PAGES / f"{info.name}.md"
+    return own if own.exists() or info.origin == "recbole_cdr_ext" else PAGES / "recbole.md"
+
+
+def glance(info: ModelInfo) -> list[str]:
+    """What the class says of itself."""
+    yes = {True: "yes", False: "no"}
+    return [
+        "| domains | serves cold-start users | needs overlapping users | published in |",
+        "|---|---|---|---|",
+        f"| {info.domains} | {yes[info.cold_start]} | {yes[info.needs_overlap]} | {info.paper} |",
+    ]
+
+
+def settings(info: ModelInfo) -> list[str]:
+    """Each key of the property file, with its default and meaning."""
+    path = ROOT / "properties" / "model" / f"{info.name}.yaml"
+    if not path.exists():
+        return ["None of its own; those of all runs are in `properties/overall.yaml`."]
+    lines = ["| key | default | type | meaning |", "|---|---|---|---|"]
+    for key in documented_keys(path).values():
+        cells = (f"`{key.key}`", f"`{key.default or 'see the file'}`", key.types, key.meaning)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return lines
+
+
+def results(info: ModelInfo) -> list[str]:
+    """NDCG@10 / HR@10 in percent of each label of the model, by dataset, split, domain and group."""
+    lines: list[str] = []
+    for name, script in RESULTS.items():
+        scenes: dict[tuple[str, str], dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
+        for row in read_rows(ROOT / "results" / f"{name}.jsonl").values():
+            if f"--model={info.name} " in row["command"]:
+                scenes[row["dataset"], row["split"]][row["label"]].append(row)
+        for (dataset, split), labels in sorted(scenes.items()):
+            first = next(iter(labels.values()))[0]["test"]
+            columns = [(d, g) for d, groups in first.items() for g, cell in groups.items() if cell["n"]]
+            lines += [
+                "",
+                f"{dataset}, split={split}, NDCG@10 / HR@10 in percent (seeds after the name; made by",
+            ]
+            lines += [f"`python benchmarks/{script.replace('next_item', 'next_item_table.py', 1)}`):", ""]
+            lines.append("| | " + " | ".join(f"{d} {g}" for d, g in columns) + " |")
+            lines.append("|---|" + "---|" * len(columns))
+            for label, rows in sorted(labels.items()):
+                cells = [" / ".join(_mean(rows, column, metric) for metric in PRINTED) for column in columns]
+                lines.append(f"| {label} ({len(rows)}) | " + " | ".join(cells) + " |")
+    return lines[1:] or ["No row yet."]
+
+
+def _mean(rows: list[dict], column: tuple[str, str], metric: str) -> str:
+    values = [100 * row["test"][column[0]][column[1]][metric] for row in rows]
+    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+
+
+def with_section(text: str, heading: str, body: list[str], *, first: bool = False) -> str:
+    """Returns a page with the section's text replaced, or added: before the first section, or at the end."""
+    new = f"## {heading}\n\n" + "\n".join(body) + "\n"
+    found = re.search(rf"^## {re.escape(heading)}\n.*?(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    if found:
+        return (text[: found.start()] + new + "\n" + text[found.end() :].lstrip("\n")).rstrip("\n") + "\n"
+    place = text.find("\n## ") if first else -1
+    if place < 0:
+        return text.rstrip("\n") + "\n\n" + new
+    return text[:place].rstrip("\n") + "\n\n" + new + text[place:]
+
+
+SECTIONS: dict[str, Callable[[ModelInfo], list[str]]] = {GLANCE: glance, SETTINGS: settings, RESULT: results}
+
+
+def main() -> None:
+    """Writes the pages, or checks them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail where a page is behind the code"
+    )
+    options = parser.parse_args()
+    behind = write(check=options.check)
+    if behind:
+        raise SystemExit("\n".join([*behind, "Write them with: python benchmarks/model_pages.py"]))
+
+
+def write(*, check: bool = False) -> list[str]:
+    """Writes the pages, or with ``check`` returns what is wrong with them."""
+    behind = []
+    for info in list_models():
+        if info.task != "next_item" or info.origin not in ("recbole", "recbole_cdr_ext"):
+            continue
+        path = page_of(info)
+        if not path.exists():
+            behind.append(f"{path.relative_to(ROOT)} is missing.")
+            continue
+        if path.stem != info.name:
+            continue
+        text = old = path.read_text(encoding="utf-8")
+        for heading, section in SECTIONS.items():
+            # Rows come while tables are made: no test should fail for that.
+            if not (check and heading == RESULT):
+                text = with_section(text, heading, section(info), first=heading == GLANCE)
+        if text != old and check:
+            behind.append(f"{path.relative_to(ROOT)} is not what the code says.")
+        elif text != old:
+            path.write_text(text, encoding="utf-8")
+    return behind
+
+
+if __name__ == "__main__":
+    main()
