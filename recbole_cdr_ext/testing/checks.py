@@ -1,4 +1,4 @@
-"""The checks. Each takes a :class:`Subject` and raises :class:`NotConformant` with what was found and what should be."""
+"""The checks. Each takes a :class:`Subject`, and raises :class:`NotConformant` with what was found instead."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ def outcomes(
             yield check.__name__, ""
 
 
-def _same(found: list[torch.Tensor], expected: list[torch.Tensor], what: str, **tolerance: float) -> None:
+def _same(
+    found: list[torch.Tensor], expected: list[torch.Tensor], what: str, rtol: float = 0.0, atol: float = 0.0
+) -> None:
     """Raises if two lists of scores differ."""
     for one, other in zip(found, expected, strict=True):
         if one.shape != other.shape or not torch.allclose(
@@ -107,7 +109,7 @@ def loss_falls(subject: Subject) -> None:
 @_check(_NEXT_ITEM, _RATING)
 def same_seed_same_model(subject: Subject) -> None:
     """Two trainings with the same seed end in equal scores."""
-    short = {"epochs": 2, **({"pretrain_epochs": 2} if subject.task == "rating" else {})}
+    short: dict[str, Any] = {"epochs": 2, **({"pretrain_epochs": 2} if subject.task == "rating" else {})}
     one, other = (_predictions(subject.fitted(**short)) for _ in range(2))
     _same(
         one,
@@ -204,7 +206,7 @@ def positions_are_blind_to_what_follows(subject: Subject) -> None:
             with torch.no_grad():
                 loss = getattr(model, phase.loss)(SequenceBatch(tensors, batch.tag))
             losses.append(float(torch.stack([*loss]).sum() if isinstance(loss, tuple) else loss))
-        if not np.isclose(*losses, rtol=1e-4):
+        if not np.isclose(losses[0], losses[1], rtol=1e-4):
             raise NotConformant(
                 f"phase '{phase.name}': the loss of the first positions is {losses[0]:.6g}, and {losses[1]:.6g} with "
                 "other items behind them"
