@@ -74,9 +74,7 @@ def _same(
 ) -> None:
     """Raises if two lists of scores differ."""
     for one, other in zip(found, expected, strict=True):
-        if one.shape != other.shape or not torch.allclose(
-            one, other, **(tolerance or {"rtol": 0, "atol": 0})
-        ):
+        if one.shape != other.shape or not torch.allclose(one, other, rtol, atol):
             apart = float((one - other).abs().max()) if one.shape == other.shape else float("nan")
             raise NotConformant(f"{what} (by up to {apart:.3g})")
 
