@@ -7,7 +7,8 @@ need not be encoded one by one. A batch then holds sequences, and every position
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
@@ -125,6 +126,44 @@ def behind_the_others(events: Events, domain: int, max_length: int) -> Events:
     rows, piece = rows[order], piece[order]
     first = np.append(True, (np.diff(events.sequence[rows]) != 0) | (np.diff(piece) != 0))[: len(rows)]
     return replace(events.take(rows), sequence=np.cumsum(first) - 1)
+
+
+def with_start(events: Events, token: int) -> Events:
+    """Returns the events with one of item ``token``, in domain -1, before the first of each sequence.
+
+    In :class:`TrainingSequences`, the first event is then a target too, and a single event is a sequence to learn from.
+    """
+    first = np.flatnonzero(np.diff(events.sequence, prepend=-1))
+    columns = {f.name: getattr(events, f.name) for f in fields(events)}
+    started = {name: np.insert(column, first, column[first]) for name, column in columns.items()}
+    place = first + np.arange(len(first))
+    started["item"][place], started["domain"][place] = token, -1
+    return replace(events, **started)
+
+
+def own_domain_last(events: Events, domain: int) -> Events:
+    """Returns the sequences that hold ``domain``, everything else in them before it: their order without a clock."""
+    own = events.domain == domain
+    row = np.flatnonzero(np.isin(events.sequence, events.sequence[own]))
+    return events.take(row[np.lexsort((own[row], events.sequence[row]))])
+
+
+def next_items(events: Events, count: int) -> np.ndarray:
+    """Returns each event's item and those of the ``count`` - 1 events behind it in its sequence and domain, (m, count).
+
+    0 stands where there are fewer. Whether events lie in one window or in two does not matter.
+    """
+    order = np.lexsort((events.domain, events.sequence))
+    follows = np.diff(events.sequence[order]) == 0
+    follows &= np.diff(events.domain[order]) == 0
+    behind = np.full(len(events), -1)
+    behind[order[:-1][follows]] = order[1:][follows]
+    place, out = np.arange(len(events)), np.zeros((len(events), count), np.int64)
+    for column in range(count):
+        real = place >= 0
+        out[real, column] = events.item[place[real]]
+        place = np.where(real, behind[place], -1)
+    return out
 
 
 def recalled_by_event(split: Split) -> np.ndarray | None:

@@ -57,6 +57,25 @@ def softmax_loss(vectors: torch.Tensor, items: torch.Tensor, target: torch.Tenso
     return _SoftmaxLoss.apply(vectors, items, target)
 
 
+def softmax_loss_of_several(
+    vectors: torch.Tensor, items: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
+    """Returns the mean over rows of the mean of −log softmax(vectors · itemsᵀ) at each row's targets, a scalar.
+
+    Args:
+        vectors: (N, d), N ≥ 1.
+        items: (M, d).
+        targets: (N, k) rows of ``items``, -1 where there are fewer, but never in the first column.
+    """
+    loss = softmax_loss(vectors, items, targets[:, 0])
+    if targets.shape[1] == 1:
+        return loss
+    # Targets of one row share its normaliser, so all that is missing is how far their mean score is from the first's.
+    real = (targets >= 0).to(vectors.dtype)
+    scores = torch.bmm(F.embedding(targets.clamp(min=0), items), vectors.unsqueeze(2)).squeeze(2)
+    return loss + (scores[:, 0] - (scores * real).sum(1) / real.sum(1)).mean()
+
+
 def sampled_softmax_loss(
     vectors: torch.Tensor, items: torch.Tensor, target: torch.Tensor, n_negatives: int, log_q: bool
 ) -> torch.Tensor:

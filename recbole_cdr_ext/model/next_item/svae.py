@@ -1,0 +1,328 @@
+"""SVAE: Sachdeva, Manco, Ritacco and Pudi, "Sequential Variational Autoencoders for Collaborative Filtering", WSDM
+2019; code noveens/svae_cf.
+
+A variational auto-encoder at every step of one domain's sequence x_1 .. x_n, its input the state of a recurrent net:
+
+    h_t = GRU(E[x_1] .. E[x_t]),  a_t = tanh(W_a h_t + b_a),  [μ_t; s_t] = W_z a_t + b_z
+    z_t = μ_t + exp(s_t) ⊙ ε,  ε ~ N(0, I)
+    o_t = W_o tanh(W_d z_t + b_d) + b_o                        the scores of all items; z_t = μ_t at inference
+
+and what is minimised, per user and averaged over users, with k_t = min(k, n − t) items left to predict:
+
+    Σ_t 1/k_t Σ_{j ≤ k_t} −log softmax(o_t)[x_{t+j}]  +  β · mean_t KL(N(μ_t, exp(s_t)²) ‖ N(0, I))
+
+β = min(cap, users seen / ``total_anneal_steps``). One such net per domain, trained side by side; nothing is
+transferred.
+
+Decided here:
+- A learned start token stands before each sequence (``bos``), so the first item is a target too, and a user without a
+  history is ranked by what the start token alone predicts. Of token and history, the last ``max_history_length`` are
+  read, in training as at inference.
+- A sequence longer than that is trained in windows. A window cuts what is read, not what is predicted: the k next items
+  behind a window's end are targets of its last positions. Each window starts from a state of its own, and the mean over
+  t is over its positions.
+- A batch holds windows of similar length. Divided by its own number of users, it would make a target of a batch of long
+  ones count more than that of a batch of short ones; so its mean over targets is multiplied by the targets that a user
+  has on average. In expectation that is the mean over users.
+- ``input: merged`` is one net over all domains' items on one timeline. A position's targets are the next item and those
+  behind it in the same domain, and the softmax is over that domain. Without a clock every other domain's events
+  stand before those of the target's domain.
+- ``train_targets: last`` trains on the split's instances: one target, at the last step.
+
+Differs from the code in: s is the log-deviation everywhere (there the KL takes it for a log-variance); the divisor is
+k_t (there the number of targets at the first step, for all steps); no noise at inference; the most recent item is read
+(there the reader of held-out users drops it); batches of many users.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from recbole_cdr_ext.data.dataset import Events
+from recbole_cdr_ext.data.instances import Batch
+from recbole_cdr_ext.data.sequences import (
+    EpochBatches,
+    SequenceBatch,
+    TrainingSequences,
+    next_items,
+    own_domain_last,
+    with_start,
+)
+from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
+from recbole_cdr_ext.model.layers import Gaussian, kl, left_aligned
+from recbole_cdr_ext.model.losses import softmax_loss_of_several
+from recbole_cdr_ext.model.next_item.latents import LatentMeter
+
+CHOICES = {"input": ("own", "merged"), "kl_reduction": ("mean", "sum")}
+SIZES = ("embedding_size", "rnn_size", "hidden_size", "latent_size", "next_k")
+
+
+def on_sequences(config) -> bool:
+    """Whether training batches are whole sequences."""
+    every = config["train_targets"] == "all" and not config["targets_per_sequence"]
+    return bool(config["one_pass"]) and every
+
+
+class Terms(NamedTuple):
+    """The terms of the objective; their sum is minimised."""
+
+    recon: torch.Tensor
+    kl: torch.Tensor
+
+
+class SVAE(CrossDomainRecommender):
+    """A variational auto-encoder per step; settings and their defaults are in ``properties/model/SVAE.yaml``."""
+
+    paper = "SVAE (Sachdeva et al., WSDM 2019)"
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.merged, self.clock = config["input"] == "merged", config["order"] != "none"
+        self.needs_merged = self.merged and self.clock
+        self.bos, self.next_k = bool(config["bos"]), int(config["next_k"])
+        self.kl_mean = config["kl_reduction"] == "mean"
+        self.anneal_cap, self.anneal_users = float(config["anneal_cap"]), float(config["total_anneal_steps"])
+        bounds = [1, self.n_items] if self.merged else self.item_offsets
+        self.nets = nn.ModuleList(
+            _StepwiseVAE(config, first, stop, start_token=self.n_items)
+            for first, stop in itertools.pairwise(bounds)
+        )
+        start, train = self.n_items if self.bos else 0, dataset.split.train
+        self.sources: list[_Source] = []
+        # The sequence of each target: of a source, or where instances are trained on of a domain.
+        owners = [train.sequence[train.domain == k] for k in range(self.n_domains)]
+        if on_sequences(config):
+            self.sources = [
+                _Source(events, self.max_history_length, self.next_k, start, domain)
+                for events, domain in self._own_or_merged(dataset.split.train_events)
+            ]
+            owners = [source.owner for source in self.sources]
+        most = int(config["targets_per_sequence"] or 0) or np.inf
+        counts = [np.minimum(np.unique(owner, return_counts=True)[1], most) for owner in owners]
+        self.users = [len(count) for count in counts]
+        self.targets_per_user = [float(count.mean()) if len(count) else 1.0 for count in counts]
+        self._users_seen = [0.0] * len(self.nets)
+        self._meter = LatentMeter()
+
+    def _own_or_merged(self, events: Events) -> list[tuple[Events, int | None]]:
+        """What the sources read, and the one domain of their targets, None for all."""
+        every = range(self.n_domains)
+        if not self.merged:
+            return [(events.take(events.domain == k), k) for k in every]
+        return [(events, None)] if self.clock else [(own_domain_last(events, k), k) for k in every]
+
+    @classmethod
+    def check_settings(cls, config) -> None:
+        """Choices, sizes from 1, weights from 0; instances hold one next item."""
+        for key, known in CHOICES.items():
+            if config[key] not in known:
+                raise CDRError(f"{key}={config[key]!r} should be one of {', '.join(known)}.")
+        for key in SIZES:
+            if config[key] < 1:
+                raise CDRError(f"{key}={config[key]!r} should be at least 1.")
+        for key in ("anneal_cap", "total_anneal_steps"):
+            if config[key] < 0:
+                raise CDRError(f"{key}={config[key]!r} should be at least 0.")
+        if config["next_k"] > 1 and config["train_targets"] == "all" and not on_sequences(config):
+            raise CDRError(
+                f"next_k={config['next_k']} needs whole sequences (one_pass=True and targets_per_sequence=0): "
+                "an instance holds no item but the next one. Set next_k=1."
+            )
+
+    def phases(self) -> list[Phase]:
+        """One phase, over sequences or over instances."""
+        return [Phase(batches="sequence_batches", loss="sequence_loss")] if self.sources else [Phase()]
+
+    def start_epoch(self, phase: Phase, epoch: int) -> None:
+        """Says how many users each net has seen, so that the weight of the KL goes on where it was."""
+        self._users_seen = [0.0] * len(self.nets)
+        for tag, users in enumerate(self.users):
+            self._users_seen[self._net_of(tag)] += epoch * users
+        self._meter.reset()
+
+    def epoch_facts(self) -> dict[str, float]:
+        """KL (nats) and active dimensions of the latents, and the weight of the KL, mean over the nets."""
+        weights = [self.kl_weight(net) for net in range(len(self.nets))]
+        return {**self._meter.facts(), "kl weight": sum(weights) / len(weights)}
+
+    def kl_weight(self, net: int) -> float:
+        """β, by the users that a net has seen."""
+        if not self.anneal_users:
+            return self.anneal_cap
+        return min(self.anneal_cap, self._users_seen[net] / self.anneal_users)
+
+    def _net_of(self, tag: int) -> int:
+        """The net of a source, or of a domain."""
+        return 0 if self.merged else tag
+
+    # -- inference ----------------------------------------------------------------------------------------------
+
+    def read(self, batch: Batch) -> torch.Tensor:
+        """What is read of the histories, (B, L), right-aligned: the last of start token and items."""
+        x = batch.target_domain
+        if not self.merged:
+            items = batch.own_history
+        elif self.clock:
+            items = batch["merged"]
+        else:
+            others = [batch.history(k) for k in range(self.n_domains) if k != x]
+            items = torch.cat([*others, batch.own_history], 1)
+            items = items.gather(1, (items != 0).long().argsort(dim=1, stable=True))
+        if self.bos:
+            items = F.pad(items, (1, 0))
+            place = (items == 0).sum(1, keepdim=True) - 1
+            items = items.scatter(1, place, self.n_items)
+        return items[:, -self.max_history_length :]
+
+    def can_score(self, batch: Batch) -> torch.Tensor | None:
+        """All instances, or without a start token those with something to read."""
+        return None if self.bos else (self.read(batch) != 0).any(1)
+
+    def posterior(self, batch: Batch) -> Gaussian:
+        """q(z_t) at the last step of each history, over (B, latent)."""
+        net = self.nets[self._net_of(batch.target_domain)]
+        items, length = left_aligned(self.read(batch))
+        row = torch.arange(len(items), device=items.device)
+        return net.posterior(net.states(items)[row, (length - 1).clamp(min=0)])
+
+    def encode(self, batch: Batch) -> torch.Tensor:
+        """The decoder's hidden layer at the posterior's mean, and a 1 for the items' biases, (B, hidden + 1)."""
+        return self.nets[self._net_of(batch.target_domain)].decode(self.posterior(batch).mean)
+
+    def item_vectors(self, domain: int) -> torch.Tensor:
+        """[W_o; b_o] of the domain's items, (n_k, hidden + 1)."""
+        return self.nets[self._net_of(domain)].output_of(self.item_slice(domain))
+
+    # -- training -----------------------------------------------------------------------------------------------
+
+    def sequence_batches(self, rng: np.random.Generator) -> EpochBatches:
+        """Returns the training sequences in batches of one source and about ``train_batch_size`` targets each."""
+        size = int(self.config["train_batch_size"])
+        parts = [
+            (k, rows) for k, source in enumerate(self.sources) for rows in source.sequences.parts(size, rng)
+        ]
+        return EpochBatches(
+            [parts[place] for place in rng.permutation(len(parts))],
+            lambda tag, rows: self.sources[tag].sequences.batch(rows, tag),
+        )
+
+    def sequence_loss(self, batch: SequenceBatch) -> Terms:
+        """The objective over all positions of a batch of sequences."""
+        net = self.nets[self._net_of(batch.tag)]
+        targets = self.sources[batch.tag].targets(batch["event"])
+        asked = targets[:, :, 0] != 0
+        weight = (1 / asked.sum(1, keepdim=True).clamp(min=1)).expand(asked.shape)[asked]
+        posterior = net.posterior(net.states(batch.items)[asked])
+        return self.objective(batch.tag, posterior, targets[asked], weight)
+
+    def calculate_loss(self, interaction: Batch) -> Terms:
+        """The objective over instances, each a step of a user of its own."""
+        tag, target = interaction.target_domain, interaction.targets.unsqueeze(1)
+        weight = torch.full((len(target),), 1 / self.targets_per_user[tag], device=target.device)
+        return self.objective(tag, self.posterior(interaction), target, weight)
+
+    def objective(self, tag: int, posterior: Gaussian, targets: torch.Tensor, weight: torch.Tensor) -> Terms:
+        """Reconstruction and KL per user.
+
+        Args:
+            tag: of the source.
+            posterior: of N steps.
+            targets: (N, k) global ids of the next items of one domain, 0 where there are fewer, but not first.
+            weight: (N,) one over the number of steps of the step's user.
+        """
+        index, per_user = self._net_of(tag), self.targets_per_user[tag]
+        net, divergence = self.nets[index], kl(posterior)
+        decoded = net.decode(posterior.sample(self.training))
+        recon = divergence.sum() * 0  # all that is left of a batch without targets
+        for k in range(self.n_domains):
+            span = self.item_slice(k)
+            own = (targets[:, 0] >= span.start) & (targets[:, 0] < span.stop)
+            if own.any():
+                local = (targets[own] - span.start).clamp(min=-1)
+                share = own.sum() / len(own)
+                recon = recon + share * softmax_loss_of_several(decoded[own], net.output_of(span), local)
+        if self.training:
+            self._users_seen[index] += len(targets) / per_user
+            self._meter.add("z", index, posterior.mean, divergence)
+        held = (divergence * weight if self.kl_mean else divergence).sum() / max(len(targets), 1)
+        return Terms(recon=per_user * recon, kl=per_user * self.kl_weight(index) * held)
+
+
+class _Source:
+    """Training sequences that one net reads, and what it is to predict at their positions.
+
+    Args:
+        events: what is read.
+        max_length, next_k: as configured.
+        start_token: that stands before each sequence; 0 for none.
+        domain: of the targets; None for all.
+
+    Attributes:
+        owner: (n,) the sequence of each target.
+    """
+
+    def __init__(self, events: Events, max_length: int, next_k: int, start_token: int, domain: int | None):
+        events = with_start(events, start_token) if start_token else events
+        self.sequences = TrainingSequences(events, max_length)
+        targets = next_items(events, next_k)
+        if domain is not None:
+            targets[events.domain != domain] = 0
+        self._targets = torch.from_numpy(targets)
+        asked = (targets[:, 0] != 0) & (np.diff(events.sequence, prepend=-1) == 0)
+        self.owner = events.sequence[asked]
+
+    def targets(self, event: torch.Tensor) -> torch.Tensor:
+        """The next items (B, L, k) at positions by the rows (B, L) of the events behind them; 0 at padding."""
+        found = self._targets[event.cpu().clamp(min=0)].to(event.device)
+        return found * (event >= 0).unsqueeze(2)
+
+
+class _StepwiseVAE(nn.Module):
+    """The net over the items ``first`` .. ``stop`` - 1.
+
+    Args:
+        start_token: global id of the start token.
+    """
+
+    def __init__(self, config, first: int, stop: int, start_token: int):
+        super().__init__()
+        self.first, self.n, self.start_token = first, stop - first, start_token
+        rnn, hidden, latent = (int(config[f"{name}_size"]) for name in ("rnn", "hidden", "latent"))
+        # Row 0 is padding, the last one the start token.
+        self.embedding = nn.Embedding(self.n + 2, int(config["embedding_size"]), padding_idx=0)
+        self.gru = nn.GRU(self.embedding.embedding_dim, rnn, batch_first=True)
+        self.encoder, self.latent = nn.Linear(rnn, hidden), nn.Linear(hidden, 2 * latent)
+        self.decoder = nn.Linear(latent, hidden)
+        self.output = nn.Parameter(torch.zeros(self.n, hidden + 1))  # the last column is the bias
+        for weight in (
+            self.encoder.weight,
+            self.latent.weight,
+            self.decoder.weight,
+            self.output.data[:, :-1],
+        ):
+            nn.init.xavier_normal_(weight)
+
+    def states(self, items: torch.Tensor) -> torch.Tensor:
+        """h of left-aligned sequences of global ids (B, L): (B, L, rnn)."""
+        local = torch.where(items == self.start_token, self.n + 1, items - self.first + 1)
+        return self.gru(self.embedding(local.masked_fill(items == 0, 0)))[0]
+
+    def posterior(self, states: torch.Tensor) -> Gaussian:
+        """q(z) of states (N, rnn), over (N, latent)."""
+        mean, log_deviation = self.latent(torch.tanh(self.encoder(states))).chunk(2, 1)
+        return Gaussian(mean, 2 * log_deviation)
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """[tanh(W_d z + b_d); 1], (N, hidden + 1)."""
+        return F.pad(torch.tanh(self.decoder(z)), (0, 1), value=1.0)
+
+    def output_of(self, span: slice) -> torch.Tensor:
+        """The rows of the output layer that belong to global ids."""
+        return self.output[span.start - self.first : span.stop - self.first]
