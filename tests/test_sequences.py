@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from recbole_cdr_ext.data.dataset import Events
 from recbole_cdr_ext.data.sequences import TrainingSequences, behind_the_others
 from recbole_cdr_ext.model.losses import softmax_loss
+from recbole_cdr_ext.data.sequences import TrainingSequences, next_items, own_domain_last, with_start
+from recbole_cdr_ext.model.losses import softmax_loss, softmax_loss_of_several
 
 
 def events(lengths: list[int]) -> Events:
@@ -97,3 +99,57 @@ def test_without_an_order_a_domain_stands_behind_the_others():
     assert moved(0, 9) == [[2, 5, 7, 4, 1, 3, 6, 8, 9], [10]]
     assert moved(0, 2) == [[5, 7, 4, 8, 9], [5, 7, 4, 3, 6], [5, 7, 4, 1], [10]]
     assert moved(2, 2) == [[8, 9, 5, 7, 4], [11, 12]]
+def test_a_start_makes_first_and_single_events_targets():
+    held = with_start(events([1, 2, 7]), token=99)
+    assert held.item.tolist() == [99, 1, 99, 2, 3, 99, *range(4, 11)]
+    assert held.domain.tolist()[:6] == [-1, 0, -1, 1, 0, -1]
+    assert held.sequence.tolist() == [0] * 2 + [1] * 3 + [2] * 8
+    sequences = TrainingSequences(held, max_length=4)
+    targets = sequences.batch(np.arange(len(sequences._start))).targets
+    assert sorted(targets[targets != 0].tolist()) == list(range(1, 11))
+
+
+def test_without_a_clock_the_own_domain_comes_last():
+    held = events([1, 5, 4])  # domains alternate: 0 | 1 0 1 0 1 | 0 1 0 1
+    assert own_domain_last(held, 0).item.tolist() == [1, 2, 4, 6, 3, 5, 8, 10, 7, 9]
+    assert own_domain_last(held, 1).item.tolist() == [3, 5, 2, 4, 6, 7, 9, 8, 10]  # the first has none of it
+
+
+def test_next_items_are_those_of_the_sequence_and_domain():
+    held = events([5, 4])  # domains: 0 1 0 1 0 | 1 0 1 0
+    expected = [
+        [1, 3, 5],
+        [2, 4, 0],
+        [3, 5, 0],
+        [4, 0, 0],
+        [5, 0, 0],
+        [6, 8, 0],
+        [7, 9, 0],
+        [8, 0, 0],
+        [9, 0, 0],
+    ]
+    assert next_items(held, 3).tolist() == expected
+    assert next_items(held.take(np.zeros(0, int)), 3).shape == (0, 3)
+
+
+def test_softmax_loss_of_several_is_the_mean_over_each_rows_targets():
+    vectors = torch.randn(9, 6, dtype=torch.double, requires_grad=True)
+    items = torch.randn(17, 6, dtype=torch.double, requires_grad=True)
+    targets = torch.randint(0, 17, (9, 3))
+    targets[2:, 2], targets[5:, 1] = -1, -1
+    log_p = (vectors @ items.T).log_softmax(1)
+    expected = -torch.stack([log_p[i, t[t >= 0]].mean() for i, t in enumerate(targets)]).mean()
+    for found, truth in (
+        (softmax_loss_of_several(vectors, items, targets), expected),
+        (
+            softmax_loss_of_several(vectors, items, targets[:, :1]),
+            F.cross_entropy(vectors @ items.T, targets[:, 0]),
+        ),
+    ):
+        torch.testing.assert_close(found, truth)
+        for a, b in zip(
+            torch.autograd.grad(found, (vectors, items), retain_graph=True),
+            torch.autograd.grad(truth, (vectors, items), retain_graph=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b)

@@ -206,7 +206,7 @@ class SVAE(CrossDomainRecommender):
         """Returns the training sequences in batches of one source and about ``train_batch_size`` targets each."""
         size = int(self.config["train_batch_size"])
         parts = [
-            (k, rows) for k, source in enumerate(self.sources) for rows in source.sequences.parts(size, rng)
+            (tag, rows) for tag, held in enumerate(self.sources) for rows in held.sequences.parts(size, rng)
         ]
         return EpochBatches(
             [parts[place] for place in rng.permutation(len(parts))],
@@ -224,6 +224,8 @@ class SVAE(CrossDomainRecommender):
 
     def calculate_loss(self, interaction: Batch) -> Terms:
         """The objective over instances, each a step of a user of its own."""
+        readable = self.can_score(interaction)
+        interaction = interaction if readable is None else interaction.rows(readable)
         tag, target = interaction.target_domain, interaction.targets.unsqueeze(1)
         weight = torch.full((len(target),), 1 / self.targets_per_user[tag], device=target.device)
         return self.objective(tag, self.posterior(interaction), target, weight)
@@ -265,11 +267,12 @@ class _Source:
         domain: of the targets; None for all.
 
     Attributes:
+        events: what is read, start tokens included.
         owner: (n,) the sequence of each target.
     """
 
     def __init__(self, events: Events, max_length: int, next_k: int, start_token: int, domain: int | None):
-        events = with_start(events, start_token) if start_token else events
+        self.events = events = with_start(events, start_token) if start_token else events
         self.sequences = TrainingSequences(events, max_length)
         targets = next_items(events, next_k)
         if domain is not None:
@@ -301,13 +304,9 @@ class _StepwiseVAE(nn.Module):
         self.encoder, self.latent = nn.Linear(rnn, hidden), nn.Linear(hidden, 2 * latent)
         self.decoder = nn.Linear(latent, hidden)
         self.output = nn.Parameter(torch.zeros(self.n, hidden + 1))  # the last column is the bias
-        for weight in (
-            self.encoder.weight,
-            self.latent.weight,
-            self.decoder.weight,
-            self.output.data[:, :-1],
-        ):
+        for weight in (self.encoder.weight, self.latent.weight, self.decoder.weight):
             nn.init.xavier_normal_(weight)
+        nn.init.xavier_normal_(self.output.data[:, :-1])
 
     def states(self, items: torch.Tensor) -> torch.Tensor:
         """h of left-aligned sequences of global ids (B, L): (B, L, rnn)."""
