@@ -210,13 +210,13 @@ class SVAE(CrossDomainRecommender):
         ]
         return EpochBatches(
             [parts[place] for place in rng.permutation(len(parts))],
-            lambda tag, rows: self.sources[tag].sequences.batch(rows, tag),
+            lambda tag, rows: self.sources[tag].batch(rows, tag),
         )
 
     def sequence_loss(self, batch: SequenceBatch) -> Terms:
         """The objective over all positions of a batch of sequences."""
         net = self.nets[self._net_of(batch.tag)]
-        targets = self.sources[batch.tag].targets(batch["event"])
+        targets = batch["next_seq"]
         asked = targets[:, :, 0] != 0
         weight = (1 / asked.sum(1, keepdim=True).clamp(min=1)).expand(asked.shape)[asked]
         posterior = net.posterior(net.states(batch.items)[asked])
@@ -258,7 +258,7 @@ class SVAE(CrossDomainRecommender):
 
 
 class _Source:
-    """Training sequences that one net reads, and what it is to predict at their positions.
+    """Training sequences that one net reads, and what it predicts at their positions.
 
     Args:
         events: what is read.
@@ -281,10 +281,11 @@ class _Source:
         asked = (targets[:, 0] != 0) & (np.diff(events.sequence, prepend=-1) == 0)
         self.owner = events.sequence[asked]
 
-    def targets(self, event: torch.Tensor) -> torch.Tensor:
-        """The next items (B, L, k) at positions by the rows (B, L) of the events behind them; 0 at padding."""
-        found = self._targets[event.cpu().clamp(min=0)].to(event.device)
-        return found * (event >= 0).unsqueeze(2)
+    def batch(self, windows: np.ndarray, tag: int) -> SequenceBatch:
+        """The batch of some windows, with the next items of each position as ``next_seq``, (B, L, k), 0 for none."""
+        batch = self.sequences.batch(windows, tag)
+        real = (batch["event"] >= 0).unsqueeze(2)
+        return SequenceBatch({**batch.interaction, "next_seq": self._targets[batch["event"]] * real}, tag)
 
 
 class _StepwiseVAE(nn.Module):
