@@ -8,9 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from recbole_cdr_ext.data.dataset import Events
-from recbole_cdr_ext.data.sequences import TrainingSequences, behind_the_others
-from recbole_cdr_ext.model.losses import softmax_loss
-from recbole_cdr_ext.data.sequences import TrainingSequences, next_items, own_domain_last, with_start
+from recbole_cdr_ext.data.sequences import TrainingSequences, behind_the_others, next_items, with_start
 from recbole_cdr_ext.model.losses import softmax_loss, softmax_loss_of_several
 
 
@@ -99,6 +97,8 @@ def test_without_an_order_a_domain_stands_behind_the_others():
     assert moved(0, 9) == [[2, 5, 7, 4, 1, 3, 6, 8, 9], [10]]
     assert moved(0, 2) == [[5, 7, 4, 8, 9], [5, 7, 4, 3, 6], [5, 7, 4, 1], [10]]
     assert moved(2, 2) == [[8, 9, 5, 7, 4], [11, 12]]
+
+
 def test_a_start_makes_first_and_single_events_targets():
     held = with_start(events([1, 2, 7]), token=99)
     assert held.item.tolist() == [99, 1, 99, 2, 3, 99, *range(4, 11)]
@@ -107,12 +107,6 @@ def test_a_start_makes_first_and_single_events_targets():
     sequences = TrainingSequences(held, max_length=4)
     targets = sequences.batch(np.arange(len(sequences._start))).targets
     assert sorted(targets[targets != 0].tolist()) == list(range(1, 11))
-
-
-def test_without_a_clock_the_own_domain_comes_last():
-    held = events([1, 5, 4])  # domains alternate: 0 | 1 0 1 0 1 | 0 1 0 1
-    assert own_domain_last(held, 0).item.tolist() == [1, 2, 4, 6, 3, 5, 8, 10, 7, 9]
-    assert own_domain_last(held, 1).item.tolist() == [3, 5, 2, 4, 6, 7, 9, 8, 10]  # the first has none of it
 
 
 def test_next_items_are_those_of_the_sequence_and_domain():

@@ -7,7 +7,6 @@ need not be encoded one by one. A batch then holds sequences, and every position
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-
 from dataclasses import fields, replace
 
 import numpy as np
@@ -139,13 +138,6 @@ def with_start(events: Events, token: int) -> Events:
     place = first + np.arange(len(first))
     started["item"][place], started["domain"][place] = token, -1
     return replace(events, **started)
-
-
-def own_domain_last(events: Events, domain: int) -> Events:
-    """Returns the sequences that hold ``domain``, everything else in them before it: their order without a clock."""
-    own = events.domain == domain
-    row = np.flatnonzero(np.isin(events.sequence, events.sequence[own]))
-    return events.take(row[np.lexsort((own[row], events.sequence[row]))])
 
 
 def next_items(events: Events, count: int) -> np.ndarray:

@@ -50,8 +50,8 @@ from recbole_cdr_ext.data.sequences import (
     EpochBatches,
     SequenceBatch,
     TrainingSequences,
+    behind_the_others,
     next_items,
-    own_domain_last,
     with_start,
 )
 from recbole_cdr_ext.errors import CDRError
@@ -116,7 +116,11 @@ class SVAE(CrossDomainRecommender):
         every = range(self.n_domains)
         if not self.merged:
             return [(events.take(events.domain == k), k) for k in every]
-        return [(events, None)] if self.clock else [(own_domain_last(events, k), k) for k in every]
+        return (
+            [(events, None)]
+            if self.clock
+            else [(behind_the_others(events, k, self.max_history_length), k) for k in every]
+        )
 
     @classmethod
     def check_settings(cls, config) -> None:
