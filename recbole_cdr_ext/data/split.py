@@ -8,7 +8,7 @@ import numpy as np
 
 from recbole_cdr_ext.data.audit import audit_split, recall_rates
 from recbole_cdr_ext.data.dataset import CrossDomainDataset, Events, data_key
-from recbole_cdr_ext.data.instances import Instances
+from recbole_cdr_ext.data.instances import Instances, Pool
 from recbole_cdr_ext.data.timeline import Timeline
 from recbole_cdr_ext.errors import CDRError
 
@@ -37,6 +37,33 @@ class UserItems:
         row = np.repeat(np.arange(len(users)), counts)
         offset = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return row, self.items[self.indptr[users][row] + offset]
+
+
+def users_as_instances(
+    user: np.ndarray, item: np.ndarray, n_users: int, item_offset: np.ndarray
+) -> Instances:
+    """Returns what users hold, without order: an instance without a target per user of some pairs and domain.
+
+    The histories are the user's items, each once, ascending; the instances are ordered by (domain, user).
+    """
+    held, k, span = UserItems.of(user, item, n_users), len(item_offset) - 1, np.int64(item_offset[-1])
+    owners = np.flatnonzero(np.diff(held.indptr))
+    # A user's items are ascending ids, and domains own ranges of ids: a domain's part is a range too.
+    owner = np.repeat(np.arange(n_users), np.diff(held.indptr))
+    key = owner * span + held.items
+    bounds = np.stack([np.searchsorted(key, owners * span + offset) for offset in item_offset], 1)
+    repeat, domain = np.tile(np.arange(len(owners)), k), np.repeat(np.arange(k), len(owners))
+    nothing = np.zeros(len(repeat), np.int64)
+    return Instances(
+        user=owners[repeat],
+        domain=domain,
+        target=nothing,
+        time=nothing.astype(float),
+        sequence=owners[repeat] * k + domain,
+        start=bounds[repeat, :-1],
+        stop=bounds[repeat, 1:],
+        pool=Pool(held.items, owner, owner, owner.astype(float)),
+    )
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from recbole_cdr_ext.data.audit import audit_edges
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.data.instances import Batch, Instances
 from recbole_cdr_ext.data.sampler import CrossDomainSampler
-from recbole_cdr_ext.data.split import PARTS, Split, UserItems
+from recbole_cdr_ext.data.split import PARTS, Split, UserItems, users_as_instances
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
 from recbole_cdr_ext.model.graph.propagation import BipartiteGraph
 
@@ -200,7 +200,7 @@ class LightGCNPSG(CrossDomainRecommender):
         width, edges, graph = self.rounds * self.per_round, self._recall_edges, self._recall_graph
         recalled = {part: _Recall(split.part(part), width) for part in PARTS}
         recalled["train"].rows = self._without_edge(split.train)
-        users = _Recall(_users_as_instances(split, *edges), width)
+        users = _Recall(users_as_instances(*edges, split.n_users, split.item_offset), width)
         for number in range(self.rounds):
             messages, vectors = self._read_out(graph)
             jobs: list[_Recall] = [*recalled.values(), users]
@@ -279,35 +279,6 @@ def graph_edges(split: Split) -> tuple[np.ndarray, np.ndarray]:
     if split.train_targets == "last":
         kept = np.setdiff1d(kept, split.train.user * span + split.train.target)
     return kept // span, kept % span
-
-
-def _users_as_instances(split: Split, user: np.ndarray, item: np.ndarray) -> Instances:
-    """One instance per user and domain with the user's edges as histories: the nodes that get pseudo-edges."""
-    edges = UserItems.of(user, item, split.n_users)
-    owners = np.flatnonzero(np.diff(edges.indptr))
-    k = split.n_domains
-    # A user's edges are ascending ids, and domains own ranges of ids: a domain's part is a range too.
-    owner = np.repeat(np.arange(split.n_users), np.diff(edges.indptr))
-    key = owner * np.int64(split.item_offset[-1]) + edges.items
-    bounds = [
-        np.searchsorted(key, owners * np.int64(split.item_offset[-1]) + offset)
-        for offset in split.item_offset
-    ]
-    start, stop = np.stack(bounds[:-1], 1), np.stack(bounds[1:], 1)
-    pool = replace(split.train.pool, item=edges.items, user=owner, order=owner, time=owner.astype(float))
-    repeat = np.tile(np.arange(len(owners)), k)
-    domain = np.repeat(np.arange(k), len(owners))
-    zero = np.zeros(len(repeat))
-    return Instances(
-        user=owners[repeat],
-        domain=domain,
-        target=np.zeros(len(repeat), np.int64),
-        time=zero,
-        sequence=owners[repeat] * k + domain,
-        start=start[repeat],
-        stop=stop[repeat],
-        pool=pool,
-    )
 
 
 def _sum_rows(vectors: torch.Tensor, row: np.ndarray, item: np.ndarray, n: int) -> torch.Tensor:
