@@ -22,6 +22,7 @@ from recbole.model.general_recommender import (
     NCL,
     ItemKNN,
     LightGCN,
+    MultiDAE,
     MultiVAE,
     NeuMF,
     Pop,
@@ -47,7 +48,8 @@ SMALL = {
     "LightGCN": {"embedding_size": 16, "learning_rate": 0.02},
     "SASRec": {"hidden_size": 16, "inner_size": 32, "hidden_dropout_prob": 0.1, "learning_rate": 0.01},
     "GRU4Rec": {"embedding_size": 16, "hidden_size": 16, "dropout_prob": 0.1, "learning_rate": 0.01},
-    "MultiVAE": {"mlp_hidden_size": [32], "latent_dimension": 16, "learning_rate": 0.01},
+    "MultiDAE": {"mlp_hidden_size": [32], "latent_dimension": 16, "learning_rate": 0.01},
+    "MultiVAE": {"mlp_hidden_size": [32], "latent_dimension": 16, "learning_rate": 0.02},
     "ToyMLP": {"learning_rate": 0.02},
     "BERT4Rec": {"hidden_size": 16, "inner_size": 32, "learning_rate": 0.01},
 }
@@ -325,9 +327,9 @@ def test_sasrec_scores_equal_recboles_on_right_padded_sequences(build):
         torch.testing.assert_close(setup.model.score(batch), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("model_class", [BPR, LightGCN, MultiVAE])
+@pytest.mark.parametrize("model_class", [BPR, LightGCN, MultiDAE])
 def test_user_scores_equal_recboles(build, model_class):
-    """MultiVAE reads the same bag from the instance that RecBole reads from its table of training items."""
+    """MultiDAE reads the same bag from the instance that RecBole reads from its table of training items."""
     setup = build(model_class, 2)
     train(setup, epochs=1)
     for domain in (0, 1):
@@ -341,8 +343,8 @@ def test_user_scores_equal_recboles(build, model_class):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_multivae_serves_users_it_never_met(build):
-    setup = build(MultiVAE, 2)
+def test_autoencoders_serve_users_they_never_met(build):
+    setup = build(MultiDAE, 2)
     train(setup, epochs=2)
     users = training_users(setup, 0)
     batch = recbole_batch(setup, users, 0)
@@ -423,8 +425,9 @@ def test_events_are_drawn_by_the_seed_alone(build):
     assert not torch.equal(first, other)
 
 
-def test_autoencoders_learn_from_each_user_with_events(build):
-    setup = build(MultiVAE, 2)
+@pytest.mark.parametrize("model_class", [MultiDAE, MultiVAE])
+def test_autoencoders_learn_from_each_user_with_events(build, model_class):
+    setup = build(model_class, 2)
     users = {0: set(), 1: set()}
     for batch in setup.model.user_batches(np.random.default_rng(0)):
         users[batch.target_domain] |= set(batch.users.tolist())
@@ -535,7 +538,7 @@ def test_a_batch_without_any_history_has_a_loss_without_effect(build):
 # -- what can be scored --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_class", [BPR, LightGCN, SASRec, MultiVAE, ItemKNN])
+@pytest.mark.parametrize("model_class", [BPR, LightGCN, SASRec, MultiDAE, ItemKNN])
 def test_cold_instances_are_disowned_in_scope_target_and_served_in_scope_all(build, model_class):
     for scope in ("target", "all"):
         setup = build(model_class, 2, baseline_scope=scope, cold_start_ratio=0.5)

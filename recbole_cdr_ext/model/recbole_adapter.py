@@ -12,6 +12,7 @@ RecBole model           learns from                         scores with
 ======================  ==================================  =======================================================
 general (BPR, ...)      training events and negatives       the user's id: users with events in the scope
 auto-encoder            users                               the instance's own history: unseen users as well
+MultiVAE                users                               the same; an empty history is the zero vector
 item-item (ItemKNN)     all events, at construction         the instance's own history
 Pop, Random             all events, at construction         nothing: every instance
 sequential (SASRec)     training instances                  the instance's own history (``all``: merged)
@@ -40,6 +41,7 @@ from recbole_cdr_ext.model.recbole_history import (
     LeanItemKNN,
     PopularityBaseline,
 )
+from recbole_cdr_ext.model.recbole_multivae import MultiVAEBaseline
 from recbole_cdr_ext.model.recbole_sequential import SequenceDotBaseline, SequentialBaseline
 
 # Models of a kind that is served which need what our instances do not hold, or a trainer of their own.
@@ -63,10 +65,11 @@ _KINDS = {
     ModelType.KNOWLEDGE: "knowledge-aware models read a knowledge graph",
     ModelType.DECISIONTREE: "decision trees read features",
 }
-# Models whose scores are a plain dot product: only the candidates are scored.
+# Models whose scores are a dot product: only the candidates are scored.
 _DOT_PRODUCTS: dict[str, type[RecBoleBaseline]] = {
     "BPR": FactorBaseline,
     "LightGCN": GraphBaseline,
+    "MultiVAE": MultiVAEBaseline,
     "GRU4Rec": SequenceDotBaseline,
     "SASRec": SequenceDotBaseline,
 }

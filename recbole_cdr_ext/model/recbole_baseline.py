@@ -72,7 +72,11 @@ class RecBoleBaseline(CrossDomainRecommender):
                 f"{type(self).__name__} finds no training interaction in '{view.space.name}': loosen the split's or "
                 "the filters' settings."
             )
-        return self.recbole_class(self.settings, view).to(self.device)
+        return self.make_model(view).to(self.device)
+
+    def make_model(self, view: EventView) -> AbstractRecommender:
+        """Returns a new RecBole model of the items and events in a view."""
+        return self.recbole_class(self.settings, view)
 
     def space_index(self, domain: int) -> int:
         """Which of the RecBole models serves a domain."""

@@ -46,13 +46,13 @@ class UserBaseline(RecBoleBaseline):
         """
         rows = self.n_negatives + (0 if self.recbole_class.input_type == InputType.PAIRWISE else 1)
         size = max(1, int(self.config["train_batch_size"]) // rows)
-        parts = _shuffled_parts([len(view) for view in self.views], size, rng)
+        parts = shuffled_parts([len(view) for view in self.views], size, rng)
         return EpochBatches(parts, lambda index, rows: self._event_batch(index, rows, rng))
 
     def user_batches(self, rng: np.random.Generator) -> EpochBatches:
         """Returns the users with events in a space, in random order; ``train_batch_size`` counts users."""
         users = [view.users() for view in self.views]
-        parts = _shuffled_parts([len(u) for u in users], int(self.config["train_batch_size"]), rng)
+        parts = shuffled_parts([len(u) for u in users], int(self.config["train_batch_size"]), rng)
         return EpochBatches(parts, lambda index, rows: self._batch(index, {"user_id": users[index][rows]}))
 
     def _event_batch(self, index: int, rows: np.ndarray, rng: np.random.Generator) -> Batch:
@@ -132,7 +132,7 @@ def _uniform_negatives(settings: BaselineSettings, recbole_class: type[AbstractR
     return int(asked.get("sample_num", 1))
 
 
-def _shuffled_parts(sizes: list[int], size: int, rng: np.random.Generator) -> list[tuple[int, np.ndarray]]:
+def shuffled_parts(sizes: list[int], size: int, rng: np.random.Generator) -> list[tuple[int, np.ndarray]]:
     """Returns (space, rows) of all spaces' rows, shuffled and cut to ``size``, the parts in random order."""
     parts = []
     for index, n_rows in enumerate(sizes):
