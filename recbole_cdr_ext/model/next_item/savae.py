@@ -1,0 +1,265 @@
+"""SA-VAE: Salah, Tran and Lauw, "Towards Source-Aligned Variational Models for Cross-Domain Recommendation",
+RecSys 2021.
+
+X is the target domain, Y the other one. Per domain a MultVAE of the bag x of a user's items:
+
+    h = tanh(W x̃ + b), x̃ the L2-normalised, dropped-out multi-hot bag;  q(z|x) = N(μ, σ²), (μ, log σ²) linear in h;
+    log p(x|z) = Σ_{i in the bag} log softmax(U tanh(V z + c) + e)_i.
+
+Phase 1 trains one per domain (source), phase 2 another per domain (target) against the *other* domain's, now frozen:
+
+    source:       −log p_Y(x^Y|z) + β·KL(q_Y(z|x^Y) ‖ N(0, I)),                  z ~ q_Y(·|x^Y)
+    target soft:  −log p_X(x^X|z) + β·align_weight·KL(q_X(z|x^X) ‖ q_Y(z|x^Y)),  z ~ q_X(·|x^X)    (SA-VAE)
+    target rigid: −log p_X(x^X|z),                                                z ~ q_Y(·|x^Y)    (RA-VAE)
+
+with β = min(anneal_cap, updates/total_anneal_steps), means over users. The reference of a user without a history in Y
+is N(0, I), whose KL has the weight β. Scores: U tanh(V z + c) + e at the mean of q_X(·|x^X), for a user cold in X at
+that of q_Y(·|x^Y), without any history at 0.
+
+No code was published, and the equations of phase 2 rest on a reader's note; differs from the paper in: both directions
+are trained in one run; users of one domain alone train too. Decisions are on the documentation page.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from recbole.model.init import xavier_normal_initialization
+from torch import nn
+
+from recbole_cdr_ext.data.dataset import CrossDomainDataset
+from recbole_cdr_ext.data.instances import Batch, make_batch
+from recbole_cdr_ext.data.sequences import EpochBatches
+from recbole_cdr_ext.data.split import Split, users_as_instances
+from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
+from recbole_cdr_ext.model.bags import BagLinear, Bags, multinomial_loss
+from recbole_cdr_ext.model.layers import Gaussian, kl
+
+ALIGNMENTS = ("soft", "rigid")
+
+
+class Terms(NamedTuple):
+    """The terms of a phase's objective, batch means with their weights."""
+
+    recon: torch.Tensor
+    kl: torch.Tensor
+
+
+class Encoder(nn.Module):
+    """q(z|x): a bag to a Gaussian over (B, d)."""
+
+    def __init__(self, n_items: int, hidden: int, d: int, dropout: float):
+        super().__init__()
+        self.read, self.posterior = BagLinear(n_items, hidden, dropout), nn.Linear(hidden, 2 * d)
+
+    def forward(self, bags: Bags) -> Gaussian:
+        return Gaussian(*self.posterior(self.read(bags).tanh()).chunk(2, 1))
+
+
+class Decoder(nn.Module):
+    """p(x|z): the last layer's rows and biases are the items'."""
+
+    def __init__(self, n_items: int, hidden: int, d: int):
+        super().__init__()
+        self.hidden, self.items = nn.Linear(d, hidden), nn.Linear(hidden, n_items)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """What the items' rows are multiplied with, (B, hidden)."""
+        return self.hidden(z).tanh()
+
+    def loss(self, z: torch.Tensor, bags: Bags) -> torch.Tensor:
+        """The mean of −log p(x|z), a scalar."""
+        return multinomial_loss(self(z), self.items.weight, self.items.bias, bags)
+
+
+class SAVAE(CrossDomainRecommender):
+    """Source-aligned variational autoencoders; settings are in ``properties/model/SAVAE.yaml``."""
+
+    cold_start = True
+    domains = "two"
+    paper = "SA-VAE (Salah, Tran & Lauw, RecSys 2021)"
+
+    def __init__(self, config, dataset: CrossDomainDataset):
+        super().__init__(config, dataset)
+        self.rigid = config["alignment"] == "rigid"
+        self.align_weight = float(config["align_weight"])
+        self.decode_source_prob = float(config["decode_source_prob"])
+        self.warm_start = bool(config["warm_start"])
+        self.anneal_cap, self.anneal_steps = float(config["anneal_cap"]), int(config["total_anneal_steps"])
+        self.batch_size = int(config["train_batch_size"])
+        split: Split = dataset.split
+        self.whole = split.train_targets == "all"
+        events = split.train_events
+        held = users_as_instances(events.user, events.item, self.n_users, split.item_offset)
+        if self.rigid and not (held.lengths > 0).all(1).any():
+            raise CDRError("alignment=rigid learns from users with both domains, and none trains: use soft.")
+        self.instances = held if self.whole else split.train
+        self.longest = int(held.lengths.max(initial=1)) if self.whole else self.max_history_length
+
+        d, hidden = int(config["embedding_size"]), int(config["hidden_size"])
+        sizes = np.diff(self.item_offsets).tolist()
+
+        def encoders() -> nn.ModuleList:
+            return nn.ModuleList(Encoder(n, hidden, d, float(config["dropout"])) for n in sizes)
+
+        def decoders() -> nn.ModuleList:
+            return nn.ModuleList(Decoder(n, hidden, d) for n in sizes)
+
+        self.source_encoder, self.source_decoder = encoders(), decoders()
+        self.encoder, self.decoder = nn.ModuleList() if self.rigid else encoders(), decoders()
+        self.apply(xavier_normal_initialization)
+        # (phase, domain): updates so far. A domain whose second phase has not begun is scored by its first.
+        self.updates: torch.Tensor
+        self.register_buffer("updates", torch.zeros(2, self.n_domains, dtype=torch.long))
+
+    @classmethod
+    def check_settings(cls, config) -> None:
+        """The alignment, and the ranges of weights and shares."""
+        if config["alignment"] not in ALIGNMENTS:
+            raise CDRError(f"alignment={config['alignment']!r} should be one of {', '.join(ALIGNMENTS)}.")
+        for key in ("align_weight", "anneal_cap", "total_anneal_steps"):
+            if not 0 <= config[key] < float("inf"):
+                raise CDRError(f"{key}={config[key]} should be at least 0.")
+        if not 0 <= config["dropout"] < 1:
+            raise CDRError(f"dropout={config['dropout']} should be at least 0 and below 1.")
+        if not 0 <= config["decode_source_prob"] <= 1:
+            raise CDRError(f"decode_source_prob={config['decode_source_prob']} should be between 0 and 1.")
+        if config["alignment"] == "rigid" and config["decode_source_prob"]:
+            raise CDRError(
+                "decode_source_prob is for alignment=soft; rigid always decodes the source's latents."
+            )
+
+    # -- phases -------------------------------------------------------------------------------------------------
+
+    def phases(self) -> list[Phase]:
+        """A VAE per domain, then one per domain against the other's encoder."""
+        return [
+            Phase(
+                f"{part} {name}",
+                loss=f"{part}_loss",
+                batches=f"batches_{k}",
+                parameters=tuple(f"{prefix}{half}.{k}." for half in ("encoder", "decoder")),
+            )
+            for part, prefix in (("source", "source_"), ("target", ""))
+            for k, name in enumerate(self.domain_names)
+        ]
+
+    def start_epoch(self, phase: Phase, epoch: int) -> None:
+        """Copies the first phase's weights where the second starts from them."""
+        if not self.warm_start or epoch or phase.loss != "target_loss":
+            return
+        k = self.phases().index(phase) - self.n_domains
+        self.decoder[k].load_state_dict(self.source_decoder[k].state_dict())
+        if not self.rigid:
+            self.encoder[k].load_state_dict(self.source_encoder[k].state_dict())
+
+    def batches_0(self, rng: np.random.Generator) -> EpochBatches:
+        """Returns the users of the first domain in batches, shuffled."""
+        return self._batches(0, rng)
+
+    def batches_1(self, rng: np.random.Generator) -> EpochBatches:
+        """Returns the users of the second domain in batches, shuffled."""
+        return self._batches(1, rng)
+
+    def _batches(self, k: int, rng: np.random.Generator) -> EpochBatches:
+        asked = self.instances.domain == k
+        if self.whole:
+            asked &= self.instances.lengths[:, k] > 0
+        rows = rng.permutation(np.flatnonzero(asked))
+        parts = [(k, rows[first : first + self.batch_size]) for first in range(0, len(rows), self.batch_size)]
+        return EpochBatches(
+            parts, lambda _, chosen: make_batch(self.instances, chosen, max_length=self.longest)
+        )
+
+    def source_loss(self, batch: Batch) -> Terms:
+        """Phase 1: the evidence lower bound of the target domain's bags, with the weight β for the KL."""
+        k, own = batch.target_domain, _any(batch, batch.target_domain)
+        q = self.source_encoder[k](self._bags(batch, k))
+        loss = self._decoder(k, False).loss(self._drawn(q, own), self._predicted(batch))
+        return Terms(loss, self._beta(0, k) * (kl(q) * own).mean())
+
+    def target_loss(self, batch: Batch) -> Terms:
+        """Phase 2: the same with the other domain's posterior as the reference (soft), or as the posterior (rigid)."""
+        k = batch.target_domain
+        own, other = _any(batch, k), _any(batch, 1 - k)
+        beta, predicted, reference = self._beta(1, k), self._predicted(batch), self._reference(batch)
+        if self.rigid:
+            loss = self._decoder(k, True).loss(self._drawn(reference, other), predicted)
+            return Terms(loss, torch.zeros_like(loss))
+        q = self.encoder[k](self._bags(batch, k))
+        z = self._drawn(q, own)
+        from_source = ~own
+        if self.decode_source_prob:
+            from_source |= other & (torch.rand(len(own), device=own.device) < self.decode_source_prob)
+        if from_source.any():
+            z = torch.where(from_source.unsqueeze(1), self._drawn(reference, other), z)
+        weight = torch.where(other, self.align_weight, 1.0) * own
+        return Terms(self._decoder(k, True).loss(z, predicted), beta * (weight * kl(q, reference)).mean())
+
+    # -- latents and scores -------------------------------------------------------------------------------------
+
+    def encode(self, batch: Batch) -> torch.Tensor:
+        """What the decoder's last layer reads at the latent's mean, and a 1 for the bias, (B, hidden + 1)."""
+        decoder = self._decoder(batch.target_domain, self._aligned(batch.target_domain))
+        return F.pad(decoder(self.latent(batch)), (0, 1), value=1.0)
+
+    def item_vectors(self, domain: int) -> torch.Tensor:
+        """The last layer's rows and biases, (n_k, hidden + 1)."""
+        items = self._decoder(domain, self._aligned(domain)).items
+        return torch.cat([items.weight, items.bias.unsqueeze(1)], 1)
+
+    def latent(self, batch: Batch) -> torch.Tensor:
+        """The mean of the target's posterior, of the source's where there is no history to read, else 0: (B, d)."""
+        k = batch.target_domain
+        own = _any(batch, k).unsqueeze(1)
+        if not self._aligned(k):
+            return self.source_encoder[k](self._bags(batch, k)).mean * own
+        from_source = self._reference(batch).mean
+        if self.rigid:
+            return from_source
+        return torch.where(own, self.encoder[k](self._bags(batch, k)).mean, from_source)
+
+    def _aligned(self, k: int) -> bool:
+        return bool(self.updates[1, k])
+
+    def _decoder(self, k: int, aligned: bool) -> Decoder:
+        return cast(Decoder, (self.decoder if aligned else self.source_decoder)[k])
+
+    @torch.no_grad()
+    def _reference(self, batch: Batch) -> Gaussian:
+        """The other domain's posterior, frozen and without dropout; N(0, I) without a history there."""
+        other = 1 - batch.target_domain
+        encoder, known = self.source_encoder[other].eval(), _any(batch, other).unsqueeze(1)
+        q = encoder(self._bags(batch, other))
+        return Gaussian(q.mean * known, q.logvar * known)
+
+    def _drawn(self, q: Gaussian, known: torch.Tensor) -> torch.Tensor:
+        """A sample in training; 0 for those whose prior is all that is known, whose noise would say nothing."""
+        return q.sample(self.training) * known.unsqueeze(1)
+
+    def _bags(self, batch: Batch, k: int) -> Bags:
+        return Bags.of(batch.history(k), self.item_offsets[k])
+
+    def _predicted(self, batch: Batch) -> Bags:
+        """The whole bag, or the target alone (``train_targets: last``)."""
+        k = batch.target_domain
+        return (
+            self._bags(batch, k) if self.whole else Bags.of(batch.targets.unsqueeze(1), self.item_offsets[k])
+        )
+
+    def _beta(self, part: int, k: int) -> float:
+        """The weight of the KL in an update, which is counted in training."""
+        if self.training:
+            self.updates[part, k] += 1
+        if not self.anneal_steps:
+            return self.anneal_cap
+        return min(self.anneal_cap, int(self.updates[part, k]) / self.anneal_steps)
+
+
+def _any(batch: Batch, k: int) -> torch.Tensor:
+    """(B,) whether there is a history in domain k."""
+    return batch.history(k).any(1)
