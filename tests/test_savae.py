@@ -190,6 +190,15 @@ def test_the_kl_of_the_second_phase_is_to_the_other_domains_posterior(tmp_path):
     assert model.target_loss(batch.rows(both)).kl.abs() < 1e-6 < model.target_loss(batch).kl
 
 
+def test_the_reference_is_read_without_dropout(tmp_path):
+    _, model = build(tmp_path, dropout=0.5)
+    batch = all_users(model.train(), 0)
+    first, second = (model._reference(batch) for _ in range(2))
+    assert torch.equal(first.mean, second.mean) and not first.mean.requires_grad
+    alone = ~batch.history(1).any(1)
+    assert not first.mean[alone].any() and not first.logvar[alone].any()  # N(0, I)
+
+
 def test_decode_source_prob_decodes_the_sources_latents(tmp_path):
     """At 1 and with β = 0 the target's encoder of users with both domains learns nothing."""
     for share, learns in ((0.0, True), (1.0, False)):
