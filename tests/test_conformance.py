@@ -18,6 +18,8 @@ from recbole_cdr_ext.testing import NotConformant, Subject, checks_of, outcomes
 SMALL = {
     # An epoch of the two episodes that the default batches make is nothing but noise.
     "TMCDR": {"train_batch_size": 32, "pretrain_learning_rate": 0.05},
+    # Few users make few updates, and the latents' alignment is learnt by these.
+    "SAVAE": {"train_batch_size": 16, "total_anneal_steps": 100},
     "I2VAE": {"embedding_size": 32, "inner_size": 32, "psg_settings": {"epochs": 20}},
 }
 # RecBole's models that stand in the tables; its others are looked at by `pytest -m slow`.

@@ -198,7 +198,8 @@ def positions_are_blind_to_what_follows(subject: Subject) -> None:
                 span = model.item_slice(k)
                 own = real & (late >= span.start) & (late < span.stop)
                 late[own] = (late[own] - span.start + shift) % (span.stop - span.start) + span.start
-            tensors["target_seq"][:, cut:], tensors["event"][:, cut:] = 0, -1
+            for name in tensors.keys() - {"item_seq"}:  # what is asked there
+                tensors[name][:, cut:] = -1 if name == "event" else 0
             seed_everything(0)
             model.eval()
             with torch.no_grad():
