@@ -16,6 +16,8 @@ import yaml
 from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.paths import properties_dir
 
+TASKS = ("next_item", "rating")
+
 # libyaml's parser where PyYAML has it: a run reads some fifty files, for itself and for each of its stages.
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

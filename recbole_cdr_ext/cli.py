@@ -19,6 +19,7 @@ from typing import Any
 
 from recbole_cdr_ext._checks import check_type
 from recbole_cdr_ext._settings import (
+    TASKS,
     Documented,
     documented_keys,
     file_names,
@@ -29,7 +30,7 @@ from recbole_cdr_ext._settings import (
 )
 from recbole_cdr_ext.analysis.options import OPTIONS
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.paths import properties_dir
+from recbole_cdr_ext.paths import model_property_file, properties_dir
 
 PROGRAM = "recbole-cdr"
 
@@ -309,7 +310,8 @@ def _help(name: str, words: Sequence[str]) -> str:
     model = parse_arguments([word for word in words if word.startswith("--")]).get("model")
     if name == "run" and model:
         for path in _model_files(model):
-            text += ["", f"Settings of {model}:", *_describe(documented_keys(path).values())]
+            of_task = "" if path.stem == model else f", task {path.stem.removeprefix(f'{model}_')}"
+            text += ["", f"Settings of {model}{of_task}:", *_describe(documented_keys(path).values())]
     if name == "run":
         for path in sorted((properties_dir() / "task").glob("*.yaml")):
             text += ["", f"Settings of task {path.stem}, and its defaults for those of all runs:"]
@@ -325,13 +327,18 @@ def _help(name: str, words: Sequence[str]) -> str:
 
 
 def _model_files(model: str) -> list[Path]:
-    """The property files of a model; the registry, which imports models, is asked only if it must be."""
-    path = properties_dir() / "model" / f"{model}.yaml"
-    if path.is_file():
-        return [path]
+    """The property files of a model, for all of its tasks; the registry, which imports models, is asked only if it
+    must be.
+    """
+    own = (model_property_file(properties_dir() / "model", model, task) for task in TASKS)
+    if files := list(dict.fromkeys(path for path in own if path)):
+        return files
     from recbole_cdr_ext import registry
 
-    return registry.property_files(model, registry.recbole_class(model) or registry.get_model(model))
+    classes = registry.model_classes(model).items()
+    return list(
+        dict.fromkeys(path for task, cls in classes for path in registry.property_files(model, cls, task))
+    )
 
 
 def _describe(keys: Iterable[Documented]) -> list[str]:

@@ -31,6 +31,7 @@ from recbole_cdr_ext._checks import (
     suggestion,
 )
 from recbole_cdr_ext._settings import (
+    TASKS,
     Loader,
     documented_keys,
     file_names,
@@ -45,7 +46,6 @@ from recbole_cdr_ext.paths import dataset_property_files, properties_dir
 
 compat.apply()
 
-TASKS = ("next_item", "rating")
 BLOCKS = ("source_domain", "target_domain")
 
 # Keys that RecBole or this library reads and that no property file declares.
@@ -169,24 +169,25 @@ class CDRConfig(Config):
         dataset = dataset or external.get("dataset") or _dataset_of_blocks(external)
         if dataset is None:
             raise CDRError("No dataset is given: say --dataset=NAME. `recbole-cdr datasets` lists them.")
+        self.description = {**_description(str(dataset)), **self._described}
+        classes = registry.model_classes(model)
+        self._task = self._infer_task(str(getattr(model, "__name__", model)), list(classes))
         # The class as its author wrote it says of which of RecBole's types the model is; its adapter can't.
-        self._written_class = registry.recbole_class(model) or registry.get_model(model)
-        return self._written_class.__name__, registry.get_model(model), str(dataset)
+        self._written_class = classes[self._task]
+        return self._written_class.__name__, registry.get_model(self._written_class), str(dataset)
 
     # -- internal sources -------------------------------------------------------------------------------------------
 
     def _load_internal_config_dict(self, model, model_class, dataset):
         self._types: dict[str, set[type | None]] = {}
         self.internal_config_dict = {}
-        self.description = {**_description(dataset), **self._described}
-        task = self._infer_task(self.description.get("task"))
-        for path in self._shared_files(model, task):
+        for path in self._shared_files(model, self._task):
             self._add_defaults(read_mapping(path), path)
-        for path in registry.property_files(model, self._written_class):
+        for path in registry.property_files(model, self._written_class, self._task):
             self._refuse_other_meanings(model, path)
             self._add_defaults(read_mapping(path), path)
         self.internal_config_dict["MODEL_TYPE"] = self._written_class.type
-        self._add_description(dataset, task)
+        self._add_description(dataset, self._task)
 
     def _shared_files(self, model: str, task: str) -> list[Path]:
         """The files that hold for all models of a task, the general ones first."""
@@ -236,8 +237,12 @@ class CDRConfig(Config):
             allowed = self._types.setdefault(key, set())
             self.internal_config_dict[key] = check_type(key, value, allowed, origin, is_text=False)
 
-    def _infer_task(self, of_data: str | Sequence[str] | None) -> str:
+    def _infer_task(self, name: str, of_model: Sequence[str]) -> str:
         """Returns the one task that the user, the model and the dataset leave.
+
+        Args:
+            name: the model's, for messages.
+            of_model: the tasks that there is a class of the model for.
 
         Raises:
             CDRError: none is left, or several are.
@@ -245,8 +250,7 @@ class CDRConfig(Config):
         asked = self.external_config_dict.get("task")
         if asked in ("None", "~"):
             asked = None
-        written, name = self._written_class, self._written_class.__name__
-        of_model = _as_list(getattr(written, "task", "next_item"))
+        of_data: str | Sequence[str] | None = self.description.get("task")
         left = [task for task in of_model if of_data is None or task in _as_list(of_data)]
         if asked is not None and asked not in TASKS:
             raise CDRError(f"task={asked!r} should be one of {', '.join(TASKS)}.")

@@ -24,6 +24,12 @@ def properties_dir() -> Path:
     )
 
 
+def model_property_file(folder: Path, name: str, task: str) -> Path | None:
+    """The property file of a model in ``folder``: NAME_TASK.yaml, else NAME.yaml, None without either."""
+    found = (folder / f"{stem}.yaml" for stem in (f"{name}_{task}", name))
+    return next((path for path in found if path.is_file()), None)
+
+
 def dataset_property_files() -> dict[str, Path]:
     """The property file of each described dataset, by dataset name, in alphabetical order."""
     return {path.stem: path for path in sorted((properties_dir() / "dataset").glob("*.yaml"))}

@@ -8,6 +8,8 @@ A package brings a model by an entry point in the group ``recbole_cdr_ext.models
 
 Its defaults stand in ``MyModel.yaml`` beside the module (see :func:`property_files`). Nothing is imported before a
 model is asked for.
+
+One name may stand for a class per task, as EMCDR does for ratings and for next items; the task then says which is meant.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from recbole_cdr_ext import compat
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.paths import properties_dir
+from recbole_cdr_ext.paths import model_property_file, properties_dir
 
 if TYPE_CHECKING:
     from recbole_cdr_ext.model.abstract import CrossDomainRecommender
@@ -51,27 +53,47 @@ class ModelInfo:
     origin: str
 
 
-def get_model(name: str | type) -> type[CrossDomainRecommender]:
+def get_model(name: str | type, task: str | None = None) -> type[CrossDomainRecommender]:
     """Returns the class of a model.
 
     Args:
         name: its name, as its class is spelt; or a class, which is returned as it is (RecBole's in its adapter).
+        task: what the class is for; None will do unless the name stands for several classes.
 
     Raises:
-        CDRError: there is no such model (with the nearest name), or the package that brings it can't be imported.
+        CDRError: there is no such model (with the nearest name), or none for the task, or several; or the package
+            that brings it can't be imported.
     """
-    model = _resolve(name)
+    model = _resolve(name, task)
     return model if _is_ours(model) else _adapt(model)
 
 
-def recbole_class(name: str | type) -> type | None:
+def recbole_class(name: str | type, task: str | None = None) -> type | None:
     """Returns the RecBole class behind a model of RecBole's kind, None for a cross-domain model.
 
     Raises:
         CDRError: as :func:`get_model`.
     """
-    model = _resolve(name)
+    model = _resolve(name, task)
     return None if _is_ours(model) else model
+
+
+def model_classes(name: str | type) -> dict[str, type]:
+    """Returns a model's class for each task that it does, as its author wrote it (RecBole's without its adapter).
+
+    Raises:
+        CDRError: as :func:`get_model`.
+    """
+    if not isinstance(name, str):
+        return _by_task(_checked(name))
+    if name in _built_in():
+        return _built_in()[name]
+    if name in (plugins := _plugins()):
+        return _by_task(_load(plugins[name]))
+    if name in _recbole():
+        compat.apply()
+        return _by_task(getattr(importlib.import_module(_recbole()[name]), name))
+    raise CDRError(f"Unknown model '{name}'.{did_you_mean(name, model_names())}")
 
 
 def model_names() -> list[str]:
@@ -84,17 +106,19 @@ def list_models() -> list[ModelInfo]:
     infos = []
     for name in model_names():
         try:
-            infos.append(_describe(name, get_model(name)))
+            classes = dict.fromkeys(model_classes(name).values())
+            infos += [_describe(name, get_model(model)) for model in classes]
         except (CDRError, ImportError) as error:
             logging.getLogger(__name__).info("%s is left out: %s", name, error)
     return infos
 
 
-def property_files(name: str, model: type) -> list[Path]:
+def property_files(name: str, model: type, task: str) -> list[Path]:
     """The property files with a model's defaults, in the order in which they are read.
 
     RecBole's own, this package's ``properties/model/NAME.yaml``, and ``NAME.yaml`` beside the module of a model from
-    another package. A model without any has no settings of its own.
+    another package. Where a folder holds a file of the task, ``NAME_TASK.yaml``, that one is read in place of
+    ``NAME.yaml``. A model without any has no settings of its own.
 
     Args:
         model: the class as it was written, not RecBole's in its adapter.
@@ -107,38 +131,43 @@ def property_files(name: str, model: type) -> list[Path]:
     package = model.__module__.split(".")[0]
     if package not in ("recbole", __package__) and (source := inspect.getsourcefile(model)):
         folders.append(Path(source).parent)
-    return [path for folder in folders if (path := folder / f"{name}.yaml").is_file()]
+    found = (model_property_file(folder, name, task) for folder in folders)
+    return [path for path in found if path]
 
 
-def _resolve(name: str | type) -> type:
-    """Returns the class of a model as its author wrote it."""
-    if not isinstance(name, str):
-        return _checked(name)
-    if name in _built_in():
-        return _built_in()[name]
-    if name in (plugins := _plugins()):
-        return _load(plugins[name])
-    if name in _recbole():
-        compat.apply()
-        return getattr(importlib.import_module(_recbole()[name]), name)
-    raise CDRError(f"Unknown model '{name}'.{did_you_mean(name, model_names())}")
+def _resolve(name: str | type, task: str | None) -> type:
+    """Returns the one class of a model, as its author wrote it, that the task leaves."""
+    classes = model_classes(name)
+    left = {cls for of, cls in classes.items() if task in (None, of)}
+    if len(left) == 1:
+        return left.pop()
+    does = " and ".join(classes)
+    if left:
+        raise CDRError(f"{name} is a model for {does}: choose --task={' or --task='.join(classes)}.")
+    raise CDRError(f"{name} does {does}, not {task}.")
+
+
+def _by_task(model: type) -> dict[str, type]:
+    """Returns the class by the task, or tasks, that it says it does; RecBole's say nothing."""
+    tasks = getattr(model, "task", "next_item")
+    return dict.fromkeys([tasks] if isinstance(tasks, str) else tasks, model)
 
 
 # -- this package's -------------------------------------------------------------------------------------------------
 
 
 @cache
-def _built_in() -> dict[str, type[CrossDomainRecommender]]:
-    """The models in the subpackages of ``recbole_cdr_ext.model``; what lies beside those is what models are made of."""
+def _built_in() -> dict[str, dict[str, type]]:
+    """By name and task the models in the subpackages of ``recbole_cdr_ext.model``; what lies beside those is what models are made of."""
     compat.apply()
     from recbole_cdr_ext import model as package
     from recbole_cdr_ext.model.abstract import CrossDomainRecommender
 
-    found = {}
+    found: dict[str, dict[str, type]] = {}
     for module in _modules(package):
         for cls in _classes(module):
             if issubclass(cls, CrossDomainRecommender):
-                found[cls.__name__] = cls
+                found.setdefault(cls.__name__, {}).update(_by_task(cls))
     return dict(sorted(found.items()))
 
 
@@ -242,7 +271,7 @@ def _adapt(model: type) -> type[CrossDomainRecommender]:
 
 
 def _describe(name: str, model: type[CrossDomainRecommender]) -> ModelInfo:
-    recbole, plugin = recbole_class(name), _plugins().get(name)
+    recbole, plugin = recbole_class(name, model.task), _plugins().get(name)
     origin = "recbole" if recbole else _origin(plugin) if plugin else "recbole_cdr_ext"
     return ModelInfo(
         name=name,

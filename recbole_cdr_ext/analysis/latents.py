@@ -59,7 +59,7 @@ def open_latent_runs(
     stored = [stored_settings(folder) for folder in folders]
     for folder, of_run in zip(folders, stored, strict=True):
         where = f"run '{folder.name}' ({of_run['model']}) can't be analysed"
-        if not issubclass(registry.get_model(of_run["model"]), I2VAE):
+        if not issubclass(registry.get_model(of_run["model"], of_run.get("task")), I2VAE):
             raise CDRError(f"{where}: it has no latents that this reads; I2VAE has.")
         if of_run.get("variational") is False:
             raise CDRError(f"{where}: variational=False leaves no latents.")

@@ -101,7 +101,7 @@ def told_apart(folders: Sequence[Path]) -> list[str]:
 def check_trained(folder: Path, stored: Mapping[str, Any]) -> None:
     """Refuses a run that is no bridge's, or not trained to its end."""
     where = f"run '{folder.name}' ({stored['model']}) can't be analysed"
-    check_bridge(where, registry.get_model(stored["model"]), stored)
+    check_bridge(where, registry.get_model(stored["model"], stored.get("task")), stored)
     check_ended(where, folder)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from recbole_cdr_ext.data.ratings import RatingSplit
 from recbole_cdr_ext.model.abstract import Phase, Stage
+from recbole_cdr_ext.model.layers import mapping
 from recbole_cdr_ext.model.ratings import RatingBatch, RatingRecommender, Shuffled, Tables, whole_batch
 
 # Item vectors of a smaller median length (a healthy one is about 0.3) say nothing.
@@ -83,12 +84,7 @@ class Bridge(RatingRecommender):
         """Returns f: (B, d) → (B, d), Xavier-uniform weights and zero biases."""
         if not self.size:
             return nn.Identity()
-        hidden, size = int(self.config["mapping_hidden_size"]), self.target_items.shape[1]
-        layers = (nn.Linear(self.size, hidden), nn.Linear(hidden, size))
-        for layer in layers:
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        return nn.Sequential(layers[0], nn.Tanh(), layers[1])
+        return mapping(self.size, self.target_items.shape[1], int(self.config["mapping_hidden_size"]))
 
     def _warn_of_collapse(self, split: RatingSplit, tables: dict[int, Tables]) -> None:
         """Says so if pre-training shrank a domain's items to nothing, as too large a radius does."""

@@ -220,6 +220,23 @@ class CrossAttention(nn.Module):
         return self.out(masked_mean(seen.transpose(1, 2).reshape(batch, length, d), query_mask))
 
 
+def mapping(d_in: int, d_out: int, hidden: int | None) -> nn.Module:
+    """A map from one domain's vectors to another's: d_in → hidden → d_out with tanh on the hidden layer.
+
+    Weights start Xavier-uniform, biases at zero.
+
+    Args:
+        hidden: units of the hidden layer; None: one matrix without bias instead.
+    """
+    sizes = [(d_in, d_out)] if hidden is None else [(d_in, hidden), (hidden, d_out)]
+    layers = [nn.Linear(*size, bias=hidden is not None) for size in sizes]
+    for layer in layers:
+        nn.init.xavier_uniform_(layer.weight)
+        if hidden is not None:
+            nn.init.zeros_(layer.bias)
+    return layers[0] if hidden is None else nn.Sequential(layers[0], nn.Tanh(), layers[1])
+
+
 def mlp(*sizes: int, dropout: float = 0.0) -> nn.Sequential:
     """Linear layers with ReLU between them."""
     layers: list[nn.Module] = []

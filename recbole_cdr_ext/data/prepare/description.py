@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
+from recbole_cdr_ext._settings import TASKS
 from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.paths import dataset_property_files, properties_dir
 
-TASKS = ("next_item", "rating")
 ORDERS = ("clock", "merged", "none")
 LAYOUTS = ("users", "rows")
 

@@ -11,6 +11,7 @@ from torch import nn
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.abstract import Phase
 from recbole_cdr_ext.model.bridge import Bridge
+from recbole_cdr_ext.model.layers import mapping
 from recbole_cdr_ext.model.ratings import RatingBatch, Shuffled
 
 
@@ -37,9 +38,7 @@ class EMCDR(Bridge):
         """As in the base class, or one matrix."""
         if self.config["mapping"] == "mlp" or not self.size:
             return super().make_mapping()
-        matrix = nn.Linear(self.size, self.target_items.shape[1], bias=False)
-        nn.init.xavier_uniform_(matrix.weight)
-        return matrix
+        return mapping(self.size, self.target_items.shape[1], None)
 
     def phases(self) -> list[Phase]:
         """One phase, over users."""
