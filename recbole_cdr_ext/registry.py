@@ -9,7 +9,7 @@ A package brings a model by an entry point in the group ``recbole_cdr_ext.models
 Its defaults stand in ``MyModel.yaml`` beside the module (see :func:`property_files`). Nothing is imported before a
 model is asked for.
 
-One name may stand for a class per task, as EMCDR does for ratings and for next items; the task then says which is meant.
+One name may stand for a class per task, as EMCDR does for ratings and for next items; the task says which is meant.
 """
 
 from __future__ import annotations
@@ -158,7 +158,9 @@ def _by_task(model: type) -> dict[str, type]:
 
 @cache
 def _built_in() -> dict[str, dict[str, type]]:
-    """By name and task the models in the subpackages of ``recbole_cdr_ext.model``; what lies beside those is what models are made of."""
+    """By name and task the models in the subpackages of ``recbole_cdr_ext.model``; what lies beside those is what
+    models are made of.
+    """
     compat.apply()
     from recbole_cdr_ext import model as package
     from recbole_cdr_ext.model.abstract import CrossDomainRecommender

@@ -1,0 +1,300 @@
+"""EMCDR for next items (Man et al., IJCAI 2017): factors per domain, then a function from one domain's users to the
+other's.
+
+X is the target's domain, Y the other one; U_u^X, V_i^X are the vectors of users and items of X, σ the sigmoid.
+
+Phases 1 and 2, one per domain, on all (user, item) pairs of its training data, j uniform over what u has not touched:
+
+    BPR: min Σ_(u,i) −ln σ(U_u·V_i − U_u·V_j) + λ(‖U_u‖² + ‖V_i‖² + ‖V_j‖²)
+    MF:  min Σ_(u,i) (1 − U_u·V_i)² + (U_u·V_j)² + the same penalty
+
+Phases 3 and 4, one per target, on the users O with training items in both domains, the tables frozen:
+
+    min_f Σ_(u∈O) ‖f(U_u^Y) − U_u^X‖², f an MLP d → h → d with tanh, or one matrix M with λ_M ‖M‖² added
+
+Score: U_u^X·V_i^X for a user with training items in X, f(U_u^Y)·V_i^X for one with training items in Y alone.
+
+Decided here. Both directions are fitted, and users of one domain train that domain's factors. Phases 1 and 2 keep the
+epoch with the best NDCG@10 on the validation instances of users who have a vector there, whatever ``valid_metric`` is;
+phases 3 and 4 that with the least error on ``map_validation`` of O. A user without training items anywhere gets the
+mean user vector of X, and so does a user of Y alone where O is empty. Who is cold is decided by the training data that
+made the vectors, not by the history of an instance.
+
+Differs from the paper in: d, h, Adam and early stopping (the paper: d of 20 to 100, h = 2d, SGD on minibatches of 16,
+settings by cross-validation); MF takes a sampled item as 0, for there are no ratings; losses are means over a batch.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from logging import getLogger
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from recbole.model.init import xavier_normal_initialization
+from torch import nn
+
+from recbole_cdr_ext.data.dataset import CrossDomainDataset
+from recbole_cdr_ext.data.instances import Batch, Instances
+from recbole_cdr_ext.data.sampler import Candidates, CrossDomainSampler
+from recbole_cdr_ext.data.sequences import EpochBatches
+from recbole_cdr_ext.data.split import Split
+from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase, gathered_product
+from recbole_cdr_ext.model.layers import mapping
+
+CHOICES = {
+    "latent_factor_model": ("BPR", "MF"),
+    "mapping": ("mlp", "linear"),
+    "map_users": ("cold", "overlap"),
+}
+
+
+class FactorLoss(NamedTuple):
+    """The loss of a batch of pairs."""
+
+    error: torch.Tensor
+    l2: torch.Tensor
+
+
+class EMCDR(CrossDomainRecommender):
+    """Factors of users and items per domain, and a mapping into each domain from the other one.
+
+    Settings: ``embedding_size``, ``latent_factor_model``, ``reg_weight`` λ, ``mapping``, ``mapping_hidden_size``,
+    ``map_reg_weight`` λ_M, ``map_users``, ``map_min_items``, ``map_validation``, ``map_batch_size``,
+    ``map_learning_rate``.
+
+    ``users``, ``items`` and ``maps`` are indexed by domain; ``maps[X]`` takes vectors of Y to vectors of X.
+    """
+
+    cold_start = True
+    domains = "two"
+    paper = "Cross-Domain Recommendation: An Embedding and Mapping Approach, IJCAI 2017"
+
+    def __init__(self, config, dataset: CrossDomainDataset):
+        super().__init__(config, dataset)
+        split: Split = dataset.split
+        size = int(config["embedding_size"])
+        hidden = int(config["mapping_hidden_size"]) if config["mapping"] == "mlp" else None
+        n_items = [span.stop - span.start for span in map(self.item_slice, range(self.n_domains))]
+        self.users = nn.ModuleList(nn.Embedding(self.n_users, size) for _ in n_items)
+        self.items = nn.ModuleList(nn.Embedding(n, size) for n in n_items)
+        self.apply(xavier_normal_initialization)  # as RecBole's BPR
+        self.maps = nn.ModuleList(mapping(size, size, hidden) for _ in n_items)
+
+        self._pairs = _pairs(split)
+        counts = np.stack([np.bincount(user, minlength=self.n_users) for user, _ in self._pairs])
+        # Which users have a vector of a domain that training touched, (2, n_users).
+        self.register_buffer("trained", torch.from_numpy(counts > 0), persistent=False)
+        self._fit, self._held_out = self._overlapping(counts)
+        self._valid = [_warm(split.valid, k, counts[k] > 0) for k in range(self.n_domains)]
+        self._candidates: dict[int, Candidates] = {}
+        self._sampler = CrossDomainSampler(split, int(config["candidate_seed"]))
+        self._warn_of_strangers(split, counts)
+        # A phase names methods that take no domain.
+        for k in range(self.n_domains):
+            setattr(self, f"pairs_{k}", partial(self.pair_batches, k))
+            setattr(self, f"ndcg_{k}", partial(self.warm_ndcg, k))
+            setattr(self, f"overlap_{k}", partial(self.overlap_batches, k))
+            setattr(self, f"fit_{k}", partial(self.fit_of_held_out, k))
+
+    @classmethod
+    def check_settings(cls, config) -> None:
+        """Refuses unknown choices, shares out of range, and a split whose users do not train."""
+        for key, known in CHOICES.items():
+            if config[key] not in known:
+                raise CDRError(f"{key}={config[key]} should be one of {', '.join(known)}.")
+        for key in ("embedding_size", "mapping_hidden_size", "map_min_items", "map_batch_size"):
+            if config[key] < 1:
+                raise CDRError(f"{key}={config[key]} should be at least 1.")
+        for key in ("reg_weight", "map_reg_weight"):
+            if config[key] < 0:
+                raise CDRError(f"{key}={config[key]} should be at least 0.")
+        if not config["map_learning_rate"] > 0:
+            raise CDRError(f"map_learning_rate={config['map_learning_rate']} should be above 0.")
+        if not 0 <= config["map_validation"] < 1:
+            raise CDRError(f"map_validation={config['map_validation']} should be at least 0 and below 1.")
+        if config["split"] == "user" and not config["train_on_histories"]:
+            raise CDRError(
+                "EMCDR knows users by a vector learned from what they did, and train_on_histories=False leaves "
+                "held-out users without one: set it to True."
+            )
+
+    def _overlapping(self, counts: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the users that the mappings are fitted to, and those that choose the epoch."""
+        users = np.flatnonzero((counts >= int(self.config["map_min_items"])).all(0))
+        users = np.random.default_rng(int(self.config["seed"])).permutation(users)
+        n_held_out = round(float(self.config["map_validation"]) * len(users))
+        return torch.from_numpy(users[n_held_out:]), torch.from_numpy(users[:n_held_out])
+
+    def _warn_of_strangers(self, split: Split, counts: np.ndarray) -> None:
+        """Says for how many held-out instances there is no vector, and whether there is a mapping."""
+        if not len(self._fit):
+            getLogger().warning(
+                f"No training user has map_min_items={self.config['map_min_items']} items in both domains: there is "
+                "no mapping, and cold users get the mean user vector."
+            )
+        asked = np.concatenate([split.valid.user, split.test.user])
+        strangers = int((counts.sum(0)[asked] == 0).sum())
+        if strangers:
+            getLogger().warning(
+                f"{strangers:,} of {len(asked):,} held-out instances are of users without training interactions, who "
+                "get the mean user vector."
+            )
+
+    def phases(self) -> list[Phase]:
+        """Factors of each domain, then the mapping into each; the latter only if there are users to fit it to."""
+        factors = [
+            Phase(
+                f"factors_{name}",
+                loss="factor_loss",
+                batches=f"pairs_{k}",
+                parameters=(f"users.{k}.", f"items.{k}."),
+                validate=f"ndcg_{k}" if len(self._valid[k]) else "",
+            )
+            for k, name in enumerate(self.domain_names)
+        ]
+        maps = [
+            Phase(
+                f"map_to_{name}",
+                loss="map_loss",
+                batches=f"overlap_{k}",
+                parameters=(f"maps.{k}.",),
+                validate=f"fit_{k}" if len(self._held_out) else "",
+                settings=(("learning_rate", float(self.config["map_learning_rate"])),),
+            )
+            for k, name in enumerate(self.domain_names)
+        ]
+        return factors + (maps if len(self._fit) else [])
+
+    # -- factors ------------------------------------------------------------------------------------------------
+
+    def pair_batches(self, domain: int, rng: np.random.Generator) -> EpochBatches:
+        """The (user, item) pairs of a domain, shuffled, with ``train_neg_num`` negatives each."""
+        user, item = self._pairs[domain]
+        number = int(self.config["train_neg_num"])
+
+        def make(k: int, rows: np.ndarray) -> Batch:
+            arrays = {
+                "user_id": user[rows],
+                "item_id": item[rows],
+                "neg_item_id": self._sampler.negatives(user[rows], k, number, rng),
+            }
+            return Batch({name: torch.from_numpy(array) for name, array in arrays.items()}, k, self.n_domains)
+
+        return _shuffled(domain, len(user), int(self.config["train_batch_size"]), rng, make)
+
+    def factor_loss(self, batch: Batch) -> FactorLoss:
+        """The loss of a batch of one domain's pairs: BPR or squared error, and the penalty."""
+        k = batch.target_domain
+        first = self.item_offsets[k]
+        user = self.users[k](batch.users)
+        liked, other = self.items[k](batch.targets - first), self.items[k](batch.negatives - first)
+        score = (user * liked).sum(1, keepdim=True)
+        lower = torch.einsum("bd,bnd->bn", user, other)
+        if self.config["latent_factor_model"] == "BPR":
+            error = F.softplus(lower - score).mean()
+        else:
+            error = (1 - score).square().mean() + lower.square().mean()
+        lengths = user.square().sum(1) + liked.square().sum(1) + other.square().sum(2).mean(1)
+        return FactorLoss(error, float(self.config["reg_weight"]) * lengths.mean())
+
+    @torch.no_grad()
+    def warm_ndcg(self, domain: int) -> float:
+        """NDCG@10 of the validation instances of users with a vector of the domain, by that vector."""
+        instances, first = self._valid[domain], self.item_offsets[domain]
+        if domain not in self._candidates:
+            mode = self.config["eval_args"]["mode"]["valid"]
+            self._candidates[domain] = self._sampler.candidates(instances, mode)
+        candidates, items, total = self._candidates[domain], self.item_vectors(domain), 0.0
+        for start in range(0, len(instances), 512):
+            rows = np.arange(start, min(start + 512, len(instances)))
+            users = self.users[domain](torch.from_numpy(instances.user[rows]).to(items.device))
+            block = candidates.block(rows)
+            if block is None:
+                scores = users @ items.T
+                row, column = (torch.from_numpy(index).to(items.device) for index in candidates.touched(rows))
+                target = torch.from_numpy(instances.target[rows] - first).to(items.device)
+                own = scores.gather(1, target.unsqueeze(1))
+                scores[row, column] = -torch.inf
+                rank = (scores >= own).sum(1)
+            else:
+                ids = torch.from_numpy(block).to(items.device)
+                scores = gathered_product(users, items, (ids - first).clamp(min=0))
+                rank = 1 + ((scores[:, 1:] >= scores[:, :1]) & (ids[:, 1:] != 0)).sum(1)
+            total += float(((rank + 1.0).log2().reciprocal() * (rank <= 10)).sum())
+        return total / len(instances)
+
+    # -- mappings -----------------------------------------------------------------------------------------------
+
+    def overlap_batches(self, target: int, rng: np.random.Generator) -> EpochBatches:
+        """The overlapping users that fit the mapping into ``target``, each once, shuffled."""
+
+        def make(k: int, rows: np.ndarray) -> Batch:
+            return Batch({"user_id": self._fit[torch.from_numpy(rows)]}, k, self.n_domains)
+
+        return _shuffled(target, len(self._fit), int(self.config["map_batch_size"]), rng, make)
+
+    def map_loss(self, batch: Batch) -> torch.Tensor:
+        """The mean error of a batch of users, and the penalty on a linear mapping as one user's share."""
+        target = batch.target_domain
+        error = self.map_error(target, batch.users).mean()
+        if self.config["mapping"] == "mlp":
+            return error
+        weight = float(self.config["map_reg_weight"]) / len(self._fit)
+        return error + weight * self.maps[target].get_parameter("weight").square().sum()
+
+    def map_error(self, target: int, users: torch.Tensor) -> torch.Tensor:
+        """‖f(U_u^Y) − U_u^X‖² of users with vectors of both domains, (B,)."""
+        with torch.no_grad():
+            source, wanted = self.users[1 - target](users), self.users[target](users)
+        return (self.maps[target](source) - wanted).square().sum(1)
+
+    @torch.no_grad()
+    def fit_of_held_out(self, target: int) -> float:
+        """Less the mean error on the overlapping users that fit nothing: larger is better, as in all that ranks."""
+        return -float(self.map_error(target, self._held_out.to(self.device)).mean())
+
+    # -- scores -------------------------------------------------------------------------------------------------
+
+    def encode(self, batch: Batch) -> torch.Tensor:
+        """The user's own vector, else the mapped one, else the mean user's, (B, d)."""
+        target, users = batch.target_domain, batch.users
+        own, other = self.trained[target][users], self.trained[1 - target][users]
+        vectors = torch.where(own.unsqueeze(1), self.users[target](users), self.mean_user(target))
+        if not len(self._fit):
+            return vectors
+        mapped = other if self.config["map_users"] == "overlap" else other & ~own
+        return torch.where(mapped.unsqueeze(1), self.maps[target](self.users[1 - target](users)), vectors)
+
+    def mean_user(self, domain: int) -> torch.Tensor:
+        """The mean vector of the users with training items in a domain, (d,)."""
+        vectors = self.users[domain].get_parameter("weight")
+        trained = self.trained[domain].to(vectors.dtype)
+        return trained @ vectors / trained.sum().clamp(min=1)
+
+    def item_vectors(self, domain: int) -> torch.Tensor:
+        """The factors of a domain's items, (n_k, d)."""
+        return self.items[domain].get_parameter("weight")
+
+
+def _pairs(split: Split) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns each domain's training (user, item) pairs, each once."""
+    span = np.int64(split.item_offset[-1])
+    pairs = np.unique(split.train_events.user * span + split.train_events.item)
+    user, item = pairs // span, pairs % span
+    domain = np.searchsorted(split.item_offset, item, side="right") - 1
+    return [(user[domain == k], item[domain == k]) for k in range(split.n_domains)]
+
+
+def _warm(instances: Instances, domain: int, trained: np.ndarray) -> Instances:
+    """The instances of a domain whose users have training items there."""
+    return instances.take((instances.domain == domain) & trained[instances.user])
+
+
+def _shuffled(domain: int, n: int, size: int, rng: np.random.Generator, make) -> EpochBatches:
+    """Batches of ``size`` out of n rows in random order."""
+    order = rng.permutation(n)
+    return EpochBatches([(domain, order[first : first + size]) for first in range(0, n, size)], make)
