@@ -109,6 +109,14 @@ def test_help_of_run_explains_keys_and_those_of_a_model(capsys):
     assert "--dropout_prob" in capsys.readouterr().out
 
 
+def test_help_of_run_shows_the_settings_for_each_task_of_a_name(capsys):
+    main(["run", "--help", "--model=EMCDR"])
+    shown = capsys.readouterr().out
+    next_item, rating = shown.split("Settings of EMCDR, task next_item:")[1].split("Settings of EMCDR:")
+    assert "--map_users=cold" in next_item and "--map_users=cold" not in rating
+    assert "--mapping=mlp" in next_item and "--mapping=mlp" in rating
+
+
 def test_models_as_table_and_as_json(capsys):
     assert main(["models"]) == 0
     table = capsys.readouterr().out

@@ -371,6 +371,25 @@ def test_a_dataset_that_does_not_serve_the_models_task():
     assert "can't be used" in refusal(dataset=rating_only)
 
 
+@pytest.mark.parametrize(("dataset", "task"), [("food_kitchen", "next_item"), ("books_movies", "rating")])
+def test_the_dataset_says_which_of_a_names_models_is_meant(dataset, task):
+    config = CDRConfig("EMCDR", dataset)
+    assert config["task"] == config.model_class.task == task
+    assert config.model_class.__module__ == f"recbole_cdr_ext.model.{task}.emcdr"
+    assert (config["map_users"] is None) == (config["biases"] is not None) == (task == "rating")
+    again = CDRConfig(config_dict=config.to_dict())
+    assert again.model_class is config.model_class and again.to_dict() == config.to_dict()
+
+
+def test_where_a_dataset_serves_both_tasks_the_user_says_which_of_a_names_models_is_meant():
+    with pytest.raises(CDRError, match="Both tasks are possible: choose --task="):
+        CDRConfig("EMCDR", "toy")
+    for task in ("next_item", "rating"):
+        assert CDRConfig("EMCDR", "toy", argv=[f"--task={task}"]).model_class.task == task
+    with pytest.raises(CDRError, match=r"task=rating: EMCDR does .*, the data serve next_item"):
+        CDRConfig("EMCDR", "food_kitchen", argv=["--task=rating"])
+
+
 def test_simulated_data_says_so():
     assert configure(dataset="toy")["simulated"] is True
     assert configure(dataset="ml100k_genres")["simulated"] is False

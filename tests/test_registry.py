@@ -59,6 +59,31 @@ def test_own_models_are_found_by_their_class_name():
     assert registry.recbole_class("I2VAE") is None
 
 
+def test_one_name_may_stand_for_a_model_per_task():
+    classes = registry.model_classes("EMCDR")
+    assert set(classes) == {"next_item", "rating"}
+    for task, cls in classes.items():
+        assert cls.__name__ == "EMCDR" and cls.task == task
+        assert registry.get_model("EMCDR", task) is cls
+        assert cls.__module__ == f"recbole_cdr_ext.model.{task}.emcdr"
+    with pytest.raises(CDRError, match=r"EMCDR is a model for .*choose --task="):
+        registry.get_model("EMCDR")
+    with pytest.raises(CDRError, match="I2VAE does next_item, not rating"):
+        registry.get_model("I2VAE", "rating")
+    listed = [info for info in registry.list_models() if info.name == "EMCDR"]
+    assert sorted(info.task for info in listed) == ["next_item", "rating"]
+    assert {info.task: info.needs_overlap for info in listed} == {"next_item": False, "rating": True}
+    assert len({info.name for info in registry.list_models()}) == len(registry.list_models()) - 1
+
+
+def test_a_models_property_file_is_that_of_its_task():
+    found = {
+        task: [path.name for path in registry.property_files("EMCDR", cls, task)]
+        for task, cls in registry.model_classes("EMCDR").items()
+    }
+    assert found == {"next_item": ["EMCDR_next_item.yaml"], "rating": ["EMCDR.yaml"]}
+
+
 def test_the_parts_that_models_are_made_of_are_no_models():
     names = registry.model_names()
     assert "CrossDomainRecommender" not in names
@@ -94,6 +119,7 @@ def test_a_class_stands_for_itself():
         pass
 
     assert registry.get_model(Mine) is Mine
+    assert registry.model_classes(Mine) == {"next_item": Mine}
 
 
 def test_a_recbole_class_is_adapted():
