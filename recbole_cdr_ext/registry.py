@@ -58,11 +58,11 @@ def get_model(name: str | type, task: str | None = None) -> type[CrossDomainReco
 
     Args:
         name: its name, as its class is spelt; or a class, which is returned as it is (RecBole's in its adapter).
-        task: what the class is for; None will do unless the name stands for several classes.
+        task: which class is meant where the name stands for several; else it is not looked at.
 
     Raises:
-        CDRError: there is no such model (with the nearest name), or none for the task, or several; or the package
-            that brings it can't be imported.
+        CDRError: there is no such model (with the nearest name), the task does not say which one is meant, or the
+            package that brings it can't be imported.
     """
     model = _resolve(name, task)
     return model if _is_ours(model) else _adapt(model)
@@ -136,15 +136,15 @@ def property_files(name: str, model: type, task: str) -> list[Path]:
 
 
 def _resolve(name: str | type, task: str | None) -> type:
-    """Returns the one class of a model, as its author wrote it, that the task leaves."""
+    """Returns a model's class as its author wrote it, that of the task where there are several."""
     classes = model_classes(name)
-    left = {cls for of, cls in classes.items() if task in (None, of)}
-    if len(left) == 1:
-        return left.pop()
-    does = " and ".join(classes)
-    if left:
-        raise CDRError(f"{name} is a model for {does}: choose --task={' or --task='.join(classes)}.")
-    raise CDRError(f"{name} does {does}, not {task}.")
+    if len(set(classes.values())) == 1:
+        return next(iter(classes.values()))
+    if task not in classes:
+        raise CDRError(
+            f"{name} is a model for each of several tasks: choose --task={' or --task='.join(classes)}."
+        )
+    return classes[task]
 
 
 def _by_task(model: type) -> dict[str, type]:
