@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from recbole_cdr_ext._settings import documented_keys
+from recbole_cdr_ext.paths import model_property_file
 from recbole_cdr_ext.registry import ModelInfo, list_models
 
 PAGES = ROOT / "docs" / "models"
@@ -50,8 +51,8 @@ def glance(info: ModelInfo) -> list[str]:
 
 def settings(info: ModelInfo) -> list[str]:
     """Each key of the property file, with its default and meaning."""
-    path = ROOT / "properties" / "model" / f"{info.name}.yaml"
-    if not path.exists():
+    path = model_property_file(ROOT / "properties" / "model", info.name, info.task)
+    if path is None:
         return ["None of its own; those of all runs are in `properties/overall.yaml`."]
     lines = ["| key | default | type | meaning |", "|---|---|---|---|"]
     for key in documented_keys(path).values():
@@ -89,13 +90,13 @@ def _mean(rows: list[dict], column: tuple[str, str], metric: str) -> str:
     return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
 
-def with_section(text: str, heading: str, body: list[str], *, first: bool = False) -> str:
-    """Returns a page with the section's text replaced, or added: before the first section, or at the end."""
+def with_section(text: str, heading: str, body: list[str], *, before: str = "") -> str:
+    """Returns a page with the section's text replaced, or added: before a section that begins so, else at the end."""
     new = f"## {heading}\n\n" + "\n".join(body) + "\n"
     found = re.search(rf"^## {re.escape(heading)}\n.*?(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
     if found:
         return (text[: found.start()] + new + "\n" + text[found.end() :].lstrip("\n")).rstrip("\n") + "\n"
-    place = text.find("\n## ") if first else -1
+    place = text.find(f"\n{before}") if before else -1
     if place < 0:
         return text.rstrip("\n") + "\n\n" + new
     return text[:place].rstrip("\n") + "\n\n" + new + text[place:]
@@ -120,8 +121,9 @@ def main() -> None:
 
 def write(*, check: bool = False) -> list[str]:
     """Writes the pages, or with ``check`` returns what is wrong with them."""
-    behind = []
-    for info in list_models():
+    behind, infos = [], list_models()
+    shared = {info.name for info in infos if info.task == "rating"}
+    for info in infos:
         if info.task != "next_item" or info.origin not in ("recbole", "recbole_cdr_ext"):
             continue
         path = page_of(info)
@@ -133,8 +135,14 @@ def write(*, check: bool = False) -> list[str]:
         text = old = path.read_text(encoding="utf-8")
         for heading, section in SECTIONS.items():
             # Rows come while tables are made: no test should fail for that.
-            if not (check and heading == RESULT):
-                text = with_section(text, heading, section(info), first=heading == GLANCE)
+            if check and heading == RESULT:
+                continue
+            if info.name in shared:  # a page of two models, which ends in the results of ratings
+                text = with_section(
+                    text, f"Next items: {heading.lower()}", section(info), before=f"## {RESULT}\n"
+                )
+            else:
+                text = with_section(text, heading, section(info), before="## " if heading == GLANCE else "")
         if text != old and check:
             behind.append(f"{path.relative_to(ROOT)} is not what the code says.")
         elif text != old:
