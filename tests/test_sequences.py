@@ -55,6 +55,14 @@ def test_a_mask_leaves_its_events_alone():
     assert batch["event"].tolist() == [[2, 4], [8, 10]]
 
 
+def test_windows_without_a_target_that_is_asked_for_are_left_out():
+    held = events([10, 1, 3])
+    sequences = TrainingSequences(held, max_length=4, asked=np.isin(held.item, (1, 5, 11, 12)))
+    batch = sequences.batch(np.arange(1))
+    assert batch.items.tolist() == [[2, 3, 4, 5]]  # 1, 11 and 12 are nobody's target
+    assert len(sequences) == 4
+
+
 def test_parts_are_the_seeds_and_of_similar_length():
     sequences = TrainingSequences(events([2, 9] * 50), max_length=20)
     one, again, other = (sequences.parts(60, np.random.default_rng(seed)) for seed in (1, 1, 2))

@@ -56,9 +56,16 @@ class TrainingSequences:
         events: the split's ``train_events``, ordered by (sequence, merged timeline).
         mask: (m,) the events that take part; None: all.
         max_length: positions read at most.
+        asked: (m,) the events that a model is asked for; windows without any as a target are left out. None: all.
     """
 
-    def __init__(self, events: Events, max_length: int, mask: np.ndarray | None = None):
+    def __init__(
+        self,
+        events: Events,
+        max_length: int,
+        mask: np.ndarray | None = None,
+        asked: np.ndarray | None = None,
+    ):
         self._row = np.arange(len(events)) if mask is None else np.flatnonzero(mask)
         self._item = events.item[self._row].astype(np.int64)
         sequence = events.sequence[self._row]
@@ -71,6 +78,10 @@ class TrainingSequences:
         # A window reads [start, stop) and predicts [start + 1, stop + 1).
         self._stop = stop[owner] - 1 - back * max_length
         self._start = np.maximum(self._stop - max_length, first[owner])
+        if asked is not None:
+            before = np.append(0, np.cumsum(asked[self._row]))
+            some = before[self._stop + 1] > before[self._start + 1]
+            self._start, self._stop = self._start[some], self._stop[some]
 
     def __len__(self) -> int:
         """The number of targets."""
