@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -122,6 +123,19 @@ def left_aligned(items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return items.gather(1, source) * (column < length.unsqueeze(1)), length
 
 
+def stream(items: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Takes the items in ``mask`` (B, L) out of ids (B, L), in order.
+
+    Returns:
+        (B, L') ids, on the left, 0 behind them, and (B, L) how many of them stand up to each position.
+    """
+    count = mask.cumsum(1)
+    row, column = mask.nonzero(as_tuple=True)
+    alone = items.new_zeros(len(items), max(1, int(count[:, -1].max())))
+    alone[row, count[row, column] - 1] = items[row, column]
+    return alone, count
+
+
 class SequenceEncoder(nn.Module):
     """SASRec's causal self-attention (Kang & McAuley, ICDM 2018), pre-norm, without work on padding.
 
@@ -157,8 +171,11 @@ class SequenceEncoder(nn.Module):
         self.dropout = Dropout(dropout)
         self.scale = math.sqrt(d)
 
-    def forward(self, items: torch.Tensor, embedding: nn.Embedding) -> torch.Tensor:
-        """Encodes item ids (B, L), 0 is padding; returns (B, L, d), zero at padding."""
+    def forward(self, items: torch.Tensor, embedding: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Encodes item ids (B, L), 0 is padding; returns (B, L, d), zero at padding.
+
+        ``embedding``, a module or a function, turns ids (N,) into vectors (N, d).
+        """
         batch, length = items.shape
         valid = items != 0
         real = valid.reshape(-1).nonzero().squeeze(1)

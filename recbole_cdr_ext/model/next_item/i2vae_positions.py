@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from recbole_cdr_ext.model.layers import Dropout, SequenceEncoder, mlp
+from recbole_cdr_ext.model.layers import Dropout, SequenceEncoder, mlp, stream
 
 
 @dataclass
@@ -112,11 +112,7 @@ class PositionEncoder(nn.Module):
         domain = torch.bucketize(items, self.bounds, right=True)
         counts, states, totals = [], [], []
         for k in range(self.n_domains):
-            own = real & (domain == k)
-            count = own.cumsum(1)
-            row, column = own.nonzero(as_tuple=True)
-            alone = items.new_zeros(len(items), max(1, int(count[:, -1].max())))
-            alone[row, count[row, column] - 1] = items[row, column]
+            alone, count = stream(items, real & (domain == k))
             encoded = self.encoder[k](alone, embedding)
             counts.append(count)
             states.append(encoded)
