@@ -1,4 +1,4 @@
-"""Propagation over a bipartite user-item graph, shared by every graph model."""
+"""Propagation over graphs of users and items, and of items alone, shared by every graph model."""
 
 from __future__ import annotations
 
@@ -115,3 +115,26 @@ class BipartiteGraph:
     def mean_of_layers(self, users: torch.Tensor, items: torch.Tensor, n_layers: int) -> Pair:
         """LightGCN's read-out: the mean over the layers 0 .. ``n_layers``, for users and for items."""
         return _MeanOfLayers.apply(self, n_layers, users, items)
+
+
+class DirectedGraph:
+    """D^{-1} A of a directed graph: a node becomes the mean of the nodes that its edges lead to, zero without any.
+
+    Args:
+        source, target: (m,) the edges; a pair counts as often as it comes.
+        n: nodes.
+
+    Attributes:
+        edges: (n, n) A; the row is the source.
+        along, against: D^{-1} A and its transpose.
+    """
+
+    def __init__(self, source: np.ndarray, target: np.ndarray, n: int, device: str | torch.device = "cpu"):
+        self.edges = sp.csr_matrix((np.ones(len(source), np.float32), (source, target)), shape=(n, n))
+        mean = sp.diags(1 / np.maximum(np.asarray(self.edges.sum(1)).ravel(), 1)) @ self.edges
+        self.along = SparseRows(mean.tocsr(), device)
+        self.against = SparseRows(mean.T.tocsr(), device)
+
+    def step(self, nodes: torch.Tensor) -> torch.Tensor:
+        """One layer: (n, d) → (n, d)."""
+        return _Product.apply(self.along, self.against, nodes)
