@@ -109,7 +109,7 @@ def _matrices(graph):
 
 @pytest.mark.parametrize("settings", [{}, NO_CLOCK])
 def test_no_edge_leads_to_what_is_held_out(tmp_path, settings):
-    loaded, split, model = build(tmp_path, random_domains(n_users=40, n_items=400), **settings)
+    _, split, model = build(tmp_path, random_domains(n_users=40, n_items=400), **settings)
     counts = np.bincount(split.train_events.item, minlength=model.n_items)
     hidden = np.union1d(split.valid.target, split.test.target)
     hidden = hidden[counts[hidden] == 0]
@@ -287,7 +287,7 @@ def test_without_the_infomax_nothing_is_corrupted(tmp_path):
 @pytest.mark.parametrize("names", [("books", "films"), ("books", "films", "games")])
 def test_states_in_use_are_those_of_training(tmp_path, settings, names):
     """Each training instance asked by itself, against the pass over its sequence."""
-    loaded, split, model = build(tmp_path, random_domains(names=names), train_on_histories=False, **settings)
+    _, split, model = build(tmp_path, random_domains(names=names), train_on_histories=False, **settings)
     found, shared = {}, {}
     with torch.no_grad():
         tables = model._tables()
@@ -422,6 +422,8 @@ def test_tables_for_use_follow_the_weights(tmp_path):
     before, start = model.score(batch), {k: v.clone() for k, v in model.state_dict().items()}
     assert model._tables() is model._tables()
     train(model, 1)
+    for kept, fresh in zip(model._tables(), model._propagated(), strict=True):
+        assert torch.equal(kept, fresh)
     after = model.score(batch)
     assert not torch.allclose(after, before, atol=1e-3)
     model.load_state_dict(start)
