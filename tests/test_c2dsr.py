@@ -12,7 +12,7 @@ from support import load, random_domains
 
 from recbole_cdr_ext.data.instances import Batch, make_batch
 from recbole_cdr_ext.data.loader import CrossDomainLoader
-from recbole_cdr_ext.data.sequences import SequenceBatch
+from recbole_cdr_ext.data.sequences import SequenceBatch, behind_the_others
 from recbole_cdr_ext.data.split import groups
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.graph.propagation import DirectedGraph
@@ -296,20 +296,19 @@ def test_states_in_use_are_those_of_training(tmp_path, settings, names):
             events = batch["event"].numpy()
             order = split.train_events
             if not model.clock:
-                last = order.domain == batch.tag
-                order = order.take(np.lexsort((order.domain, last, order.sequence)))
+                order = behind_the_others(order, batch.tag, model.max_history_length)
             for x, held in enumerate(streams):
                 if not model.clock and x != batch.tag:
                     continue
                 states = model._single_states(x, held.items, tables)
                 counts = held.places.cumsum(1)
                 for row, place in (model._domain_of(batch.targets) == x).nonzero().tolist():
-                    key = (order.sequence[events[row, place]], int(batch.targets[row, place]))
+                    key = (order.user[events[row, place]], int(batch.targets[row, place]))
                     n = int(counts[row, place])
                     shared[key] = merged[row, place]
                     found[key] = shared[key] + (states[row, n - 1] if n else 0)
         rows = np.arange(len(split.train))
-        keys = list(zip(split.train.sequence // split.n_domains, split.train.target, strict=True))
+        keys = list(zip(split.train.user, split.train.target, strict=True))
         assert set(found) == set(keys)
         cold = 0
         for x in range(split.n_domains):

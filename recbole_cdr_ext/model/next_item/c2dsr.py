@@ -39,9 +39,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from recbole_cdr_ext.data.audit import audit_edges
-from recbole_cdr_ext.data.dataset import Events
 from recbole_cdr_ext.data.instances import Batch
-from recbole_cdr_ext.data.sequences import EpochBatches, SequenceBatch, TrainingSequences
+from recbole_cdr_ext.data.sequences import EpochBatches, SequenceBatch, TrainingSequences, behind_the_others
 from recbole_cdr_ext.data.split import Split
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
@@ -91,9 +90,12 @@ class C2DSR(CrossDomainRecommender):
             )
 
         events = split.train_events
-        timelines = [events] if self.clock else [_last(events, k) for k in range(self.n_domains)]
+        longest = self.max_history_length
+        timelines = (
+            [events] if self.clock else [behind_the_others(events, k, longest) for k in range(self.n_domains)]
+        )
         self.sequences = [
-            TrainingSequences(e, self.max_history_length, asked=None if self.clock else e.domain == k)
+            TrainingSequences(e, longest, asked=None if self.clock else e.domain == k)
             for k, e in enumerate(timelines)
         ]
         audited = audit_edges(
@@ -327,11 +329,6 @@ class Bilinear(nn.Module):
     def forward(self, r: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         """Two (B, d) → (B,)."""
         return (self.weight(s) * r).sum(1) + self.bias
-
-
-def _last(events: Events, domain: int) -> Events:
-    """The events with those of ``domain`` at the end of each sequence, behind the other domains' one by one."""
-    return events.take(np.lexsort((events.domain, events.domain == domain, events.sequence)))
 
 
 def _successions(item: np.ndarray, sequence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
