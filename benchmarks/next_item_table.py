@@ -46,6 +46,15 @@ MODELS = {
     "SASRec": ("SASRec", (), True),
     "I2VAE (paper's form)": ("I2VAE", PAPER, True),
 }
+ZOO = {
+    "MultiVAE": ("MultiVAE", (), True),
+    "SVAE": ("SVAE", (), True),
+    "PiNet": ("PiNet", (), True),
+    "DASL": ("DASL", (), True),
+    "C2DSR": ("C2DSR", (), True),
+    "SAVAE": ("SAVAE", (), True),
+    "EMCDR": ("EMCDR", (), True),
+}
 ABLATIONS = {
     "I2VAE w/o PSG": ("I2VAE", (*PAPER, "--psg=random"), True),
     "I2VAE w/o CD-R & DS-R": ("I2VAE", (*PAPER, "--cross_regularizer=False"), True),
@@ -104,8 +113,12 @@ PAGES = {
             ("cloth_sport", "user", 3, MODELS),
             ("food_kitchen", "user", 1, ABLATIONS),
             ("food_kitchen_partial", "user", 1, MODELS),
+            ("food_kitchen", "user", 3, ZOO),
+            ("food_kitchen", "leave_one_out", 3, ZOO),
+            ("cloth_sport", "user", 1, ZOO),
+            ("game_video", "user", 1, {**MODELS, **ZOO}),
         ],
-        [*MODELS, *ABLATIONS, "OrderPop"],
+        [*MODELS, *ABLATIONS, *ZOO, "OrderPop"],
         {},
     ),
     "i2vae": Page(
@@ -246,7 +259,7 @@ def _scene(page: Page, models: dict[str, list[dict]], part: str, others: dict) -
     lines = ["| model | " + " | ".join(f"{d} {g} (n={first[d][g]['n']:,})" for d, g in columns) + " |"]
     lines.append("|---|" + "---|" * len(columns))
     best = {
-        (c, m): max(np.mean([r[part][c[0]][c[1]][m] for r in found]) for found in models.values())
+        (c, m): sorted({round(_average(found, part, c, m), 6) for found in models.values()})[::-1][:2]
         for c in columns
         for m in ("ndcg@10", "hit@10")
     }
@@ -266,10 +279,16 @@ def _scene(page: Page, models: dict[str, list[dict]], part: str, others: dict) -
     return lines
 
 
-def _cell(rows: list[dict], part: str, column: tuple[str, str], metric: str, best: float) -> str:
+def _average(rows: list[dict], part: str, column: tuple[str, str], metric: str) -> float:
+    return float(np.mean([row[part][column[0]][column[1]][metric] for row in rows]))
+
+
+def _cell(rows: list[dict], part: str, column: tuple[str, str], metric: str, best: list[float]) -> str:
+    """Mean ± standard deviation in percent; the best is bold, the second best underlined."""
     values = [100 * row[part][column[0]][column[1]][metric] for row in rows]
     text = f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
-    return f"**{text}**" if np.isclose(np.mean(values), 100 * best) else text
+    average = round(_average(rows, part, column, metric), 6)
+    return f"**{text}**" if average == best[0] else f"<u>{text}</u>" if average in best else text
 
 
 def main() -> None:
