@@ -39,6 +39,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from recbole_cdr_ext.data.audit import audit_edges
+from recbole_cdr_ext.data.dataset import Events
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.data.sequences import EpochBatches, SequenceBatch, TrainingSequences, behind_the_others
 from recbole_cdr_ext.data.split import Split
@@ -90,10 +91,8 @@ class C2DSR(CrossDomainRecommender):
             )
 
         events = split.train_events
-        longest = self.max_history_length
-        timelines = (
-            [events] if self.clock else [behind_the_others(events, k, longest) for k in range(self.n_domains)]
-        )
+        longest, domains = self.max_history_length, range(self.n_domains)
+        timelines = [events] if self.clock else [behind_the_others(events, k, longest) for k in domains]
         self.sequences = [
             TrainingSequences(e, longest, asked=None if self.clock else e.domain == k)
             for k, e in enumerate(timelines)
@@ -102,9 +101,11 @@ class C2DSR(CrossDomainRecommender):
             split, events.user, events.item, "the item graphs", fail=split.name != "published"
         )
         split.report.update(audited)
-        follows = [_successions(e.item, e.sequence) for e in timelines]
+        # Graphs are of whole sequences: in those for training, some successions are cut and others come several times.
+        whole = timelines if self.clock else [_last(events, k) for k in domains]
+        follows = [_successions(e.item, e.sequence) for e in whole]
         graphs = [DirectedGraph(*np.concatenate(follows, 1), self.n_items, self.device)]
-        for k in range(self.n_domains):
+        for k in domains:
             own, span = events.take(events.domain == k), self.item_slice(k)
             pairs = _successions(own.item - span.start, own.sequence)
             graphs.append(DirectedGraph(*pairs, span.stop - span.start, self.device))
@@ -329,6 +330,11 @@ class Bilinear(nn.Module):
     def forward(self, r: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         """Two (B, d) → (B,)."""
         return (self.weight(s) * r).sum(1) + self.bias
+
+
+def _last(events: Events, domain: int) -> Events:
+    """The events with those of ``domain`` at the end of each sequence, behind the other domains' one by one."""
+    return events.take(np.lexsort((events.domain, events.domain == domain, events.sequence)))
 
 
 def _successions(item: np.ndarray, sequence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
