@@ -8,7 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from recbole_cdr_ext.data.dataset import Events
-from recbole_cdr_ext.data.sequences import TrainingSequences, behind_the_others, next_items, with_start
+from recbole_cdr_ext.data.sequences import (
+    TrainingSequences,
+    behind_the_others,
+    first_of_token,
+    next_items,
+    with_start,
+)
 from recbole_cdr_ext.model.losses import softmax_loss, softmax_loss_of_several
 
 
@@ -155,3 +161,21 @@ def test_softmax_loss_of_several_is_the_mean_over_each_rows_targets():
             strict=True,
         ):
             torch.testing.assert_close(a, b)
+
+
+def test_a_thing_under_two_ids_is_read_once():
+    held = events([4, 3])  # items 1 2 3 4 | 5 6 7
+    token_key = np.array([0, 1, 2, 1, 2, 9, 9, 3])  # 3 is 1, 4 is 2, 6 is 5
+    assert first_of_token(held, token_key).tolist() == [True, True, False, False, True, False, True]
+    nothing_shared = np.arange(8)
+    assert first_of_token(held, nothing_shared).all()
+    items = {
+        int(item)
+        for part in TrainingSequences(held, 4, first_of_token(held, token_key)).parts(
+            9, np.random.default_rng(0)
+        )
+        for item in TrainingSequences(held, 4, first_of_token(held, token_key))
+        .batch(part)["target_seq"]
+        .flatten()
+    }
+    assert items == {2, 7}

@@ -112,6 +112,22 @@ class TrainingSequences:
         return SequenceBatch({name: torch.from_numpy(array) for name, array in arrays.items()}, tag)
 
 
+def first_of_token(events: Events, token_key: np.ndarray) -> np.ndarray:
+    """Returns which events are the first with their item's token in their sequence, (m,) bool.
+
+    One thing may be an item of two domains, under one token. An instance's histories do not hold its target's token
+    (see ``split.py``); so where merged sequences are trained on, the second of a pair must not be a target behind the
+    first.
+
+    Args:
+        token_key: (item_num,) equal for items with the same token.
+    """
+    key = events.sequence * (np.int64(token_key.max(initial=0)) + 1) + token_key[events.item]
+    mask = np.zeros(len(events), bool)
+    mask[np.unique(key, return_index=True)[1]] = True
+    return mask
+
+
 def behind_the_others(events: Events, domain: int, max_length: int) -> Events:
     """Returns the events as sequences for targets in ``domain``, where there is no order between domains.
 

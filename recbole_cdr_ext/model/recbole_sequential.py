@@ -12,7 +12,7 @@ from recbole.utils import InputType
 from torch import nn
 
 from recbole_cdr_ext.data.instances import Batch
-from recbole_cdr_ext.data.sequences import EpochBatches, SequenceBatch, TrainingSequences
+from recbole_cdr_ext.data.sequences import EpochBatches, SequenceBatch, TrainingSequences, first_of_token
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
 from recbole_cdr_ext.model.layers import left_aligned
@@ -113,6 +113,8 @@ class SequenceDotBaseline(SequentialBaseline):
         if self.one_pass:
             events = dataset.train_events
             masks = [(events.item >= space.first) & (events.item < space.stop) for space in self.spaces]
+            if len(self.spaces) == 1:
+                masks[0] &= first_of_token(events, dataset.token_key)
             self.sequences_of = [TrainingSequences(events, self.max_history_length, mask) for mask in masks]
 
     def phases(self) -> list[Phase]:

@@ -41,7 +41,13 @@ from torch import nn
 from recbole_cdr_ext.data.audit import audit_edges
 from recbole_cdr_ext.data.dataset import Events
 from recbole_cdr_ext.data.instances import Batch
-from recbole_cdr_ext.data.sequences import EpochBatches, SequenceBatch, TrainingSequences, behind_the_others
+from recbole_cdr_ext.data.sequences import (
+    EpochBatches,
+    SequenceBatch,
+    TrainingSequences,
+    behind_the_others,
+    first_of_token,
+)
 from recbole_cdr_ext.data.split import Split
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
@@ -91,6 +97,7 @@ class C2DSR(CrossDomainRecommender):
             )
 
         events = split.train_events
+        events = events.take(first_of_token(events, split.token_key))
         longest, domains = self.max_history_length, range(self.n_domains)
         timelines = [events] if self.clock else [behind_the_others(events, k, longest) for k in domains]
         self.sequences = [

@@ -34,7 +34,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from recbole_cdr_ext.data.instances import Batch, Instances
-from recbole_cdr_ext.data.sequences import EpochBatches, SequenceBatch, TrainingSequences, recalled_by_event
+from recbole_cdr_ext.data.sequences import (
+    EpochBatches,
+    SequenceBatch,
+    TrainingSequences,
+    first_of_token,
+    recalled_by_event,
+)
 from recbole_cdr_ext.data.split import PARTS, Split
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase, Stage
@@ -159,7 +165,10 @@ class I2VAE(CrossDomainRecommender):
             )
         self.on_sequences = on_sequences(config)
         if self.on_sequences:
-            self.sequences = TrainingSequences(dataset.train_events, self.max_history_length)
+            events = dataset.train_events
+            self.sequences = TrainingSequences(
+                events, self.max_history_length, first_of_token(events, dataset.token_key)
+            )
             self._recalled = dataset.recalled
         residual = bool(config["residual_posteriors"])
         self.own_head = per_domain(lambda: GaussianHead(d, d, dropout, residual))

@@ -33,7 +33,13 @@ import torch
 from torch import nn
 
 from recbole_cdr_ext.data.instances import Batch
-from recbole_cdr_ext.data.sequences import EpochBatches, SequenceBatch, TrainingSequences, behind_the_others
+from recbole_cdr_ext.data.sequences import (
+    EpochBatches,
+    SequenceBatch,
+    TrainingSequences,
+    behind_the_others,
+    first_of_token,
+)
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
 from recbole_cdr_ext.model.layers import Dropout
@@ -85,7 +91,8 @@ class PiNet(CrossDomainRecommender):
         every = config["train_targets"] == "all" and not config["targets_per_sequence"]
         self.one_pass = bool(config["one_pass"]) and every
         if self.one_pass:
-            self.sequences = self._sequences(dataset.split.train_events)
+            events = dataset.split.train_events
+            self.sequences = self._sequences(events.take(first_of_token(events, dataset.token_key)))
 
     @classmethod
     def check_settings(cls, config) -> None:

@@ -51,6 +51,7 @@ from recbole_cdr_ext.data.sequences import (
     SequenceBatch,
     TrainingSequences,
     behind_the_others,
+    first_of_token,
     next_items,
     with_start,
 )
@@ -101,7 +102,7 @@ class SVAE(CrossDomainRecommender):
         if on_sequences(config):
             self.sources = [
                 _Source(events, self.max_history_length, self.next_k, start, domain)
-                for events, domain in self._own_or_merged(dataset.split.train_events)
+                for events, domain in self._own_or_merged(dataset.split.train_events, dataset.token_key)
             ]
             owners = [source.owner for source in self.sources]
         most = int(config["targets_per_sequence"] or 0) or np.inf
@@ -111,11 +112,12 @@ class SVAE(CrossDomainRecommender):
         self._users_seen = [0.0] * len(self.nets)
         self._meter = LatentMeter()
 
-    def _own_or_merged(self, events: Events) -> list[tuple[Events, int | None]]:
+    def _own_or_merged(self, events: Events, token_key: np.ndarray) -> list[tuple[Events, int | None]]:
         """What the sources read, and the one domain of their targets, None for all."""
         every = range(self.n_domains)
         if not self.merged:
             return [(events.take(events.domain == k), k) for k in every]
+        events = events.take(first_of_token(events, token_key))
         return (
             [(events, None)]
             if self.clock
