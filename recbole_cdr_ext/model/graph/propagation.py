@@ -54,6 +54,11 @@ class _Product(torch.autograd.Function):
         return None, None, ctx.transposed(grad.contiguous())
 
 
+def product(matrix: SparseRows, transposed: SparseRows, x: torch.Tensor) -> torch.Tensor:
+    """Returns ``matrix`` (n, m) times x (m, d), with a gradient in x; the transposed matrix is what that needs."""
+    return _Product.apply(matrix, transposed, x)
+
+
 class _MeanOfLayers(torch.autograd.Function):
     """(I + Â + … + Â^L) x / (L + 1), by Horner's scheme. Â is symmetric, so the gradient is the same function."""
 
@@ -103,7 +108,7 @@ class BipartiteGraph:
     def step(self, users: torch.Tensor, items: torch.Tensor) -> Pair:
         """One layer: users (n_users, d) and items (n_items, d) each become the sum of their neighbours."""
         down, up = self.users_to_items, self.items_to_users
-        return _Product.apply(down, up, items), _Product.apply(up, down, users)
+        return product(down, up, items), product(up, down, users)
 
     def propagate(self, users: torch.Tensor, items: torch.Tensor, n_layers: int) -> list[Pair]:
         """Returns the (users, items) of layers 0 .. ``n_layers``."""

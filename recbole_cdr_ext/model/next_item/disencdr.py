@@ -1,0 +1,234 @@
+"""DisenCDR: Cao et al., "DisenCDR: Learning Disentangled Representations for Cross-Domain Recommendation", SIGIR 2022.
+
+A user is a Gaussian of each domain's own and one that the domains share, made by the encoders of ``variational.py``:
+
+    z_u^k, z_i^k   specific to domain k: encoders of their own over tables of their own
+    z_u^S ~ q      shared: further user tables, a branch per domain; after each layer, and for the last one's mean and s,
+                   the branches are mixed, Σ_k λ_u^k · (branch k)_u, λ_u^k the share of u's interactions that lie in k
+    q̃^k(z_u^S)     what domain k alone says of z_u^S: auxiliary encoders over the specific user tables
+
+    score          (z_u^S + z_u^k) · z_i^k, with means at inference
+
+and what is minimised, with BCE over a positive and its sampled negatives, is
+
+    Σ_k [BCE_k + KL(z_u^k) + KL(z_i^k)] + (1 − β) KL(q ‖ N(0, I)) + β Σ_k KL(q ‖ q̃^k)
+
+where a KL is summed over d and averaged over the graph's nodes. First come epochs in which the specific part is trained
+alone, as a phase of its own.
+
+With partial overlap the users are the union of the domains'; a user of one domain has λ = 1 there, and BCE, specific KL
+and alignment of a domain are over the users who have edges in it. A cold user of a domain is ranked by z^S from
+elsewhere, without a specific part.
+
+Differs from the authors' code in: the prior, N(0, I) and not that of s = 1; noise times the deviation, not times its
+exponential (``official_noise: True`` does both as the code does); λ per user, not one of all; a batch's row is one
+pair of one domain, not a pair of each; noise is drawn per row of a batch, not per node; dropout stands before
+the last layer of every encoder; negatives are never training items; the best epoch is chosen by validation.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from recbole.data.interaction import Interaction
+from torch import nn
+
+from recbole_cdr_ext.data.dataset import CrossDomainDataset
+from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.model.abstract import Phase
+from recbole_cdr_ext.model.graph.variational import (
+    DomainGraph,
+    GaussianLayers,
+    GraphEncoder,
+    PairwiseGraphModel,
+    Tables,
+    binary_loss,
+    embedding,
+    mean_or_zero,
+    sampled,
+)
+from recbole_cdr_ext.model.layers import Dropout, Gaussian, kl
+
+
+class Terms(NamedTuple):
+    """The terms of the loss, with their weights: ``specific`` KL(z_u^k) + KL(z_i^k), ``shared`` KL(q ‖ prior)."""
+
+    bce: torch.Tensor
+    specific: torch.Tensor
+    shared: torch.Tensor
+    alignment: torch.Tensor
+
+
+class DisenCDR(PairwiseGraphModel):
+    """Disentangled graph encoders; settings and their defaults are in ``properties/model/DisenCDR.yaml``."""
+
+    paper = "DisenCDR (Cao et al., SIGIR 2022)"
+
+    def __init__(self, config, dataset: CrossDomainDataset):
+        super().__init__(config, dataset)
+        self.beta, self.kl_weight = float(config["alignment_weight"]), float(config["kl_weight"])
+        self.warmup_epochs = int(config["warmup_epochs"])
+        self.official_noise = bool(config["official_noise"])
+        made = self.encoder()
+        self.specific = nn.ModuleList(_Specific(graph, made) for graph in self.graphs)
+        self.auxiliary = nn.ModuleList(GraphEncoder(made) for _ in self.graphs)
+        self.shared = _Shared(list(self.graphs), made)
+        prior = made.gaussian(torch.zeros(made.d), torch.ones(made.d))
+        self.register_buffer("prior_logvar", prior.logvar, persistent=False)
+
+    prior_logvar: torch.Tensor
+
+    @classmethod
+    def check_settings(cls, config) -> None:
+        """As its base; β is a share."""
+        super().check_settings(config)
+        if not 0 <= config["alignment_weight"] <= 1:
+            raise CDRError(f"alignment_weight={config['alignment_weight']!r} should be from 0 to 1.")
+        if config["warmup_epochs"] < 0:
+            raise CDRError(f"warmup_epochs={config['warmup_epochs']!r} should be at least 0.")
+
+    def phases(self) -> list[Phase]:
+        """The specific part alone for ``warmup_epochs``, whose last is kept; then everything."""
+        warmup = Phase(
+            "warm-up",
+            loss="warmup_loss",
+            batches="edge_batches",
+            parameters=("specific.",),
+            validate="",
+            settings=(("epochs", self.warmup_epochs),),
+        )
+        return [*([warmup] if self.warmup_epochs else []), Phase(batches="edge_batches")]
+
+    # -- loss -------------------------------------------------------------------------------------------------------
+
+    def warmup_loss(self, batch: Interaction) -> Terms:
+        """BCE of the specific parts' own scores, and their KL."""
+        own = [part() for part in self.specific]
+        zero = own[0][0].mean.new_zeros(())
+        return Terms(self._bce(batch, own, None), self._specific_kl(own), zero, zero)
+
+    def calculate_loss(self, interaction: Interaction) -> Terms:
+        """The loss of a batch of pairs; everything is propagated once, and the KL are over all nodes."""
+        own, q = [part() for part in self.specific], self.shared()
+        alignment = q.mean.new_zeros(())
+        for k, graph in enumerate(self.graphs):
+            alignment = alignment + mean_or_zero(kl(q[graph.members], self.from_one_domain(k)))
+        share = self.beta * self.kl_weight
+        return Terms(
+            bce=self._bce(interaction, own, q),
+            specific=self._specific_kl(own),
+            shared=(self.kl_weight - share) * mean_or_zero(self._to_prior(q[self.shared.known])),
+            alignment=share * alignment,
+        )
+
+    def from_one_domain(self, k: int) -> Gaussian:
+        """q̃^k over the members of domain k, (m_k, d)."""
+        graph = self.graphs[k]
+        return self.auxiliary[k](self.specific[k].user_table, graph.to_items, graph.to_users)[1]
+
+    def _bce(self, batch: Interaction, own: list[tuple[Gaussian, Gaussian]], q: Gaussian | None):
+        loss = own[0][0].mean.new_zeros(())
+        for rows in self.by_domain(batch):
+            users, items = (self._noisy(z) for z in own[rows.domain])
+            vectors = sampled(users, self.graphs[rows.domain].place[rows.user], self.training)
+            if q is not None:
+                vectors = vectors + sampled(self._noisy(q), rows.user, self.training)
+            positive, negative = (sampled(items, i, self.training) for i in (rows.positive, rows.negative))
+            loss = loss + binary_loss(vectors, positive, negative)
+        return loss
+
+    def _noisy(self, z: Gaussian) -> Gaussian:
+        """What is drawn from: z, or with the code's noise N(mean, exp(deviation)²)."""
+        return Gaussian(z.mean, 2 * (0.5 * z.logvar).exp()) if self.official_noise else z
+
+    def _specific_kl(self, own: list[tuple[Gaussian, Gaussian]]) -> torch.Tensor:
+        terms = [mean_or_zero(self._to_prior(z)) for pair in own for z in pair]
+        return self.kl_weight * torch.stack(terms).sum()
+
+    def _to_prior(self, z: Gaussian) -> torch.Tensor:
+        if not self.official_noise:
+            return kl(z)
+        return kl(z, Gaussian(torch.zeros_like(self.prior_logvar), self.prior_logvar))
+
+    # -- inference --------------------------------------------------------------------------------------------------
+
+    def vectors(self) -> Tables:
+        """z^S + z^k of users with edges in k, z^S of the others (zero without any edge), and z_i^k."""
+        q = self.shared().mean
+        own = [(users.mean, items.mean) for users, items in (part() for part in self.specific)]
+        users = [
+            q.index_add(0, graph.members, z) for graph, (z, _) in zip(self.graphs, own, strict=True)
+        ]
+        return users, [items for _, items in own]
+
+
+class _Specific(nn.Module):
+    """z_u^k and z_i^k of one domain."""
+
+    def __init__(self, graph: DomainGraph, made: GaussianLayers):
+        super().__init__()
+        # In a tuple, so that the graph is not registered as a second submodule.
+        self._graph = (graph,)
+        self.user_table = embedding(len(graph.members), made.d)
+        self.item_table = embedding(graph.n_items, made.d)
+        self.users, self.items = GraphEncoder(made), GraphEncoder(made)
+
+    def forward(self) -> tuple[Gaussian, Gaussian]:
+        """Gaussians over the members (m_k, d) and over the items (n_k, d)."""
+        (graph,) = self._graph
+        _, users = self.users(self.user_table, graph.to_items, graph.to_users)
+        _, items = self.items(self.item_table, graph.to_users, graph.to_items)
+        return users, items
+
+
+class _Shared(nn.Module):
+    """q(z_u^S): a branch per domain, mixed by λ after each layer.
+
+    Attributes:
+        known: the users who have an edge in some domain.
+        weight_k: (m_k, 1) λ of domain k's members.
+    """
+
+    known: torch.Tensor
+
+    def __init__(self, graphs: list[DomainGraph], made: GaussianLayers):
+        super().__init__()
+        self._graphs, self.made = tuple(graphs), made
+        self.tables = nn.ParameterList(embedding(len(graph.members), made.d) for graph in graphs)
+        self.branches = nn.ModuleList(made.layers() for _ in graphs)
+        self.dropout = Dropout(made.dropout)
+        total = np.zeros(len(graphs[0].place))
+        for graph in graphs:
+            total[graph.members.cpu().numpy()] += graph.degree
+        device = graphs[0].place.device
+        self.register_buffer("known", torch.from_numpy(np.flatnonzero(total)).to(device), persistent=False)
+        for k, graph in enumerate(graphs):
+            weight = (graph.degree / total[graph.members.cpu().numpy()]).astype(np.float32)
+            self.register_buffer(f"weight_{k}", torch.from_numpy(weight[:, None]).to(device), persistent=False)
+
+    def forward(self) -> Gaussian:
+        """A Gaussian over all users (n_users, d); those without edges have mean and s zero."""
+        states = list(self.tables)
+        mixed: list[torch.Tensor] = []
+        for depth in range(self.made.n_layers):
+            last = depth == self.made.n_layers - 1
+            mixed = self._mixed(depth, states, rectified=not last)
+            if not last:
+                states = [mixed[0][graph.members] for graph in self._graphs]
+        return self.made.gaussian(*mixed)
+
+    def _mixed(self, depth: int, states: list[torch.Tensor], rectified: bool) -> list[torch.Tensor]:
+        """Σ_k λ^k · (layer of branch k), each of its outputs (n_users, d)."""
+        total: list[torch.Tensor] = []
+        for k, graph in enumerate(self._graphs):
+            found = self.branches[k][depth](self.dropout(states[k]), graph.to_items, graph.to_users)
+            weight = getattr(self, f"weight_{k}")
+            parts = [(F.relu_(out) if rectified else out) * weight for out in found]
+            if not total:
+                total = [graph.of_all(part) for part in parts]
+            else:
+                total = [t.index_add(0, graph.members, p) for t, p in zip(total, parts, strict=True)]
+        return total
