@@ -42,24 +42,23 @@ Tables = tuple[list[torch.Tensor], list[torch.Tensor]]
 DEVIATIONS = ("published", "softplus")
 
 
-class NeighbourMean(nn.Module):
+class NeighbourMean:
     """A row-normalised (n, m) matrix: row i of its product with x is the mean of x over the neighbours of i."""
 
     def __init__(self, edges: sp.csr_matrix, device):
-        super().__init__()
         degree = np.maximum(np.diff(edges.indptr), 1).astype(np.float32)
         mean = sp.csr_matrix(sp.diags(1 / degree) @ edges)
         self.rows, self.columns = mean.shape
         self.mean, self.transposed = SparseRows(mean, device), SparseRows(mean.T.tocsr(), device)
 
-    def forward(self, x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:
         """x (m, d) → the means times W, plus b, (n, d'); the dense product is on the side with fewer rows."""
         if self.rows < self.columns:
             return linear(product(self.mean, self.transposed, x))
         return product(self.mean, self.transposed, F.linear(x, linear.weight)) + linear.bias
 
 
-class DomainGraph(nn.Module):
+class DomainGraph:
     """The training pairs of one domain as a graph.
 
     Args:
@@ -72,17 +71,12 @@ class DomainGraph(nn.Module):
         to_items, to_users: R' and R, the means over an item's users and over a user's items.
     """
 
-    members: torch.Tensor
-    place: torch.Tensor
-
     def __init__(self, user: np.ndarray, item: np.ndarray, n_users: int, n_items: int, device):
-        super().__init__()
         members, row = np.unique(user, return_inverse=True)
         place = np.full(n_users, -1)
         place[members] = np.arange(len(members))
         self.n_items, self.degree = n_items, np.bincount(row, minlength=len(members))
-        for name, array in (("members", members), ("place", place)):
-            self.register_buffer(name, torch.from_numpy(array).to(device), persistent=False)
+        self.members, self.place = (torch.from_numpy(array).to(device) for array in (members, place))
         edges = sp.csr_matrix((np.ones(len(row), np.float32), (row, item)), (len(members), n_items))
         self.to_users, self.to_items = (
             NeighbourMean(edges, device),
@@ -108,10 +102,14 @@ class GraphLayer(nn.Module):
         d = x.shape[1]
         hidden = F.leaky_relu_(there(x, self.inner), self.slope)
         smoothed = F.leaky_relu_(back(hidden, self.outer), self.slope).split(d, 1)
-        return [
-            torch.addmm(F.linear(p, union.weight[:, :d], union.bias), x, union.weight[:, d:].T)
-            for p, union in zip(smoothed, self.union, strict=True)
-        ]
+        return [_joined(p, x, union) for p, union in zip(smoothed, self.union, strict=True)]
+
+
+def _joined(p: torch.Tensor, x: torch.Tensor, linear: nn.Module) -> torch.Tensor:
+    """W [p; x] + b without making [p; x]: p and x (n, d) → (n, d')."""
+    assert isinstance(linear, nn.Linear)
+    for_p, for_x = linear.weight.chunk(2, 1)
+    return torch.addmm(F.linear(p, for_p, linear.bias), x, for_x.T)
 
 
 class GaussianLayers(NamedTuple):
@@ -189,7 +187,7 @@ class PairwiseGraphModel(CrossDomainRecommender, ABC):
         split.report.update(found)
         self._domain = np.searchsorted(split.item_offset, self._item, side="right") - 1
         self._sampler = CrossDomainSampler(split)
-        self.graphs = nn.ModuleList(self._graph(k) for k in range(self.n_domains))
+        self.graphs = [self._graph(k) for k in range(self.n_domains)]
         self._cache: tuple[list, Tables] | None = None
 
     def _graph(self, k: int) -> DomainGraph:
@@ -305,7 +303,7 @@ def sampled(q: Gaussian, rows: torch.Tensor, training: bool) -> torch.Tensor:
     mean = q.mean.index_select(0, flat)
     if training:
         mean = torch.addcmul(mean, (0.5 * q.logvar.index_select(0, flat)).exp(), torch.randn_like(mean))
-    return mean.view(*rows.shape, -1)
+    return mean.view(*rows.shape, mean.shape[1])
 
 
 def binary_loss(users: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
@@ -318,5 +316,3 @@ def binary_loss(users: torch.Tensor, positive: torch.Tensor, negative: torch.Ten
 def mean_or_zero(x: torch.Tensor) -> torch.Tensor:
     """The mean of (n,), zero if n is 0."""
     return x.sum() / max(1, x.numel())
-
-

@@ -1,9 +1,10 @@
-"""CDRIB: Cao et al., "Cross-Domain Recommendation to Cold-Start Users via Variational Information Bottleneck", ICDE 2022.
+"""CDRIB: Cao et al., "Cross-Domain Recommendation to Cold-Start Users via Variational Information Bottleneck", ICDE
+2022.
 
-Each domain has a variational graph encoder (``variational.py``) for its users and one for its items. The outputs of all
-L layers are concatenated, the last layer's being a sample, its mean at inference: vectors v of size L·d. What a user did
-in one domain must explain the other, so to score the items of X an overlapping user is represented by the encoder of
-*Y*, any other by X's own:
+Each domain has a variational graph encoder (``variational.py``) for its users and one for its items. The outputs of
+all L layers are concatenated, the last layer's being a sample, its mean at inference: vectors v of size L·d. What a
+user did in one domain must explain the other, so to score the items of X an overlapping user is represented by the
+encoder of *Y*, any other by X's own:
 
     score = v_u · v_i^X,        v_u = v_u^Y if u has edges in both domains, else v_u^X
 
@@ -13,8 +14,9 @@ and what is minimised, with BCE over a positive and its sampled negatives, is
     + mean_u Σ over two kinds of negatives of max(0, γ − σ(c(v_u^X, v_u^Y)) + σ(c⁻)),
       c⁻ = c(v_u^X, v_w^Y) and c(v_w^X, v_u^Y), w another user of that domain, drawn at random
 
-where a KL is of the last layer to N(0, I), summed over d and averaged over the nodes, c is an MLP 2Ld → d → 100 → 1, and
-u in the contrastive term runs over some overlapping users, drawn in each step. In the deviation s is capped at 0.4.
+where a KL is of the last layer to N(0, I), summed over d and averaged over the nodes, c is an MLP 2Ld → d → 100 → 1,
+and u in the contrastive term runs over some overlapping users, drawn in each step. In the published deviation s is
+capped at 0.4.
 
 A cold user of X is represented by Y's encoder. The original serves no others; here ``warm_score`` says what represents
 a user with edges in both domains at inference: ``cross`` as in training, ``own``, or the ``mean`` of the two.
@@ -63,7 +65,7 @@ class Nodes(NamedTuple):
     def at(self, rows: torch.Tensor, training: bool) -> torch.Tensor:
         """The vectors at ``rows``, any shape: (..., L·d)."""
         flat = rows.reshape(-1)
-        parts = [h.index_select(0, flat).view(*rows.shape, -1) for h in self.hidden]
+        parts = [h.index_select(0, flat).view(*rows.shape, h.shape[1]) for h in self.hidden]
         return torch.cat([*parts, sampled(self.last, rows, training)], -1)
 
     def means(self) -> torch.Tensor:
@@ -193,15 +195,14 @@ class _Domain(nn.Module):
 
     def __init__(self, graph: DomainGraph, made: GaussianLayers):
         super().__init__()
-        # In a tuple, so that the graph is not registered as a second submodule.
-        self._graph = (graph,)
+        self._graph = graph
         self.user_table = embedding(len(graph.members), made.d)
         self.item_table = embedding(graph.n_items, made.d)
         self.users, self.items = GraphEncoder(made), GraphEncoder(made)
 
     def forward(self) -> tuple[Nodes, Nodes]:
         """The members, and the items."""
-        (graph,) = self._graph
+        graph = self._graph
         users = Nodes(*self.users(self.user_table, graph.to_items, graph.to_users))
         return users, Nodes(*self.items(self.item_table, graph.to_users, graph.to_items))
 
@@ -214,7 +215,9 @@ def another(rows: torch.Tensor, count: int) -> torch.Tensor:
 def contrastive_loss(
     positive: torch.Tensor, negatives: list[torch.Tensor], margin: float | None
 ) -> torch.Tensor:
-    """Of critics c⁺ and c⁻, each (B,): a hinge on their probabilities per kind of negatives, or without a margin BCE."""
+    """Of critics c⁺ and c⁻, each (B,): a hinge on their probabilities per kind of negatives; without a margin BCE."""
     if margin is None:
         return F.softplus(-positive).mean() + sum(F.softplus(c).mean() for c in negatives)
-    return sum((F.relu(margin - positive.sigmoid() + c.sigmoid()).mean() for c in negatives), positive.new_zeros(()))
+    return sum(
+        (F.relu(margin - positive.sigmoid() + c.sigmoid()).mean() for c in negatives), positive.new_zeros(())
+    )

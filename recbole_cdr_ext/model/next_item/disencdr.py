@@ -3,8 +3,8 @@
 A user is a Gaussian of each domain's own and one that the domains share, made by the encoders of ``variational.py``:
 
     z_u^k, z_i^k   specific to domain k: encoders of their own over tables of their own
-    z_u^S ~ q      shared: further user tables, a branch per domain; after each layer, and for the last one's mean and s,
-                   the branches are mixed, Σ_k λ_u^k · (branch k)_u, λ_u^k the share of u's interactions that lie in k
+    z_u^S ~ q      shared: further user tables, a branch per domain; after each layer, and for the last one's mean and
+                   s, the branches are mixed, Σ_k λ_u^k · (branch k)_u, λ_u^k the share of u's interactions in k
     q̃^k(z_u^S)     what domain k alone says of z_u^S: auxiliary encoders over the specific user tables
 
     score          (z_u^S + z_u^k) · z_i^k, with means at inference
@@ -75,7 +75,7 @@ class DisenCDR(PairwiseGraphModel):
         made = self.encoder()
         self.specific = nn.ModuleList(_Specific(graph, made) for graph in self.graphs)
         self.auxiliary = nn.ModuleList(GraphEncoder(made) for _ in self.graphs)
-        self.shared = _Shared(list(self.graphs), made)
+        self.shared = _Shared(self.graphs, made)
         prior = made.gaussian(torch.zeros(made.d), torch.ones(made.d))
         self.register_buffer("prior_logvar", prior.logvar, persistent=False)
 
@@ -159,9 +159,7 @@ class DisenCDR(PairwiseGraphModel):
         """z^S + z^k of users with edges in k, z^S of the others (zero without any edge), and z_i^k."""
         q = self.shared().mean
         own = [(users.mean, items.mean) for users, items in (part() for part in self.specific)]
-        users = [
-            q.index_add(0, graph.members, z) for graph, (z, _) in zip(self.graphs, own, strict=True)
-        ]
+        users = [q.index_add(0, graph.members, z) for graph, (z, _) in zip(self.graphs, own, strict=True)]
         return users, [items for _, items in own]
 
 
@@ -170,15 +168,14 @@ class _Specific(nn.Module):
 
     def __init__(self, graph: DomainGraph, made: GaussianLayers):
         super().__init__()
-        # In a tuple, so that the graph is not registered as a second submodule.
-        self._graph = (graph,)
+        self._graph = graph
         self.user_table = embedding(len(graph.members), made.d)
         self.item_table = embedding(graph.n_items, made.d)
         self.users, self.items = GraphEncoder(made), GraphEncoder(made)
 
     def forward(self) -> tuple[Gaussian, Gaussian]:
         """Gaussians over the members (m_k, d) and over the items (n_k, d)."""
-        (graph,) = self._graph
+        graph = self._graph
         _, users = self.users(self.user_table, graph.to_items, graph.to_users)
         _, items = self.items(self.item_table, graph.to_users, graph.to_items)
         return users, items
@@ -196,7 +193,7 @@ class _Shared(nn.Module):
 
     def __init__(self, graphs: list[DomainGraph], made: GaussianLayers):
         super().__init__()
-        self._graphs, self.made = tuple(graphs), made
+        self._graphs, self.made = graphs, made
         self.tables = nn.ParameterList(embedding(len(graph.members), made.d) for graph in graphs)
         self.branches = nn.ModuleList(made.layers() for _ in graphs)
         self.dropout = Dropout(made.dropout)
@@ -207,7 +204,9 @@ class _Shared(nn.Module):
         self.register_buffer("known", torch.from_numpy(np.flatnonzero(total)).to(device), persistent=False)
         for k, graph in enumerate(graphs):
             weight = (graph.degree / total[graph.members.cpu().numpy()]).astype(np.float32)
-            self.register_buffer(f"weight_{k}", torch.from_numpy(weight[:, None]).to(device), persistent=False)
+            self.register_buffer(
+                f"weight_{k}", torch.from_numpy(weight[:, None]).to(device), persistent=False
+            )
 
     def forward(self) -> Gaussian:
         """A Gaussian over all users (n_users, d); those without edges have mean and s zero."""
@@ -223,8 +222,9 @@ class _Shared(nn.Module):
     def _mixed(self, depth: int, states: list[torch.Tensor], rectified: bool) -> list[torch.Tensor]:
         """Σ_k λ^k · (layer of branch k), each of its outputs (n_users, d)."""
         total: list[torch.Tensor] = []
-        for k, graph in enumerate(self._graphs):
-            found = self.branches[k][depth](self.dropout(states[k]), graph.to_items, graph.to_users)
+        for k, (graph, layers) in enumerate(zip(self._graphs, self.branches, strict=True)):
+            assert isinstance(layers, nn.ModuleList)
+            found = layers[depth](self.dropout(states[k]), graph.to_items, graph.to_users)
             weight = getattr(self, f"weight_{k}")
             parts = [(F.relu_(out) if rectified else out) * weight for out in found]
             if not total:
