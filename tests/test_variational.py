@@ -20,7 +20,13 @@ from recbole_cdr_ext.model.next_item.cdrib import CDRIB
 from recbole_cdr_ext.model.next_item.disencdr import DisenCDR
 
 MODELS = {"DisenCDR": DisenCDR, "CDRIB": CDRIB}
-SMALL = {"embedding_size": 16, "train_batch_size": 64, "dropout": 0.0}
+SMALL = {
+    "embedding_size": 16,
+    "train_batch_size": 64,
+    "dropout": 0.0,
+    "deviation": "published",
+    "kl_weight": 1.0,
+}
 # Where the noise must not stand in the way of learning by heart.
 SURE = {"deviation": "softplus", "kl_weight": 1e-4}
 
