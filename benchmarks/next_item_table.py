@@ -52,7 +52,9 @@ ZOO = {
     "PiNet": ("PiNet", (), True),
     "DASL": ("DASL", (), True),
     "C2DSR": ("C2DSR", (), True),
+    "DisenCDR": ("DisenCDR", (), True),
     "SAVAE": ("SAVAE", (), True),
+    "CDRIB": ("CDRIB", (), True),
     "EMCDR": ("EMCDR", (), True),
 }
 ABLATIONS = {
