@@ -159,6 +159,21 @@ def analyse(words: Sequence[str]) -> None:
     make(kind, options, passed)
 
 
+def report(words: Sequence[str]) -> None:
+    """Make one HTML page, and tables in Markdown and LaTeX, of finished runs.
+
+    Usage: recbole-cdr report [--runs=DIR,PATTERN,...] [--checkpoint_dir=saved] [--out=report] [--baseline=MODEL]
+
+    Runs that were asked the same stand in one table, seeds of one model and its settings in one row: mean and standard
+    deviation, paired tests, figures, settings, and the command of every run. The page needs no network. What is not
+    finished, or can't be read, is listed with the reason. Figures need plotly: pip install 'recbole_cdr_ext[plots]'.
+    """
+    options = _options("report", words)
+    from recbole_cdr_ext.reports.command import report as make
+
+    make(options)
+
+
 def models(words: Sequence[str]) -> None:
     """List the models: what each does, what it needs, and where it was published.
 
@@ -225,7 +240,7 @@ def check(words: Sequence[str]) -> None:
 
 Command = Callable[[Sequence[str]], None]
 COMMANDS: Mapping[str, Command] = {
-    command.__name__: command for command in (run, prepare, models, datasets, analyse, check)
+    command.__name__: command for command in (run, prepare, models, datasets, analyse, report, check)
 }
 
 
@@ -242,12 +257,32 @@ _OWN: Mapping[str, tuple[Documented, ...]] = {
     ),
     "models": (_JSON,),
     "datasets": (_JSON,),
+    "report": (
+        Documented(
+            "runs",
+            "~",
+            "str or None",
+            "Folders of runs, or of such folders, names in checkpoint_dir, or patterns of these (quoted), with commas "
+            "between; None: all in checkpoint_dir.",
+            "",
+        ),
+        Documented("out", "report", "str", "Folder of report.html, tables.md and tables.tex.", ""),
+        Documented(
+            "baseline",
+            "~",
+            "str or None",
+            "The model, or its label in the tables, that others are compared with; None: the best with the second.",
+            "",
+        ),
+        Documented("title", "~", "str or None", "The page's title.", ""),
+    ),
     "check": (Documented("model", "~", "str or None", "Names of models, with commas between.", ""),),
     **{f"analyse {kind}": keys for kind, keys in OPTIONS.items()},
 }
 _SHARED: Mapping[str, tuple[str, ...]] = {
     "prepare": ("raw", "download", "data_path", "show_progress"),
     "datasets": ("data_path",),
+    "report": ("checkpoint_dir",),
     "check": ("task",),
     **{f"analyse {kind}": ("checkpoint_dir", "show_progress") for kind in OPTIONS},
 }

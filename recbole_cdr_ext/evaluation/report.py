@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from recbole_cdr_ext.data.instances import Instances
+from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation.metrics import RankingMetrics
 from recbole_cdr_ext.evaluation.ranking import Ranks
 from recbole_cdr_ext.files import replacing
@@ -135,10 +136,34 @@ def write_instances(frame: pd.DataFrame, folder: str | Path, name: str = "instan
     return path
 
 
+def read_instances(folder: str | Path, name: str = "instances") -> pd.DataFrame:
+    """Returns a per-instance table that :func:`write_instances` wrote.
+
+    Raises:
+        CDRError: there is none, or it can't be read.
+    """
+    parquet, csv = (Path(folder) / f"{name}.{kind}" for kind in ("parquet", "csv"))
+    path = parquet if parquet.exists() else csv
+    if not path.exists():
+        raise CDRError(f"{folder} has no per-instance table ({parquet.name} or {csv.name}).")
+    try:
+        if path == parquet:
+            return pd.read_parquet(path)
+        # Names are text, also those that look like numbers or like what pandas takes for a gap.
+        names = dict.fromkeys(("part", "user", "domain", "target", "item"), str)
+        return pd.read_csv(path, dtype=names, keep_default_na=False, float_precision="round_trip")
+    except ImportError as error:
+        raise CDRError(
+            f"reading {path} takes pyarrow: pip install 'recbole_cdr_ext[parquet]' (or pip install pyarrow)."
+        ) from error
+    except (OSError, ValueError) as error:  # pandas' and pyarrow's own errors are ValueErrors
+        raise CDRError(f"{path} can't be read: {' '.join(str(error).split())}") from error
+
+
 def _blocks(names: list[str], table: Mapping[str, Any], *, with_popularity: bool) -> list[list[str]]:
     """Cuts the metrics so that each block of columns fits the width."""
     head = 2 + max(len(_shortened(d)) for d in [*table, "domain"]) + 2 + len("tailed") + 2 + 9
-    per_metric = max(len(_spelt(name)) for name in names) + 3
+    per_metric = max(len(spelt(name)) for name in names) + 3
     if with_popularity:
         per_metric += len("Pop ") + per_metric
     size = max(1, (WIDTH - head) // per_metric)
@@ -146,8 +171,8 @@ def _blocks(names: list[str], table: Mapping[str, Any], *, with_popularity: bool
 
 
 def _header(names: list[str], with_popularity: bool) -> list[str]:
-    header = ["domain", "group", "n", *(f"{_spelt(name)} " for name in names)]
-    return header + [f"Pop {_spelt(name)}" for name in names] * with_popularity
+    header = ["domain", "group", "n", *(f"{spelt(name)} " for name in names)]
+    return header + [f"Pop {spelt(name)}" for name in names] * with_popularity
 
 
 def _aligned(rows: list[list[str]], first_of_group: int) -> list[str]:
@@ -176,9 +201,10 @@ def _footnotes(result: Mapping[str, Any], fallback: Mapping[str, Any], table: Ma
     return ["", *wrapped] if wrapped else []
 
 
-def _spelt(name: str) -> str:
-    metric, _, k = name.partition("@")
-    return f"{_SPELT.get(metric, metric)}@{k}"
+def spelt(name: str) -> str:
+    """Returns a metric's name as papers write it: NDCG@10, HR@10, MAE."""
+    metric, at, k = name.partition("@")
+    return f"{_SPELT.get(metric, metric)}@{k}" if at else metric.upper()
 
 
 def _value(value: float | None) -> str:

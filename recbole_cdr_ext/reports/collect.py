@@ -1,0 +1,482 @@
+"""Finished runs, found, read, and put beside what they can be compared with."""
+
+from __future__ import annotations
+
+import functools
+import glob
+import json
+import math
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from recbole_cdr_ext._settings import parse_value
+from recbole_cdr_ext.config import RUNTIME_KEYS, CDRConfig
+from recbole_cdr_ext.data.ratings import RATING_SPLIT_KEYS
+from recbole_cdr_ext.data.split import SPLIT_KEYS
+from recbole_cdr_ext.errors import CDRError, did_you_mean
+from recbole_cdr_ext.evaluation.report import read_instances
+from recbole_cdr_ext.run_folder import RESULT, SETTINGS, how_to_resume
+
+# What the runs of one table have in common; what else decides a split only changes what is trained on.
+TRAINING_KEYS = {"train_targets", "train_on_histories"}
+SHARED_KEYS: Mapping[str, tuple[str, ...]] = {
+    "next_item": (*(key for key in SPLIT_KEYS if key not in TRAINING_KEYS), "candidate_seed"),
+    "rating": RATING_SPLIT_KEYS,
+}
+# Caps on time are settings of a machine, but change what a command gives.
+CAPS = {"max_seconds", "max_processor_seconds"}
+IN_A_LABEL = 3  # settings; more than that say less than a number does
+
+
+class Unusable(Exception):
+    """Why a folder's run can't be reported."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        result: what ``result.json`` holds, checked as far as it is read.
+    """
+
+    folder: Path
+    result: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self.result["model"]
+
+    @property
+    def task(self) -> str:
+        """next_item or rating; runs of before there were two don't say."""
+        return self.result.get("task") or self.settings.get("task") or "next_item"
+
+    @property
+    def seed(self) -> int:
+        """The seed of training."""
+        return self.result["seed"]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All settings."""
+        return self.result["settings"]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the result must know."""
+        return [str(note) for note in self.result.get("notes") or []]
+
+    @property
+    def leaks(self) -> dict[str, Any]:
+        """What the leak audit found, without what it did not."""
+        report = self.result.get("report")
+        found = report.items() if isinstance(report, Mapping) else ()
+        return {str(k).removeprefix("leak: "): n for k, n in found if str(k).startswith("leak: ") and n}
+
+    @functools.cached_property
+    def instances(self) -> pd.DataFrame:
+        """The per-instance table.
+
+        Raises:
+            CDRError: there is none, or it can't be read.
+        """
+        return read_instances(self.folder)
+
+    def value(self, key: str) -> Any:
+        """A setting; today's default if the run is older than the setting."""
+        return self.settings[key] if key in self.settings else self.defaults().get(key)
+
+    def defaults(self) -> Mapping[str, Any]:
+        """What the run's settings would be if none had been given."""
+        return default_settings(self.model, self.result["dataset"], self.task)
+
+    def command(self) -> str:
+        """The command that makes such a run; without what lies on the machine, such as folders."""
+        defaults = self.defaults()
+        # Folders and other run-time settings are the reader's own.
+        passed = RUNTIME_KEYS - CAPS | {"model", "dataset", "seed", "simulated"}
+        words = [f"--model={self.model}", f"--dataset={self.result['dataset']}", f"--seed={self.seed}"]
+        if not defaults:  # a model, or a dataset, that isn't installed here
+            words = [f"--config_files={self.folder / SETTINGS}", "--run_id=None"]
+        for key, value in self.settings.items():
+            if key in defaults and key not in passed and value != defaults[key]:
+                words.append(f"--{key}={_as_argument(value)}")
+        return " ".join(["recbole-cdr run", *map(shlex.quote, words)])
+
+
+@dataclass
+class Group:
+    """Runs that answered the same questions.
+
+    Attributes:
+        title: the dataset, the split, and what tells it apart from other groups of these.
+        facts: the settings that its runs have in common.
+        members: by label, the runs of one model with one set of settings, by seed.
+        notes: what a reader must know of it.
+    """
+
+    task: str
+    dataset: str
+    split: str
+    simulated: bool
+    title: str
+    facts: Mapping[str, Any]
+    members: dict[str, list[Run]]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs."""
+        return [run for runs in self.members.values() for run in runs]
+
+    @property
+    def cells(self) -> dict[str, list[str]]:
+        """The user groups that have instances, by domain."""
+        table = self.runs[0].result["test"]
+        return {
+            domain: [group for group, cell in groups.items() if cell["n"]]
+            for domain, groups in table.items()
+            if any(cell["n"] for cell in groups.values())
+        }
+
+    def n(self, domain: str, group: str) -> int:
+        """The number of test instances."""
+        return self.runs[0].result["test"][domain][group]["n"]
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics' names, of whichever run has them."""
+        names: dict[str, None] = {}
+        for run in self.runs:
+            for groups in run.result["test"].values():
+                for cell in groups.values():
+                    names |= dict.fromkeys(name for name in cell if name != "n")
+        return list(names)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What was found.
+
+    Attributes:
+        skipped: (folder, reason).
+    """
+
+    groups: list[Group]
+    skipped: list[tuple[Path, str]]
+
+
+def collect(runs: str | None, checkpoint_dir: str | Path) -> Collection:
+    """Finds and reads runs.
+
+    Args:
+        runs: folders of runs or folders of such folders, their names in ``checkpoint_dir``, or patterns of these, with
+            commas between; None: all in ``checkpoint_dir``.
+
+    Raises:
+        CDRError: there is no such folder, or no finished run in any.
+    """
+    found: list[Run] = []
+    skipped: list[tuple[Path, str]] = []
+    for folder in find_folders(runs, checkpoint_dir):
+        try:
+            found.append(read_run(folder))
+        except Unusable as reason:
+            skipped.append((folder, str(reason)))
+    if not found:
+        said = f" {len(skipped)} skipped; {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
+        where = runs if runs is not None else checkpoint_dir
+        raise CDRError(f"There is no finished run in {where}, so there is nothing to report.{said}")
+    groups, repeated = grouped(found)
+    return Collection(groups, skipped + repeated)
+
+
+# -- folders --------------------------------------------------------------------------------------------------------
+
+
+def find_folders(runs: str | None, checkpoint_dir: str | Path) -> list[Path]:
+    """Returns the folders of runs, finished or not, each once.
+
+    Raises:
+        CDRError: a word names nothing.
+    """
+    root = Path(checkpoint_dir)
+    if runs is None:
+        if not root.is_dir():
+            raise CDRError(f"There is no folder {root}: say --checkpoint_dir=DIR or --runs=DIR.")
+        return _runs_in(root)
+    words = [word.strip() for word in runs.split(",") if word.strip()]
+    if not words:
+        raise CDRError(
+            "Which runs? Say --runs=DIR,DIR; without --runs, all in --checkpoint_dir are reported."
+        )
+    found: dict[Path, Path] = {}
+    for word in words:
+        named = [path for base in (Path(), root) for path in _matches(base, word)]
+        if not named:
+            known = [path.name for path in _runs_in(root)] if root.is_dir() else []
+            raise CDRError(f"--runs: there is no '{word}' here or in {root}.{did_you_mean(word, known)}")
+        for path in named:
+            path = path if path.is_dir() else path.parent
+            # A folder without runs is named as it is, and skipped with the reason.
+            for folder in [path] if _is_run(path) else _runs_in(path) or [path]:
+                found.setdefault(folder.resolve(), folder)
+    return list(found.values())
+
+
+def _matches(base: Path, word: str) -> list[Path]:
+    path = base / word
+    if path.exists():
+        return [path]
+    return sorted(Path(name) for name in glob.glob(str(path)) if Path(name).is_dir())
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and _is_run(path))
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / RESULT).exists() or (folder / SETTINGS).exists()
+
+
+def read_run(folder: Path) -> Run:
+    """Reads a finished run.
+
+    Raises:
+        Unusable: it isn't finished, or its result isn't one; says why.
+    """
+    path = folder / RESULT
+    if not path.exists():
+        begun = (folder / SETTINGS).exists()
+        raise Unusable(f"not finished; {how_to_resume(folder)}" if begun else "no run's folder")
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise Unusable(f"{RESULT} can't be read: {' '.join(str(error).split())}") from error
+    _check(result)
+    return Run(folder, result)
+
+
+def _check(result: Any) -> None:
+    if not isinstance(result, dict):
+        raise Unusable(f"{RESULT} holds no result")
+    kinds: Mapping[str, type] = {
+        "model": str, "dataset": str, "split": str, "seed": int, "test": dict, "settings": dict,
+    }  # fmt: skip
+    for key, kind in kinds.items():
+        if not isinstance(result.get(key), kind):
+            raise Unusable(f"{RESULT} is damaged: '{key}' is missing or is no {kind.__name__}")
+    if result.get("task") not in (None, *SHARED_KEYS):
+        raise Unusable(f"{RESULT}: the task '{result['task']}' is unknown here")
+    for name in ("test", "popularity", "test_among_test_items", "popularity_among_test_items"):
+        if name in result:
+            _check_table(name, result[name])
+    floors = result.get("floors") or {}
+    if not isinstance(floors, dict):
+        raise Unusable(f"{RESULT} is damaged: 'floors' is no dict")
+    for name, table in floors.items():
+        _check_table(f"floors: {name}", table)
+    if not isinstance(result.get("notes") or [], list):
+        raise Unusable(f"{RESULT} is damaged: 'notes' is no list")
+
+
+def _check_table(name: str, table: Any) -> None:
+    damaged = Unusable(f"{RESULT} is damaged: '{name}' is no table of domain, group and metrics")
+    if not isinstance(table, dict) or not table:
+        raise damaged
+    for groups in table.values():
+        if not isinstance(groups, dict) or not groups:
+            raise damaged
+        for cell in groups.values():
+            if not isinstance(cell, dict) or type(cell.get("n")) is not int:
+                raise damaged
+            _check_cell(name, cell)
+
+
+def _check_cell(name: str, cell: Mapping[str, Any]) -> None:
+    for metric, value in cell.items():
+        if value is None and not cell["n"]:
+            continue
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise Unusable(f"{RESULT}: '{name}' has a {metric} that is no number: {value}")
+
+
+# -- groups and labels ----------------------------------------------------------------------------------------------
+
+
+def grouped(runs: Iterable[Run]) -> tuple[list[Group], list[tuple[Path, str]]]:
+    """Puts runs that can be compared together; of runs with equal settings and seed the newest counts.
+
+    Returns:
+        The groups, and what was left out with the reason.
+    """
+    together: dict[str, list[Run]] = {}
+    for run in runs:
+        together.setdefault(_key(run), []).append(run)
+    groups, repeated = [], []
+    for members in together.values():
+        first, facts = members[0].result, shared_settings(members[0])
+        labelled: dict[str, list[Run]] = {}
+        labels = label_runs(members)
+        for label, run in sorted(zip(labels, members, strict=True), key=lambda pair: (pair[0], pair[1].seed)):
+            labelled.setdefault(label, []).append(run)
+        for label, same in labelled.items():
+            newest: dict[int, Run] = {}
+            for run in sorted(same, key=lambda run: ((run.folder / RESULT).stat().st_mtime, run.name)):
+                if run.seed in newest:
+                    older = newest[run.seed]
+                    repeated.append(
+                        (older.folder, f"the same settings and seed as {run.name}, which is newer")
+                    )
+                newest[run.seed] = run
+            labelled[label] = [newest[seed] for seed in sorted(newest)]
+        group = Group(
+            members[0].task, first["dataset"], first["split"], any(r.result.get("simulated") for r in members),
+            f"{first['dataset']}, split={first['split']}", facts, labelled,
+        )  # fmt: skip
+        group.notes += _notes(group)
+        groups.append(group)
+    groups.sort(key=lambda group: (group.task, group.title))
+    for group in groups:
+        _tell_apart(group, [other for other in groups if other.title == group.title and other is not group])
+    return groups, repeated
+
+
+def shared_settings(run: Run) -> dict[str, Any]:
+    """Returns what makes runs comparable: whatever decides what was asked, and among which candidates."""
+    shared = {key: run.value(key) for key in SHARED_KEYS[run.task] if key not in ("task", "split")}
+    if run.task == "rating":  # given or chosen
+        shared |= {key: run.result.get(key, shared[key]) for key in ("source", "target", "beta")}
+    else:
+        mode = (run.value("eval_args") or {}).get("mode")
+        shared["candidates"] = mode.get("test") if isinstance(mode, Mapping) else mode
+    return shared
+
+
+def _key(run: Run) -> str:
+    counts = {d: {g: cell["n"] for g, cell in groups.items()} for d, groups in run.result["test"].items()}
+    names = [run.task, run.result["dataset"], run.result["split"], bool(run.result.get("simulated"))]
+    return json.dumps([names, shared_settings(run), counts], sort_keys=True, default=str)
+
+
+def _tell_apart(group: Group, others: Sequence[Group]) -> None:
+    """Adds to a group's title what differs from groups with the same one."""
+    keys = [k for k in group.facts if any(other.facts.get(k) != group.facts[k] for other in others)]
+    if keys:
+        group.title += "".join(f", {key}={short(group.facts[key])}" for key in keys)
+    elif others:
+        n = sum(group.n(domain, name) for domain, names in group.cells.items() for name in names[:1])
+        group.title += f", {n:,} test instances"
+
+
+def label_runs(runs: Sequence[Run]) -> list[str]:
+    """Returns what tables call each of the runs of a group: the model, and the settings that are not the usual ones.
+
+    The usual value of a setting is the default, or the most frequent one if no run has the default. Seeds are
+    repetitions of one label.
+    """
+    texts: list[str] = []
+    for run in runs:
+        same = [other for other in runs if other.model == run.model]
+        own = [key for key in differing(same) if text_of(run.value(key)) != _usual(key, same)]
+        told = [f"{key}={short(run.value(key))}" for key in own[:IN_A_LABEL]]
+        if len(own) > IN_A_LABEL:
+            told.append(f"{len(own) - IN_A_LABEL} more")
+        texts.append(f"{run.model} ({', '.join(told)})" if told else run.model)
+    # What was shortened away may be what tells two apart.
+    numbers: dict[str, dict[str, int]] = {}
+    for text, run in zip(texts, runs, strict=True):
+        seen = numbers.setdefault(text, {})
+        seen.setdefault(_identity(run, runs), len(seen) + 1)
+    return [
+        f"{text} #{numbers[text][_identity(run, runs)]}" if len(numbers[text]) > 1 else text
+        for text, run in zip(texts, runs, strict=True)
+    ]
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """Returns the settings that are not the same in all runs; no run-time ones, and not the seed."""
+    keys = dict.fromkeys(key for run in runs for key in run.settings)
+    passed = RUNTIME_KEYS | {"seed", "model"}
+    return [key for key in keys if key not in passed and len({text_of(run.value(key)) for run in runs}) > 1]
+
+
+def _identity(run: Run, runs: Sequence[Run]) -> str:
+    same = [other for other in runs if other.model == run.model]
+    return json.dumps([text_of(run.value(key)) for key in differing(same)])
+
+
+def _usual(key: str, runs: Sequence[Run]) -> str:
+    counts = Counter(text_of(run.value(key)) for run in runs)
+    default = text_of(runs[0].defaults().get(key))
+    return default if default in counts else counts.most_common(1)[0][0]
+
+
+def _notes(group: Group) -> list[str]:
+    """What is said of runs, with whom it is said of."""
+    said: dict[str, list[str]] = {}
+    for label, runs in group.members.items():
+        for run in runs:
+            for note in run.notes:
+                said.setdefault(note, []).append(label)
+            if missing := sorted(set(run.defaults()) - set(run.settings) - RUNTIME_KEYS):
+                text = (
+                    f"Older than the settings {', '.join(missing)}, which are taken to be today's defaults."
+                )
+                said.setdefault(text, []).append(label)
+    notes = []
+    for note, labels in said.items():
+        counts = Counter(labels)
+        everyone = sum(counts.values()) == len(group.runs)
+        who = "; ".join(f"{label}: {_runs(n)}" for label, n in counts.items())
+        notes.append(note if everyone else f"{note} ({who})")
+    return notes
+
+
+def _runs(n: int) -> str:
+    return "1 run" if n == 1 else f"{n} runs"
+
+
+@functools.cache
+def default_settings(model: str, dataset: str, task: str) -> Mapping[str, Any]:
+    """Returns the settings of a run that is given none; {} if this model or dataset isn't known here."""
+    try:
+        return CDRConfig(model, dataset, config_dict={"task": task}).to_dict()
+    except Exception:  # of whatever kind another package's model raises: it is only wanted for comparison
+        return {}
+
+
+# -- settings as text -----------------------------------------------------------------------------------------------
+
+
+def text_of(value: Any) -> str:
+    """Returns a setting's value on one line; equal values give equal text."""
+    if isinstance(value, str):
+        return value
+    return "-" if value is None else json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+
+
+def short(value: Any, letters: int = 28) -> str:
+    """Returns the text of a value, or its beginning."""
+    text = text_of(value)
+    return text if len(text) <= letters else text[: letters - 1] + "…"
+
+
+def _as_argument(value: Any) -> str:
+    """The text that is read as this value."""
+    if isinstance(value, str):
+        return value if parse_value(value) == value else json.dumps(value, ensure_ascii=False)
+    return "None" if value is None else str(value) if isinstance(value, bool) else json.dumps(value)
