@@ -151,7 +151,7 @@ def read_instances(folder: str | Path, name: str = "instances") -> pd.DataFrame:
             return pd.read_parquet(path)
         # Names are text, also those that look like numbers or like what pandas takes for a gap.
         names = dict.fromkeys(("part", "user", "domain", "target", "item"), str)
-        return pd.read_csv(path, dtype=names, keep_default_na=False, float_precision="round_trip")
+        return pd.read_csv(path, dtype=names, keep_default_na=False)
     except ImportError as error:
         raise CDRError(
             f"reading {path} takes pyarrow: pip install 'recbole_cdr_ext[parquet]' (or pip install pyarrow)."

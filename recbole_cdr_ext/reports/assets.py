@@ -22,7 +22,9 @@ th, td { padding: .28rem .65rem; text-align: right; white-space: nowrap; border-
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
 thead th { background: var(--soft) !important; border-bottom-color: #b3bcc6; }
 th.span { text-align: center; border-left: 1px solid var(--line); }
-td.text { text-align: left; white-space: normal; min-width: 8rem; overflow-wrap: anywhere; }
+th.text, td.text { text-align: left; }
+td.text, tbody td:first-child { white-space: normal; max-width: 26rem; overflow-wrap: break-word; }
+tbody td:first-child { max-width: 17rem; }
 tbody tr:hover > * { background: #eef4fa; }
 td sup { position: absolute; line-height: 1; }
 tr.floor { font-style: italic; color: var(--grey); }

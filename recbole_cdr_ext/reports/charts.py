@@ -77,7 +77,7 @@ def _curves(group: Group, looks: Mapping[str, int]) -> Figure:
                 }
             )  # fmt: skip
             shown = True
-    x = {"title": {"text": "epoch, counted over all phases"}}
+    x = {"title": {"text": "epoch, counted over all phases", "standoff": 6}}
     y = {"title": {"text": plain(spelt(metric.lower()))}}
     return {"data": traces, "layout": _layout("Validation while training", x, y)}
 
@@ -103,7 +103,7 @@ def _layout(title: str, x: dict, y: dict, **more: Any) -> dict[str, Any]:
         "title": {"text": title, "font": {"size": 15}, "x": 0, "xref": "paper"},
         "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#1b2733"},
         "paper_bgcolor": "#fff", "plot_bgcolor": "#fff", "margin": {"t": 50, "r": 10, "b": 40, "l": 50},
-        "legend": {"orientation": "h", "y": -0.22, "yanchor": "top"}, "hovermode": "closest",
+        "legend": {"orientation": "h", "y": -0.25, "yanchor": "top"}, "hovermode": "closest",
         "xaxis": {**grid, "showgrid": False, **x}, "yaxis": {**grid, **y}, **more,
     }  # fmt: skip
 

@@ -31,6 +31,7 @@ SHARED_KEYS: Mapping[str, tuple[str, ...]] = {
 }
 # Caps on time are settings of a machine, but change what a command gives.
 CAPS = {"max_seconds", "max_processor_seconds"}
+UNKNOWN, OLDER = "?", "older version"
 IN_A_LABEL = 3  # settings; more than that say less than a number does
 
 
@@ -44,10 +45,12 @@ class Run:
 
     Attributes:
         result: what ``result.json`` holds, checked as far as it is read.
+        unknown: settings that the run is older than, and that cannot be told (:func:`find_unknown`).
     """
 
     folder: Path
     result: Mapping[str, Any]
+    unknown: set[str] = field(default_factory=set, compare=False)
 
     @property
     def name(self) -> str:
@@ -96,7 +99,9 @@ class Run:
         return read_instances(self.folder)
 
     def value(self, key: str) -> Any:
-        """A setting; today's default if the run is older than the setting."""
+        """A setting; if the run is older than the setting, today's default, or UNKNOWN."""
+        if key in self.unknown:
+            return UNKNOWN
         return self.settings[key] if key in self.settings else self.defaults().get(key)
 
     def defaults(self) -> Mapping[str, Any]:
@@ -329,6 +334,7 @@ def grouped(runs: Iterable[Run]) -> tuple[list[Group], list[tuple[Path, str]]]:
     groups, repeated = [], []
     for members in together.values():
         first, facts = members[0].result, shared_settings(members[0])
+        find_unknown(members)
         labelled: dict[str, list[Run]] = {}
         labels = label_runs(members)
         for label, run in sorted(zip(labels, members, strict=True), key=lambda pair: (pair[0], pair[1].seed)):
@@ -350,8 +356,9 @@ def grouped(runs: Iterable[Run]) -> tuple[list[Group], list[tuple[Path, str]]]:
         group.notes += _notes(group)
         groups.append(group)
     groups.sort(key=lambda group: (group.task, group.title))
-    for group in groups:
-        _tell_apart(group, [other for other in groups if other.title == group.title and other is not group])
+    titles = [_title(group, [other for other in groups if other is not group]) for group in groups]
+    for group, title in zip(groups, titles, strict=True):
+        group.title = title
     return groups, repeated
 
 
@@ -372,14 +379,15 @@ def _key(run: Run) -> str:
     return json.dumps([names, shared_settings(run), counts], sort_keys=True, default=str)
 
 
-def _tell_apart(group: Group, others: Sequence[Group]) -> None:
-    """Adds to a group's title what differs from groups with the same one."""
+def _title(group: Group, groups: Sequence[Group]) -> str:
+    """A group's title, with what differs from the groups of the same dataset and split."""
+    others = [other for other in groups if (other.task, other.title) == (group.task, group.title)]
     keys = [k for k in group.facts if any(other.facts.get(k) != group.facts[k] for other in others)]
-    if keys:
-        group.title += "".join(f", {key}={short(group.facts[key])}" for key in keys)
-    elif others:
-        n = sum(group.n(domain, name) for domain, names in group.cells.items() for name in names[:1])
-        group.title += f", {n:,} test instances"
+    told = [f"{key}={short(group.facts[key])}" for key in keys]
+    if others and not keys:
+        n = sum(group.n(domain, names[0]) for domain, names in group.cells.items())
+        told = [f"{n:,} test instances"]
+    return ", ".join([group.title, *told])
 
 
 def label_runs(runs: Sequence[Run]) -> list[str]:
@@ -392,9 +400,12 @@ def label_runs(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         same = [other for other in runs if other.model == run.model]
         own = [key for key in differing(same) if text_of(run.value(key)) != _usual(key, same)]
-        told = [f"{key}={short(run.value(key))}" for key in own[:IN_A_LABEL]]
-        if len(own) > IN_A_LABEL:
-            told.append(f"{len(own) - IN_A_LABEL} more")
+        known = [key for key in own if key not in run.unknown]
+        # One word for all that a version did not have yet.
+        told = [OLDER] * (len(known) < len(own))
+        told += [f"{key}={short(run.value(key))}" for key in known[:IN_A_LABEL]]
+        if len(known) > IN_A_LABEL:
+            told.append(f"{len(known) - IN_A_LABEL} more")
         texts.append(f"{run.model} ({', '.join(told)})" if told else run.model)
     # What was shortened away may be what tells two apart.
     numbers: dict[str, dict[str, int]] = {}
@@ -405,6 +416,25 @@ def label_runs(runs: Sequence[Run]) -> list[str]:
         f"{text} #{numbers[text][_identity(run, runs)]}" if len(numbers[text]) > 1 else text
         for text, run in zip(texts, runs, strict=True)
     ]
+
+
+def find_unknown(runs: Iterable[Run]) -> None:
+    """Finds the settings that runs are older than and that today's defaults can't stand for.
+
+    A new setting's default is what was done before, as a rule. Where a run of the same model has another value than
+    today's default, that can't be relied on, and the older run is no repetition of either.
+    """
+    of_model: dict[str, list[Run]] = {}
+    for run in runs:
+        of_model.setdefault(run.model, []).append(run)
+    for same in of_model.values():
+        for key in dict.fromkeys(key for run in same for key in run.settings if key not in RUNTIME_KEYS):
+            older = [run for run in same if key not in run.settings]
+            if older and any(
+                run.settings.get(key, run.defaults().get(key)) != run.defaults().get(key) for run in same
+            ):
+                for run in older:
+                    run.unknown.add(key)
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
@@ -420,9 +450,16 @@ def _identity(run: Run, runs: Sequence[Run]) -> str:
 
 
 def _usual(key: str, runs: Sequence[Run]) -> str:
-    counts = Counter(text_of(run.value(key)) for run in runs)
+    counts = Counter(text_of(run.value(key)) for run in runs if key not in run.unknown)
     default = text_of(runs[0].defaults().get(key))
     return default if default in counts else counts.most_common(1)[0][0]
+
+
+_TAKEN = "Made by a version without the settings {}: here, and in the commands, these are today's defaults."
+_UNKNOWN = (
+    "Made by an older version without the settings {}, which other runs have at other values than today's defaults: "
+    "they are taken to be runs of something else."
+)
 
 
 def _notes(group: Group) -> list[str]:
@@ -432,11 +469,10 @@ def _notes(group: Group) -> list[str]:
         for run in runs:
             for note in run.notes:
                 said.setdefault(note, []).append(label)
-            if missing := sorted(set(run.defaults()) - set(run.settings) - RUNTIME_KEYS):
-                text = (
-                    f"Older than the settings {', '.join(missing)}, which are taken to be today's defaults."
-                )
-                said.setdefault(text, []).append(label)
+            missing = set(run.defaults()) - set(run.settings) - RUNTIME_KEYS
+            for text, keys in ((_TAKEN, missing - run.unknown), (_UNKNOWN, run.unknown)):
+                if keys:
+                    said.setdefault(text.format(", ".join(sorted(keys))), []).append(label)
     notes = []
     for note, labels in said.items():
         counts = Counter(labels)

@@ -187,13 +187,15 @@ def _cell(cell: Cell) -> Markup:
     return tag("td", tag("span", mean, class_=kind), spread, mark, data_value=repr(cell.spread.mean))
 
 
-def _head(text: str, column: int, first: str = "ascending") -> Markup:
-    return tag("th", tag("button", text, type="button"), scope="col", data_column=column, data_first=first)
+def _head(text: str, column: int, first: str = "ascending", kind: str | None = None) -> Markup:
+    button = tag("button", text, type="button")
+    return tag("th", button, scope="col", data_column=column, data_first=first, class_=kind)
 
 
 def _plain_table(rows: Sequence[Mapping[str, object]], what: str) -> Markup:
     """A sortable table of texts and numbers; a cell is a value, or (shown, to sort by)."""
-    heads = [_head(name, i) for i, name in enumerate(rows[0])]
+    texts = {name for name, value in rows[0].items() if isinstance(value, str)}
+    heads = [_head(name, i, kind="text" if name in texts else None) for i, name in enumerate(rows[0])]
     lines = []
     for row in rows:
         cells = []
@@ -258,8 +260,7 @@ def _settings(group: Group) -> Markup:
     rows = []
     for key in differing(list(first.values())):
         texts = {
-            label: short(run.value(key), 60) if key in run.settings or key in run.defaults() else ""
-            for label, run in first.items()
+            label: short(run.settings[key], 60) if key in run.settings else "" for label, run in first.items()
         }
         if len({text for text in texts.values() if text}) > 1:
             rows.append({"setting": key, **texts})
