@@ -341,6 +341,7 @@ def test_latex_of_ordinary_runs(tmp_path):
     assert r"\textbf{" in text and r"\underline{" in text
     assert r"$^{\downarrow \downarrow }$" in text
     assert _tex("é → 漢_50%") == r"e $\rightarrow$ ?\_50\%"
+    assert _tex("[a]*") == "{[}a{]}{*}"  # or they would belong to the row break before them
 
 
 def test_markdown_has_as_many_cells_as_heads(tmp_path):
