@@ -317,7 +317,8 @@ def warnings_of(group: Group) -> list[str]:
 _TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': "''", "[": "{[}", "]": "{]}", "*": "{*}", "±": r"$\pm$", "–": "--", "…": r"\ldots{}", "→": r"$\rightarrow$",
+    "|": r"\textbar{}", '"': "''", "[": "{[}", "]": "{]}", "*": "{*}",
+    "±": r"$\pm$", "–": "--", "…": r"\ldots{}", "→": r"$\rightarrow$",
     FALLBACK: r"$^{\dagger}$", CAPPED: r"$^{\ddagger}$", WORSE: r"$\downarrow$",
 }  # fmt: skip
 
