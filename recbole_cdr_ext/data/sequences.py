@@ -6,7 +6,7 @@ need not be encoded one by one. A batch then holds sequences, and every position
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 
 import numpy as np
@@ -218,3 +218,21 @@ class EpochBatches:
     def __iter__(self) -> Iterator[Interaction]:
         for part in self._parts:
             yield self._make(*part)
+
+
+def shuffled_windows(
+    sequences: Sequence[TrainingSequences],
+    size: int,
+    rng: np.random.Generator,
+    make: Callable[[int, np.ndarray], Interaction] | None = None,
+) -> EpochBatches:
+    """Returns all windows of several kinds of sequences in batches of one kind and about ``size`` targets, shuffled.
+
+    Args:
+        make: turns a kind and some of its windows into a batch; None: :meth:`TrainingSequences.batch`.
+    """
+    parts = [(tag, windows) for tag, held in enumerate(sequences) for windows in held.parts(size, rng)]
+    return EpochBatches(
+        [parts[place] for place in rng.permutation(len(parts))],
+        make or (lambda tag, windows: sequences[tag].batch(windows, tag)),
+    )

@@ -12,7 +12,13 @@ from recbole.utils import InputType
 from torch import nn
 
 from recbole_cdr_ext.data.instances import Batch
-from recbole_cdr_ext.data.sequences import EpochBatches, SequenceBatch, TrainingSequences, first_of_token
+from recbole_cdr_ext.data.sequences import (
+    EpochBatches,
+    SequenceBatch,
+    TrainingSequences,
+    first_of_token,
+    shuffled_windows,
+)
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
 from recbole_cdr_ext.model.layers import left_aligned
@@ -123,12 +129,7 @@ class SequenceDotBaseline(SequentialBaseline):
 
     def sequence_batches(self, rng: np.random.Generator) -> EpochBatches:
         """Returns the training sequences in batches of one space and about ``train_batch_size`` targets each."""
-        size = int(self.config["train_batch_size"])
-        parts = [(k, rows) for k, held in enumerate(self.sequences_of) for rows in held.parts(size, rng)]
-        return EpochBatches(
-            [parts[place] for place in rng.permutation(len(parts))],
-            lambda index, rows: self.sequences_of[index].batch(rows, index),
-        )
+        return shuffled_windows(self.sequences_of, int(self.config["train_batch_size"]), rng)
 
     def sequence_loss(self, batch: SequenceBatch) -> torch.Tensor:
         """Softmax cross-entropy, mean over all positions: over the items of the space, or of the target's domain."""

@@ -158,6 +158,40 @@ class GraphEncoder(nn.Module):
         return hidden, self.made.gaussian(*last(self.dropout(x), there, back))
 
 
+class Nodes(NamedTuple):
+    """The users, or the items, of one domain: the outputs of the layers before the last (n, d), and the last one."""
+
+    hidden: list[torch.Tensor]
+    last: Gaussian
+
+    def at(self, rows: torch.Tensor, training: bool) -> torch.Tensor:
+        """The vectors at ``rows``, any shape: (..., L·d)."""
+        flat = rows.reshape(-1)
+        parts = [h.index_select(0, flat).view(*rows.shape, h.shape[1]) for h in self.hidden]
+        return torch.cat([*parts, sampled(self.last, rows, training)], -1)
+
+    def means(self) -> torch.Tensor:
+        """All vectors without noise, (n, L·d)."""
+        return torch.cat([*self.hidden, self.last.mean], 1)
+
+
+class DomainEncoder(nn.Module):
+    """The tables of one domain, and an encoder for each side of its graph."""
+
+    def __init__(self, graph: DomainGraph, made: GaussianLayers):
+        super().__init__()
+        self._graph = graph
+        self.user_table = embedding(len(graph.members), made.d)
+        self.item_table = embedding(graph.n_items, made.d)
+        self.users, self.items = GraphEncoder(made), GraphEncoder(made)
+
+    def forward(self) -> tuple[Nodes, Nodes]:
+        """The members, and the items, of the graph."""
+        graph = self._graph
+        users = Nodes(*self.users(self.user_table, graph.to_items, graph.to_users))
+        return users, Nodes(*self.items(self.item_table, graph.to_users, graph.to_items))
+
+
 class EdgeRows(NamedTuple):
     """The rows of a batch that lie in one domain: users (B,), items (B,) and (B, n) counted from the domain's first."""
 

@@ -47,6 +47,7 @@ from recbole_cdr_ext.data.sequences import (
     TrainingSequences,
     behind_the_others,
     first_of_token,
+    shuffled_windows,
 )
 from recbole_cdr_ext.data.split import Split
 from recbole_cdr_ext.errors import CDRError
@@ -230,12 +231,7 @@ class C2DSR(CrossDomainRecommender):
 
     def sequence_batches(self, rng: np.random.Generator) -> EpochBatches:
         """Returns the training sequences in batches of about ``train_batch_size`` targets."""
-        size = int(self.config["train_batch_size"])
-        parts = [(k, rows) for k, held in enumerate(self.sequences) for rows in held.parts(size, rng)]
-        return EpochBatches(
-            [parts[place] for place in rng.permutation(len(parts))],
-            lambda index, rows: self.sequences[index].batch(rows, index),
-        )
+        return shuffled_windows(self.sequences, int(self.config["train_batch_size"]), rng)
 
     def sequence_loss(self, batch: SequenceBatch) -> Terms:
         """The objective over all positions of a batch of sequences; a domain's terms are means over its positions.

@@ -40,37 +40,17 @@ from torch import nn
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.graph.variational import (
-    DomainGraph,
-    GaussianLayers,
-    GraphEncoder,
+    DomainEncoder,
+    Nodes,
     PairwiseGraphModel,
     Tables,
     binary_loss,
-    embedding,
     mean_or_zero,
-    sampled,
 )
 from recbole_cdr_ext.model.layers import Gaussian, kl, mlp
 
 CHOICES = {"warm_score": ("cross", "own", "mean"), "contrastive": ("hinge", "bce")}
 S_CAP = 0.4
-
-
-class Nodes(NamedTuple):
-    """The users, or the items, of one domain: the outputs of the layers before the last (n, d), and the last one."""
-
-    hidden: list[torch.Tensor]
-    last: Gaussian
-
-    def at(self, rows: torch.Tensor, training: bool) -> torch.Tensor:
-        """The vectors at ``rows``, any shape: (..., L·d)."""
-        flat = rows.reshape(-1)
-        parts = [h.index_select(0, flat).view(*rows.shape, h.shape[1]) for h in self.hidden]
-        return torch.cat([*parts, sampled(self.last, rows, training)], -1)
-
-    def means(self) -> torch.Tensor:
-        """All vectors without noise, (n, L·d)."""
-        return torch.cat([*self.hidden, self.last.mean], 1)
 
 
 class Terms(NamedTuple):
@@ -97,7 +77,7 @@ class CDRIB(PairwiseGraphModel):
         self.hinge, self.warm_score = config["contrastive"] == "hinge", config["warm_score"]
         self.official_prior = bool(config["official_prior"])
         made = self.encoder(S_CAP if config["deviation"] == "published" else None)
-        self.encoders = nn.ModuleList(_Domain(graph, made) for graph in self.graphs)
+        self.encoders = nn.ModuleList(DomainEncoder(graph, made) for graph in self.graphs)
         self.critic = mlp(2 * made.n_layers * made.d, made.d, 100, 1)
         prior = made.gaussian(torch.zeros(made.d), torch.ones(made.d))
         self.register_buffer("prior_logvar", prior.logvar, persistent=False)
@@ -188,23 +168,6 @@ class CDRIB(PairwiseGraphModel):
             weight = torch.where(has_own & has_other, share, has_own.float()).unsqueeze(1)
             users.append(weight * spread[k] + (1 - weight) * spread[1 - k])
         return users, [i.means() for _, i in made]
-
-
-class _Domain(nn.Module):
-    """The encoders of one domain."""
-
-    def __init__(self, graph: DomainGraph, made: GaussianLayers):
-        super().__init__()
-        self._graph = graph
-        self.user_table = embedding(len(graph.members), made.d)
-        self.item_table = embedding(graph.n_items, made.d)
-        self.users, self.items = GraphEncoder(made), GraphEncoder(made)
-
-    def forward(self) -> tuple[Nodes, Nodes]:
-        """The members, and the items."""
-        graph = self._graph
-        users = Nodes(*self.users(self.user_table, graph.to_items, graph.to_users))
-        return users, Nodes(*self.items(self.item_table, graph.to_users, graph.to_items))
 
 
 def another(rows: torch.Tensor, count: int) -> torch.Tensor:

@@ -40,6 +40,7 @@ from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.abstract import Phase
 from recbole_cdr_ext.model.graph.variational import (
+    DomainEncoder,
     DomainGraph,
     GaussianLayers,
     GraphEncoder,
@@ -73,7 +74,7 @@ class DisenCDR(PairwiseGraphModel):
         self.warmup_epochs = int(config["warmup_epochs"])
         self.official_noise = bool(config["official_noise"])
         made = self.encoder()
-        self.specific = nn.ModuleList(_Specific(graph, made) for graph in self.graphs)
+        self.specific = nn.ModuleList(DomainEncoder(graph, made) for graph in self.graphs)
         self.auxiliary = nn.ModuleList(GraphEncoder(made) for _ in self.graphs)
         self.shared = _Shared(self.graphs, made)
         prior = made.gaussian(torch.zeros(made.d), torch.ones(made.d))
@@ -106,13 +107,13 @@ class DisenCDR(PairwiseGraphModel):
 
     def warmup_loss(self, batch: Interaction) -> Terms:
         """BCE of the specific parts' own scores, and their KL."""
-        own = [part() for part in self.specific]
+        own = self.own()
         zero = own[0][0].mean.new_zeros(())
         return Terms(self._bce(batch, own, None), self._specific_kl(own), zero, zero)
 
     def calculate_loss(self, interaction: Interaction) -> Terms:
         """The loss of a batch of pairs; everything is propagated once, and the KL are over all nodes."""
-        own, q = [part() for part in self.specific], self.shared()
+        own, q = self.own(), self.shared()
         alignment = q.mean.new_zeros(())
         for k, graph in enumerate(self.graphs):
             alignment = alignment + mean_or_zero(kl(q[graph.members], self.from_one_domain(k)))
@@ -153,32 +154,18 @@ class DisenCDR(PairwiseGraphModel):
             return kl(z)
         return kl(z, Gaussian(torch.zeros_like(self.prior_logvar), self.prior_logvar))
 
+    def own(self) -> list[tuple[Gaussian, Gaussian]]:
+        """z_u^k over the members (m_k, d) and z_i^k over the items (n_k, d), by domain."""
+        return [(users.last, items.last) for users, items in (part() for part in self.specific)]
+
     # -- inference --------------------------------------------------------------------------------------------------
 
     def vectors(self) -> Tables:
         """z^S + z^k of users with edges in k, z^S of the others (zero without any edge), and z_i^k."""
         q = self.shared().mean
-        own = [(users.mean, items.mean) for users, items in (part() for part in self.specific)]
+        own = [(users.mean, items.mean) for users, items in self.own()]
         users = [q.index_add(0, graph.members, z) for graph, (z, _) in zip(self.graphs, own, strict=True)]
         return users, [items for _, items in own]
-
-
-class _Specific(nn.Module):
-    """z_u^k and z_i^k of one domain."""
-
-    def __init__(self, graph: DomainGraph, made: GaussianLayers):
-        super().__init__()
-        self._graph = graph
-        self.user_table = embedding(len(graph.members), made.d)
-        self.item_table = embedding(graph.n_items, made.d)
-        self.users, self.items = GraphEncoder(made), GraphEncoder(made)
-
-    def forward(self) -> tuple[Gaussian, Gaussian]:
-        """Gaussians over the members (m_k, d) and over the items (n_k, d)."""
-        graph = self._graph
-        _, users = self.users(self.user_table, graph.to_items, graph.to_users)
-        _, items = self.items(self.item_table, graph.to_users, graph.to_items)
-        return users, items
 
 
 class _Shared(nn.Module):

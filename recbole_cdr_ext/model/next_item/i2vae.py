@@ -40,6 +40,7 @@ from recbole_cdr_ext.data.sequences import (
     TrainingSequences,
     first_of_token,
     recalled_by_event,
+    shuffled_windows,
 )
 from recbole_cdr_ext.data.split import PARTS, Split
 from recbole_cdr_ext.errors import CDRError
@@ -381,11 +382,7 @@ class I2VAE(CrossDomainRecommender):
 
     def sequence_batches(self, rng: np.random.Generator) -> EpochBatches:
         """Returns the training sequences in batches of about ``train_batch_size`` targets."""
-        parts = self.sequences.parts(int(self.config["train_batch_size"]), rng)
-        return EpochBatches(
-            [(0, parts[i]) for i in rng.permutation(len(parts))],
-            lambda tag, rows: self.sequences.batch(rows, tag),
-        )
+        return shuffled_windows([self.sequences], int(self.config["train_batch_size"]), rng)
 
     def sequence_loss(self, batch: SequenceBatch) -> Terms:
         """The same terms over all positions of a batch of sequences, each domain's by its share of the positions."""

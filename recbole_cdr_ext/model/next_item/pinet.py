@@ -39,6 +39,7 @@ from recbole_cdr_ext.data.sequences import (
     TrainingSequences,
     behind_the_others,
     first_of_token,
+    shuffled_windows,
 )
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
@@ -171,12 +172,7 @@ class PiNet(CrossDomainRecommender):
 
     def sequence_batches(self, rng: np.random.Generator) -> EpochBatches:
         """Returns the training sequences in batches of about ``train_batch_size`` positions."""
-        size = int(self.config["train_batch_size"])
-        parts = [(k, rows) for k, held in enumerate(self.sequences) for rows in held.parts(size, rng)]
-        return EpochBatches(
-            [parts[place] for place in rng.permutation(len(parts))],
-            lambda index, rows: self.sequences[index].batch(rows, index),
-        )
+        return shuffled_windows(self.sequences, int(self.config["train_batch_size"]), rng)
 
     def sequence_loss(self, batch: SequenceBatch) -> torch.Tensor:
         """The cross-entropy of all positions: each domain's mean, summed over the domains."""

@@ -53,6 +53,7 @@ from recbole_cdr_ext.data.sequences import (
     behind_the_others,
     first_of_token,
     next_items,
+    shuffled_windows,
     with_start,
 )
 from recbole_cdr_ext.errors import CDRError
@@ -210,12 +211,10 @@ class SVAE(CrossDomainRecommender):
 
     def sequence_batches(self, rng: np.random.Generator) -> EpochBatches:
         """Returns the training sequences in batches of one source and about ``train_batch_size`` targets each."""
-        size = int(self.config["train_batch_size"])
-        parts = [
-            (tag, rows) for tag, held in enumerate(self.sources) for rows in held.sequences.parts(size, rng)
-        ]
-        return EpochBatches(
-            [parts[place] for place in rng.permutation(len(parts))],
+        return shuffled_windows(
+            [held.sequences for held in self.sources],
+            int(self.config["train_batch_size"]),
+            rng,
             lambda tag, rows: self.sources[tag].batch(rows, tag),
         )
 
