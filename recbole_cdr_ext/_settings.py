@@ -87,7 +87,12 @@ def find_config_file(name: str | Path) -> Path:
     parts = [part for part in path.parts if part != "properties"]
     wanted = Path(*parts).with_suffix(".yaml").as_posix() if parts else str(name)
     root = properties_dir()
-    known = {file.relative_to(root).as_posix(): file for file in sorted(root.rglob("*.yaml"))}
+    # The files in hyper/ are search spaces, and named as the models are.
+    known = {
+        file.relative_to(root).as_posix(): file
+        for file in sorted(root.rglob("*.yaml"))
+        if file.parent.name != "hyper"
+    }
     for relative, file in known.items():
         if relative == wanted or relative.endswith("/" + wanted):
             return file

@@ -31,6 +31,7 @@ from recbole_cdr_ext._settings import (
 from recbole_cdr_ext.analysis.options import OPTIONS
 from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.paths import model_property_file, properties_dir
+from recbole_cdr_ext.tuning.options import OPTIONS as TUNE_OPTIONS
 
 PROGRAM = "recbole-cdr"
 
@@ -174,6 +175,26 @@ def report(words: Sequence[str]) -> None:
     make(options)
 
 
+def tune(words: Sequence[str]) -> None:
+    """Search for the best settings of a model on a dataset, by Ray Tune.
+
+    Usage: recbole-cdr tune --model=NAME --dataset=NAME [--space=FILE] [--trials=N] [--key=value ...]
+
+    Each trial trains as `recbole-cdr run` does, with settings from the space and any other --key=value of a run, and
+    is scored by valid_metric on the validation part; the test part is not looked at. The data are loaded once. A sweep
+    that was interrupted goes on with the same command, or with --resume --out=FOLDER.
+
+    The folder of the sweep gets the best settings as a property file for `recbole-cdr run --config_files=`, a table of
+    all trials, and a page with figures. docs/tuning.md shows how spaces are written. Needs Ray:
+    pip install 'recbole_cdr_ext[tune]'.
+    """
+    given, own = parse_arguments(words), _keys("tune")
+    options = _options("tune", [f"--{key}={value}" for key, value in given.items() if key in own])
+    from recbole_cdr_ext.tuning.sweep import tune as search
+
+    search(argv=[f"--{key}={value}" for key, value in given.items() if key not in own], **options)
+
+
 def models(words: Sequence[str]) -> None:
     """List the models: what each does, what it needs, and where it was published.
 
@@ -240,7 +261,8 @@ def check(words: Sequence[str]) -> None:
 
 Command = Callable[[Sequence[str]], None]
 COMMANDS: Mapping[str, Command] = {
-    command.__name__: command for command in (run, prepare, models, datasets, analyse, report, check)
+    command.__name__: command
+    for command in (run, tune, prepare, models, datasets, analyse, report, check)
 }
 
 
@@ -277,6 +299,7 @@ _OWN: Mapping[str, tuple[Documented, ...]] = {
         Documented("title", "~", "str or None", "The page's title.", ""),
     ),
     "check": (Documented("model", "~", "str or None", "Names of models, with commas between.", ""),),
+    "tune": TUNE_OPTIONS,
     **{f"analyse {kind}": keys for kind, keys in OPTIONS.items()},
 }
 _SHARED: Mapping[str, tuple[str, ...]] = {

@@ -60,13 +60,18 @@ def ensure_data(config: CDRConfig, *, allow_simulated: bool) -> Ensured:
 
 
 def build(
-    config: CDRConfig, dataset: CrossDomainDataset | None = None, split: Split | RatingSplit | None = None
+    config: CDRConfig,
+    dataset: CrossDomainDataset | None = None,
+    split: Split | RatingSplit | None = None,
+    *,
+    staged: bool = False,
 ) -> Any:
     """Returns an untrained model with all it needs, its stages trained.
 
     Args:
         config: the settings.
         dataset, split: as :func:`load_data` returns them; loaded if not given.
+        staged: whether ``split`` holds already what the model's stages make of it.
 
     Returns:
         A :class:`NextItemExperiment` or a :class:`RatingExperiment`, by the settings' task.
@@ -78,8 +83,9 @@ def build(
     if dataset is None or split is None:
         dataset, split = load_data(config)
     model_class = config.model_class
-    _check_fit(model_class, dataset, split)
-    split = run_stages(config, dataset, split, model_class)
+    check_fit(model_class, dataset, split)
+    if not staged:
+        split = run_stages(config, dataset, split, model_class)
     dataset.split = split
     split = model_class.prepare_data(config, dataset, split)
     dataset.split = split
@@ -94,7 +100,7 @@ def build(
 # -- checks --------------------------------------------------------------------------------------------------
 
 
-def _check_fit(model_class: type[CrossDomainRecommender], dataset: CrossDomainDataset, split) -> None:
+def check_fit(model_class: type[CrossDomainRecommender], dataset: CrossDomainDataset, split) -> None:
     """Refuses data that a model cannot learn from, by what the model says of itself."""
     low, high = _DOMAINS_TAKEN.get(model_class.domains, (1, None))
     if dataset.n_domains < low or (high is not None and dataset.n_domains > high):

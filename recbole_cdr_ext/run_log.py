@@ -80,8 +80,8 @@ class _Uncoloured(logging.Formatter):
 
 
 @contextmanager
-def logging_to(path: Path, level: str | None) -> Iterator[None]:
-    """Sends the log to a file and to the console, as RecBole formats it, for as long as a run lasts.
+def logging_to(path: Path, level: str | None, *, console: bool = True) -> Iterator[None]:
+    """Sends the log to a file and, if wanted, to the console, as RecBole formats it, for as long as a run lasts.
 
     RecBole's own set-up writes to ``./log`` and cannot be taken back; here the root logger is, afterwards,
     as it was.
@@ -92,18 +92,21 @@ def logging_to(path: Path, level: str | None) -> Iterator[None]:
     text = "%(asctime)-15s %(levelname)s  %(message)s"
     file = logging.FileHandler(path, encoding="utf-8")
     file.setFormatter(_Uncoloured(text, "%a %d %b %Y %H:%M:%S"))
-    console = logging.StreamHandler()
-    console.setFormatter((logging.Formatter if sys.stderr.isatty() else _Uncoloured)(text, "%d %b %H:%M"))
-    console.addFilter(lambda record: getattr(record, "console", True))
+    handlers: list[logging.Handler] = [file]
+    if console:
+        screen = logging.StreamHandler()
+        screen.setFormatter((logging.Formatter if sys.stderr.isatty() else _Uncoloured)(text, "%d %b %H:%M"))
+        screen.addFilter(lambda record: getattr(record, "console", True))
+        handlers.append(screen)
     before = root.level
     root.setLevel(number)
-    for handler in (file, console):
+    for handler in handlers:
         handler.setLevel(number)
         root.addHandler(handler)
     try:
         yield
     finally:
         root.setLevel(before)
-        for handler in (file, console):
+        for handler in handlers:
             root.removeHandler(handler)
             handler.close()

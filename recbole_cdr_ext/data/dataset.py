@@ -242,7 +242,12 @@ class CrossDomainDataset(Dataset):
         order = np.lexsort((flat["domain"], time, sequence))
         columns = (flat["user"], flat["item"], flat["domain"], time, flat["rating"], sequence)
         self.events = Events(*(np.ascontiguousarray(c[order]) for c in columns))
-        self.inter_feat = Interaction(
+        self.inter_feat = self.interactions()
+        del self._flat
+
+    def interactions(self) -> Interaction:
+        """The events as RecBole's ``Interaction``, on their memory where the types are the same."""
+        return Interaction(
             {
                 self.uid_field: torch.from_numpy(self.events.user),
                 self.iid_field: torch.from_numpy(self.events.item),
@@ -251,7 +256,6 @@ class CrossDomainDataset(Dataset):
                 "timestamp": torch.from_numpy(self.events.time),
             }
         )
-        del self._flat
 
     @property
     def _row_index(self) -> pd.Series:

@@ -143,7 +143,8 @@ class CrossDomainTrainer(Trainer):
             verbose: whether to log a line per epoch.
             saved: whether to write checkpoints.
             show_progress: whether to show a bar per epoch.
-            callback_fn: called with (epoch, valid score) after each validation.
+            callback_fn: called with (epoch, valid score) after each validated epoch, when its checkpoint is written
+                and its entry the last of ``history``, which names the phase.
 
         Returns:
             The best validation score of the last phase and the table it came from; None where there is none.
@@ -269,8 +270,6 @@ class CrossDomainTrainer(Trainer):
             entry["valid_score"] = score
             line += self._validation_output(took, score, result, improved)
             scalars["Valid_score"] = score
-            if self.callback_fn:
-                self.callback_fn(epoch, score)
         if self.tensorboard is not None:
             self.tensorboard.add_scalars(scalars, epoch, phase.name if self._title else None)
         if self.verbose:
@@ -299,6 +298,8 @@ class CrossDomainTrainer(Trainer):
                 states["best"] = states["model"]  # stored once
             checkpoint.save(path, meta, **states)
             self._last_saved = f"{path} (phase '{phase.name}', epoch {epoch})"
+        if self.callback_fn and "valid_score" in entry:
+            self.callback_fn(epoch, entry["valid_score"])
         return finished
 
     def _averaged(self) -> AbstractContextManager[None]:

@@ -1,0 +1,1 @@
+"""Searching for settings: search spaces, trials, sweeps by Ray Tune, and what a sweep leaves to read."""
