@@ -170,8 +170,6 @@ def write_page(records: Sequence[Record], about: About, path: Path) -> None:
     Args:
         records: the trials that have ended, best first.
     """
-    from plotly.offline import get_plotlyjs
-
     sections = [
         (
             "Settings and scores",
@@ -204,7 +202,7 @@ def write_page(records: Sequence[Record], about: About, path: Path) -> None:
     content = f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(about.title)}</title>
 <link rel="icon" href="data:,">
-<style>{_STYLE}</style><script>{get_plotlyjs()}</script></head><body>
+<style>{_STYLE}</style><script>{_plotly_source()}</script></head><body>
 <h1>{html.escape(about.title)}</h1>
 <p>{html.escape(_counts(records, about))}</p>{notes}
 <p>To run the best, test part included:</p><pre>{html.escape(about.command)}</pre>
@@ -249,6 +247,12 @@ def _counts(records: Sequence[Record], about: About) -> str:
         f"{len(records)} trials: {said}. {about.how}. Of the score, {better} is better; the test part was not looked "
         f"at. recbole_cdr_ext {__version__}."
     )
+
+
+def _plotly_source() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs()
 
 
 def _drawn(figure: Any, name: str) -> str:

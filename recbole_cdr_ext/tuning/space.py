@@ -374,6 +374,7 @@ def _said(condition: Mapping[str, tuple[Any, ...]]) -> str:
 def check_space(
     space: Space,
     settings_with: Callable[[Settings], Mapping[str, Any]],
+    *,
     given: Collection[str],
     shared: Collection[str],
     known: Collection[str],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -215,7 +216,13 @@ def prepare(
 
     config = settings_with({})
     space = read_space(find_space(options["space"], name))
-    space = check_space(space, settings_with, set(given), SHARED_KEYS, set(config.final_config_dict))
+    space = check_space(
+        space,
+        lambda searched: settings_with(searched).final_config_dict,
+        given=set(given),
+        shared=SHARED_KEYS,
+        known=set(config.final_config_dict),
+    )
     # With a fixed seed, these are the same whenever they are drawn.
     plan = _plan(space, options, config)
     ran = {_stages(settings_with(searched)) for searched in space.probes(_fixed(space, config))}
@@ -371,25 +378,37 @@ def _search(sweep: Sweep) -> None:
 
     if sweep.options["ray_address"]:
         ray_tune.check_address(str(sweep.options["ray_address"]))
-    set_threads(sweep.config)
+    wanted = len(sweep.plan) or sweep.options["trials"] or DEFAULT_TRIALS
+    asked = sweep.options["trials"] or DEFAULT_TRIALS
+    few = (
+        " (there are no more different ones)"
+        if sweep.options["search"] == "random" and wanted < asked
+        else ""
+    )
+    better = "larger" if sweep.larger_is_better else "smaller"
+    print(
+        f"{sweep.config['model']} on {sweep.dataset}: {wanted} trials{few} of {', '.join(sweep.space.keys)}; the score "
+        f"is {sweep.config['valid_metric']} of the validation part, {better} is better.",
+        flush=True,
+    )
+    ray_tune.search(sweep, share(sweep), wanted)
+
+
+def share(sweep: Sweep) -> Shared:
+    """Returns what all trials share: data and split, with what the stages make of it where that is the same for all.
+
+    Raises:
+        CDRError: the data cannot be had, or are not what the model needs.
+    """
     config, model_class = sweep.config, sweep.config.model_class
+    set_threads(config)
     dataset, split = load_data(config)
     check_fit(model_class, dataset, split)
+    logging.getLogger().info(str(dataset))
     log_parts(dataset, split)
-    print(f"{config['model']} on {dataset}")
-    wanted = len(sweep.plan) or sweep.options["trials"] or DEFAULT_TRIALS
-    few = sweep.options["search"] == "random" and len(sweep.plan) < (
-        sweep.options["trials"] or DEFAULT_TRIALS
-    )
-    print(
-        f"{wanted} trials{' (there are no more different ones)' if sweep.plan and few else ''} of "
-        f"{', '.join(sweep.space.keys)}; the score is {config['valid_metric']} of the validation part, "
-        f"{'larger' if sweep.larger_is_better else 'smaller'} is better."
-    )
-    if sweep.staged and model_class.stages(config):
-        print("The model's stages are the same for all trials: they are run once, or taken from the cache.")
+    if sweep.staged:
         split = run_stages(config, dataset, split, model_class)
-    shared = Shared(
+    return Shared(
         model=sweep.model,
         name=sweep.dataset,
         settings=sweep.settings,
@@ -400,8 +419,6 @@ def _search(sweep: Sweep) -> None:
         staged=sweep.staged,
         plan=sweep.plan,
     )
-    del dataset, split
-    ray_tune.search(sweep, shared, wanted)
 
 
 def _conclude(sweep: Sweep) -> dict[str, Any]:
