@@ -121,6 +121,12 @@ def try_one(made, searched, name="0000", stop_after=None, shared=None):
     return told
 
 
+def conclude(made):
+    """Ends a sweep of which the trials have ended."""
+    sweep._begin(made)
+    return sweep._conclude(made)
+
+
 def run_best(made, model, quick, **more):
     """The validation score of a run with best.yaml alone."""
     quiet = {"show_progress": False, "tensorboard": False, "save_instances": False, "torch_threads": 1}
@@ -143,7 +149,7 @@ def test_a_trial_scores_what_a_run_scores(quick, tmp_path):
     assert told[-1]["score"] == record.score == max(scores)
 
     end_trial(made.folder, "0000")
-    found = sweep._conclude(made)
+    found = conclude(made)
     assert found["best"].score == run_best(made, ToyMLP, quick)["best_valid_score"]
 
 
@@ -151,7 +157,7 @@ def test_a_trial_that_was_cut_is_reproduced_by_its_epochs(quick, tmp_path):
     made = prepared(tmp_path, {**quick, "epochs": 6, "max_seconds": 500})
     assert len(try_one(made, {"learning_rate": 0.01}, stop_after=2)) == 2
     assert end_trial(made.folder, "0000").status == CUT
-    best = sweep._conclude(made)["best"]
+    best = conclude(made)["best"]
     text = (made.folder / sweep.BEST).read_text()
     assert "epochs: 2\n" in text and "seed: 2024\n" in text and "max_seconds" not in text
     assert best.score == run_best(made, ToyMLP, quick)["best_valid_score"]
@@ -186,7 +192,7 @@ def test_a_model_without_epochs_is_scored_once(quick, tmp_path):
     told = try_one(made, {"k": 5})
     assert len(told) == 1 and told[0]["epoch"] == 0 and 0 < told[0]["score"] < 1
     end_trial(made.folder, "0000")
-    assert sweep._conclude(made)["best"].score == run_best(made, "ItemKNN", quick)["best_valid_score"]
+    assert conclude(made)["best"].score == run_best(made, "ItemKNN", quick)["best_valid_score"]
 
 
 @pytest.mark.parametrize(
@@ -208,7 +214,7 @@ def test_a_trial_that_fails_says_why(quick, tmp_path, trouble, reason):
     assert record.status == FAILED and "\n" not in record.reason
     assert "Traceback" in (shared.folder / "0000" / "run.log").read_text()
     with pytest.raises(CDRError, match=f"Every trial failed: {reason}"):
-        sweep._conclude(made)
+        conclude(made)
     assert not (made.folder / sweep.BEST).exists()
 
 
@@ -325,7 +331,7 @@ def made_up(n, seed=0):
 
 def test_importance_finds_what_matters():
     found = page.importance(made_up(40), PARAMETERS)
-    assert list(found)[0] == "learning_rate" and found["learning_rate"][0] > 10 * abs(found["kind"][0])
+    assert next(iter(found)) == "learning_rate" and found["learning_rate"][0] > 10 * abs(found["kind"][0])
     assert page.importance(made_up(7), PARAMETERS) is None
 
 
@@ -373,7 +379,8 @@ def ray_here():
 
 
 def test_a_sweep_from_space_to_run(ray_here, quick, tmp_path, capsys):
-    space = "trouble: {choice: [none, raises, nan, memory]}\nlearning_rate: {choice: [0.01, 0.003], if: {trouble: none}}\n"
+    space = "trouble: {choice: [none, raises, nan, memory]}\n"
+    space += "learning_rate: {choice: [0.01, 0.003], if: {trouble: none}}\n"
     options = {
         "space": space_file(tmp_path, space),
         "search": "grid",

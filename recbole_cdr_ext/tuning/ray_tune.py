@@ -85,6 +85,7 @@ def _connected(options: Mapping[str, Any], use_gpu: bool) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    logging.getLogger("ray").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if options["ray_address"]:
@@ -127,7 +128,6 @@ def search(sweep: Sweep, shared: Shared, wanted: int) -> None:
     options = sweep.options
     with _connected(options, bool(sweep.machine["use_gpu"])):
         _check_resources(options)
-        logging.getLogger("ray").setLevel(logging.ERROR)
         trainable = tune.with_resources(
             tune.with_parameters(_trial, shared=shared, proposal=_Proposal.of(sweep)),
             {"cpu": options["cpus_per_trial"], "gpu": options["gpus_per_trial"]},

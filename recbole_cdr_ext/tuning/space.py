@@ -402,7 +402,7 @@ def check_space(
                 "things lie, which all trials share. Make one sweep per value."
             )
         for other in parameter.condition:
-            if other not in known:
+            if other not in known and other not in space.keys:
                 raise CDRError(
                     f"{space.source}: the condition of '{key}' names the unknown setting '{other}'."
                     f"{did_you_mean(other, known)}"
