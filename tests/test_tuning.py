@@ -127,11 +127,10 @@ def conclude(made):
     return sweep._conclude(made)
 
 
-def run_best(made, model, quick, **more):
+def score_of_run(folder, model):
     """The validation score of a run with best.yaml alone."""
     quiet = {"show_progress": False, "tensorboard": False, "save_instances": False, "torch_threads": 1}
-    best = str(made.folder / sweep.BEST)
-    return run_recbole_cdr(model, made.dataset, [best], {**quiet, **more})
+    return run_recbole_cdr(model, "toy", [str(folder / sweep.BEST)], quiet)["best_valid_score"]
 
 
 # -- a trial, without Ray --------------------------------------------------------------------------------------------
@@ -150,7 +149,7 @@ def test_a_trial_scores_what_a_run_scores(quick, tmp_path):
 
     end_trial(made.folder, "0000")
     found = conclude(made)
-    assert found["best"].score == run_best(made, ToyMLP, quick)["best_valid_score"]
+    assert found["best"].score == score_of_run(made.folder, ToyMLP)
 
 
 def test_a_trial_that_was_cut_is_reproduced_by_its_epochs(quick, tmp_path):
@@ -160,7 +159,7 @@ def test_a_trial_that_was_cut_is_reproduced_by_its_epochs(quick, tmp_path):
     best = conclude(made)["best"]
     text = (made.folder / sweep.BEST).read_text()
     assert "epochs: 2\n" in text and "seed: 2024\n" in text and "max_seconds" not in text
-    assert best.score == run_best(made, ToyMLP, quick)["best_valid_score"]
+    assert best.score == score_of_run(made.folder, ToyMLP)
 
 
 def test_a_killed_trial_goes_on_to_what_it_would_have_been(quick, tmp_path):
@@ -192,7 +191,7 @@ def test_a_model_without_epochs_is_scored_once(quick, tmp_path):
     told = try_one(made, {"k": 5})
     assert len(told) == 1 and told[0]["epoch"] == 0 and 0 < told[0]["score"] < 1
     end_trial(made.folder, "0000")
-    assert conclude(made)["best"].score == run_best(made, "ItemKNN", quick)["best_valid_score"]
+    assert conclude(made)["best"].score == score_of_run(made.folder, "ItemKNN")
 
 
 @pytest.mark.parametrize(
@@ -370,12 +369,8 @@ def ray_here():
     """One Ray for all tests of this file."""
     from recbole_cdr_ext.tuning import ray_tune
 
-    ray_tune.ray.init(
-        address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False,
-        _node_ip_address="127.0.0.1", object_store_memory=2**28,
-    )  # fmt: skip
-    yield ray_tune.ray
-    ray_tune.ray.shutdown()
+    with ray_tune._connected({**DEFAULTS, "jobs": 2}, use_gpu=False):
+        yield ray_tune.ray
 
 
 def test_a_sweep_from_space_to_run(ray_here, quick, tmp_path, capsys):
@@ -400,8 +395,7 @@ def test_a_sweep_from_space_to_run(ray_here, quick, tmp_path, capsys):
     assert all((found["folder"] / name).exists() for name in found["files"])
     out = capsys.readouterr().out
     assert "failed: ValueError: this one raises" in out and found["command"] in out
-    made = prepared(tmp_path, quick, Troubled, space, **options | {"space": options["space"]})
-    assert found["best"].score == run_best(made, Troubled, quick)["best_valid_score"]
+    assert found["best"].score == score_of_run(found["folder"], Troubled)
 
     # The same command again does nothing but say so.
     again = tune(Troubled, "toy", config_dict=quick, **options)
@@ -474,7 +468,7 @@ def test_a_killed_driver_goes_on_and_repeats_nothing(tmp_path, again):
 
 @pytest.mark.slow
 def test_a_killed_worker_goes_on_after_its_last_epoch(ray_here, quick, tmp_path):
-    class Suicidal(ToyMLP):
+    class KilledOnce(ToyMLP):
         """Kills its process once, in its third epoch."""
 
         def start_epoch(self, phase, epoch):
@@ -484,7 +478,7 @@ def test_a_killed_worker_goes_on_after_its_last_epoch(ray_here, quick, tmp_path)
                 os.kill(os.getpid(), signal.SIGKILL)
 
     found = tune(
-        Suicidal, "toy", config_dict=quick, space=space_file(tmp_path), search="grid", out=str(tmp_path / "sweep"),
+        KilledOnce, "toy", config_dict=quick, space=space_file(tmp_path), search="grid", out=str(tmp_path / "sweep"),
         jobs=1, scheduler="none",
     )  # fmt: skip
     assert (tmp_path / "killed").exists() and [r.status for r in found["trials"]] == [FINISHED] * 2

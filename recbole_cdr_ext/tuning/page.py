@@ -21,8 +21,9 @@ FEWEST_TRIALS = 8  # from which importance says anything
 HOW_IMPORTANCE = (
     "Permutation importance: a random forest (300 trees, scikit-learn) learns the scores from the settings; a "
     "setting's importance is by how much the forest's R² on the same trials falls when that setting's values are "
-    "shuffled among the trials (mean and standard deviation of 30 shufflings). A setting that a condition left out counts as a value "
-    "of its own. With few trials this is a hint, and trials that were cut enter with the score they had then."
+    "shuffled among the trials (mean and standard deviation of 30 shufflings). A setting that a condition left out "
+    "counts as a value of its own. With few trials this is a hint, and trials that were cut enter with the score they "
+    "had then."
 )
 
 

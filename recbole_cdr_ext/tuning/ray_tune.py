@@ -93,15 +93,16 @@ def _connected(options: Mapping[str, Any], use_gpu: bool) -> Iterator[None]:
         else:
             processors = len(os.sched_getaffinity(0))
             asked = math.ceil((options["jobs"] or 1) * options["cpus_per_trial"])
-            ray.init(
-                address="local",
-                num_cpus=max(processors, asked),
-                num_gpus=None if use_gpu else 0,
-                include_dashboard=bool(options["dashboard"]),
-                dashboard_host="127.0.0.1",
-                _node_ip_address="127.0.0.1",
-                **quiet,
-            )
+            with _import_path():
+                ray.init(
+                    address="local",
+                    num_cpus=max(processors, asked),
+                    num_gpus=None if use_gpu else 0,
+                    include_dashboard=bool(options["dashboard"]),
+                    dashboard_host="127.0.0.1",
+                    _node_ip_address="127.0.0.1",
+                    **quiet,
+                )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise CDRError(f"Ray could not be started or joined: {' '.join(str(error).split())}") from error
     try:
@@ -110,6 +111,20 @@ def _connected(options: Mapping[str, Any], use_gpu: bool) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _import_path() -> Iterator[None]:
+    """Has processes that are started meanwhile find what this one can import, a checkout or a user's own model."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(str(Path(place).absolute()) for place in sys.path)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def _check_resources(options: Mapping[str, Any]) -> None:
@@ -338,6 +353,11 @@ class Watch(Callback):
         if "failed" in result:
             trial.max_failures = 0
 
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Has Ray start a trial once more at most that could not even begin, for what is no killed process."""
+        if not _process_died(_error_text(trial)):
+            trial.max_failures = 0
+
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Notes a trial that has ended by itself, or was ended by the scheduler."""
         self._end(trial)
@@ -370,13 +390,23 @@ class Watch(Callback):
 
 def _reason(trial: Trial) -> str:
     """Why Ray gave a trial up that has noted no reason itself."""
-    try:
-        text = Path(trial.error_file or "").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
+    text = _error_text(trial)
     if "OutOfMemoryError" in text:
         return "out of memory: the machine had none left, and Ray ended the trial's process"
-    if "ActorDied" in text or "ActorUnavailable" in text or "died unexpectedly" in text:
+    if _process_died(text):
         return f"its process died {RESTARTS + 1} times (killed, out of memory, or a crash outside of Python)"
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1].strip() if lines else "Ray gave it up"
+
+
+def _process_died(text: str) -> bool:
+    return any(sign in text for sign in ("ActorDied", "ActorUnavailable", "died unexpectedly", "actor died"))
+
+
+def _error_text(trial: Trial) -> str:
+    """What Ray has noted of a trial's last failure."""
+    try:
+        text = Path(trial.error_file or "").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    return text[text.rfind("Failure #") :]
