@@ -61,6 +61,17 @@ class Troubled(ToyMLP):
         return loss * float("nan") if self.trouble == "nan" else loss
 
 
+class KilledOnce(ToyMLP):
+    """Kills its process once, in its third epoch."""
+
+    def start_epoch(self, phase, epoch):
+        """Does it where no mark says that it was done."""
+        mark = Path(self.config["cache_dir"]).parent / "killed"
+        if epoch == 2 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 class TwoSteps(ToyMLP):
     """Learns in two phases, of which the first has a score of its own."""
 
@@ -468,15 +479,6 @@ def test_a_killed_driver_goes_on_and_repeats_nothing(tmp_path, again):
 
 @pytest.mark.slow
 def test_a_killed_worker_goes_on_after_its_last_epoch(ray_here, quick, tmp_path):
-    class KilledOnce(ToyMLP):
-        """Kills its process once, in its third epoch."""
-
-        def start_epoch(self, phase, epoch):
-            mark = Path(self.config["cache_dir"]).parent / "killed"
-            if epoch == 2 and not mark.exists():
-                mark.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-
     found = tune(
         KilledOnce, "toy", config_dict=quick, space=space_file(tmp_path), search="grid", out=str(tmp_path / "sweep"),
         jobs=1, scheduler="none",
