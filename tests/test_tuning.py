@@ -189,6 +189,26 @@ def test_a_killed_trial_goes_on_to_what_it_would_have_been(quick, tmp_path):
     assert (shared.folder / "killed" / "run.log").read_text() == log
 
 
+def test_a_trial_goes_on_from_another_ones_weights(quick, tmp_path):
+    made = prepared(tmp_path, quick)
+    shared = share(made)
+    try_one(made, {"learning_rate": 0.01}, "donor", stop_after=2, shared=shared)
+    told = []
+    run_trial(shared, "other", {"learning_rate": 0.003}, told.append, shared.folder / "donor")
+    assert [news["epoch"] for news in told] == [3, 4, 4]
+    other, donor = (read_record(shared.folder / name) for name in ("other", "donor"))
+    assert other.curve[:2] == donor.curve
+    assert other.schedule == [[0, {"learning_rate": 0.01}], [2, {"learning_rate": 0.003}]]
+    whole = try_one(made, {"learning_rate": 0.01}, "whole", shared=shared)
+    assert told[0] != whole[2]  # its own step size is in force
+    end_trial(made.folder, "other")
+    end_trial(made.folder, "donor")
+    conclude(made)
+    steps = made.folder / sweep.SCHEDULE
+    best = best_first([other, donor], True)[0]
+    assert steps.exists() == (best is other)
+
+
 def test_only_the_last_phase_is_told(quick, tmp_path):
     made = prepared(tmp_path, {**quick, "epochs": 3}, TwoSteps)
     told = try_one(made, {"learning_rate": 0.01})
@@ -274,13 +294,18 @@ def test_two_sweeps_in_one_folder(quick, tmp_path):
 
 
 def test_another_sweep_in_the_folder(quick, tmp_path):
-    made = prepared(tmp_path, quick)
+    made = prepared(tmp_path, quick, "BPR")
     sweep._begin(made)
-    sweep._begin(prepared(tmp_path, quick, jobs=2))  # how it runs may change
+    sweep._begin(prepared(tmp_path, quick, "BPR", jobs=2))  # how it runs may change
+    options = {**DEFAULTS, "resume": True, "out": str(made.folder)}
+    found = sweep._stored(None, None, options, None, (), None)
+    assert prepare(*found[:3], None, found[3]).identity() == {**made.identity()}
+    with pytest.raises(CDRError, match="model=Pop contradicts the sweep"):
+        sweep._stored("Pop", None, options, None, (), None)
     with pytest.raises(CDRError, match=r"holds another sweep \(settings: .*epochs.: 4.*epochs.: 5"):
-        sweep._begin(prepared(tmp_path, {**quick, "epochs": 5}))
+        sweep._begin(prepared(tmp_path, {**quick, "epochs": 5}, "BPR"))
     with pytest.raises(CDRError, match=r"holds another sweep \(space"):
-        sweep._begin(prepared(tmp_path, quick, space="learning_rate: {choice: [0.01, 0.004]}\n"))
+        sweep._begin(prepared(tmp_path, quick, "BPR", space="learning_rate: {choice: [0.01, 0.004]}\n"))
 
 
 def test_nothing_to_resume(tmp_path):

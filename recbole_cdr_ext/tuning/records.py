@@ -31,7 +31,7 @@ class Record:
         seconds: of training and validation.
         reason: why it failed.
         by_epochs: whether ``epochs`` alone gives a run that ends where this trial was cut.
-        schedule: of settings that changed on the way, [epoch, settings] from that epoch on.
+        schedule: [epochs, settings]: after so many epochs the settings became these; pbt changes them.
     """
 
     trial: str

@@ -95,12 +95,14 @@ class Sweep:
 
     def identity(self) -> dict[str, Any]:
         """What has to be the same when a sweep goes on."""
+        named = (*_HOW, "model", "dataset", "space")
         return {
             "model": self.config["model"],
             "dataset": self.dataset,
+            "folder": str(self.folder),
             "settings": _as_json(self.settings),
             "space": _as_json([asdict(parameter) for parameter in self.space.parameters]),
-            **{key: value for key, value in self.options.items() if key not in (*_HOW, "space")},
+            **{key: value for key, value in self.options.items() if key not in named},
             "torch_threads": self.machine["torch_threads"],
         }
 

@@ -172,7 +172,9 @@ def _train(shared: Shared, folder: Path, record: Record, report: Report, donor: 
     if last.exists():
         trainer.resume_checkpoint(last)
     _follow(record, trainer, phases)
-    if donor is not None or not record.schedule:
+    if donor is not None and (before_it := read_record(donor)) is not None:
+        record.schedule = before_it.schedule  # what its weights were trained with
+    if not record.schedule or record.schedule[-1][1] != record.settings:
         record.schedule.append([record.epochs, dict(record.settings)])
     started, before = perf_counter(), record.seconds
 
