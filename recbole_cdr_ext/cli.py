@@ -261,8 +261,7 @@ def check(words: Sequence[str]) -> None:
 
 Command = Callable[[Sequence[str]], None]
 COMMANDS: Mapping[str, Command] = {
-    command.__name__: command
-    for command in (run, tune, prepare, models, datasets, analyse, report, check)
+    command.__name__: command for command in (run, tune, prepare, models, datasets, analyse, report, check)
 }
 
 

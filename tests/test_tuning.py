@@ -299,7 +299,7 @@ def test_another_sweep_in_the_folder(quick, tmp_path):
     sweep._begin(prepared(tmp_path, quick, "BPR", jobs=2))  # how it runs may change
     options = {**DEFAULTS, "resume": True, "out": str(made.folder)}
     found = sweep._stored(None, None, options, None, (), None)
-    assert prepare(*found[:3], None, found[3]).identity() == {**made.identity()}
+    assert prepare(*found[:3], None, found[3]).identity() == made.identity()
     with pytest.raises(CDRError, match="model=Pop contradicts the sweep"):
         sweep._stored("Pop", None, options, None, (), None)
     with pytest.raises(CDRError, match=r"holds another sweep \(settings: .*epochs.: 4.*epochs.: 5"):

@@ -146,7 +146,7 @@ class Space:
         while len(found) < n and misses < 1000:
             # All are drawn, so that a condition does not shift what follows it.
             drawn = {parameter.key: parameter.draw(rng) for parameter in self.parameters}
-            settings = self.choose(lambda parameter, drawn=drawn: drawn[parameter.key], fixed)
+            settings = self.choose(_looked_up(drawn), fixed)
             misses = misses + 1 if repr(settings) in found else 0
             found.setdefault(repr(settings), settings)
         return list(found.values())
@@ -166,7 +166,7 @@ class Space:
         found: dict[str, Settings] = {}
         for values in itertools.product(*(parameter.listed() or [] for parameter in self.parameters)):
             row = dict(zip(self.keys, values, strict=True))
-            settings = self.choose(lambda parameter, row=row: row[parameter.key], fixed)
+            settings = self.choose(_looked_up(row), fixed)
             found.setdefault(repr(settings), settings)
         return list(found.values())
 
@@ -181,9 +181,8 @@ class Space:
             wanted = self._enabling(parameter)
             for value in parameter.extremes():
                 asked = {**wanted, parameter.key: value}
-                settings = self.choose(
-                    lambda other, asked=asked: asked.get(other.key, other.extremes()[0]), fixed
-                )
+                values = {other.key: asked.get(other.key, other.extremes()[0]) for other in self.parameters}
+                settings = self.choose(_looked_up(values), fixed)
                 if parameter.key not in settings:
                     raise CDRError(
                         f"{self.source}: the condition of '{parameter.key}' never holds: "
@@ -430,3 +429,7 @@ def check_space(
     for settings in space.probes(fixed):
         tried(settings)
     return space
+
+
+def _looked_up(values: Mapping[str, Any]) -> Callable[[Parameter], Any]:
+    return lambda parameter: values[parameter.key]
