@@ -5,12 +5,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST_ARGS ?=
+WORKERS ?= 2
 
 .PHONY: help demo test lint clean
 
 help:
 	@echo "make demo   I2VAE on ml100k_genres: prepares, trains, prints the table"
-	@echo "make test   the tests (PYTEST_ARGS=... for more of pytest's options)"
+	@echo "make test   the tests (WORKERS=2 at a time, PYTEST_ARGS=... for more of pytest's options)"
 	@echo "make lint   ruff and mypy"
 	@echo "make clean  removes the environment and everything that can be made again"
 
@@ -18,7 +19,7 @@ demo: $(INSTALLED)
 	$(BIN)/python run_recbole_cdr.py --model=I2VAE --dataset=ml100k_genres
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -m "not slow" -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
