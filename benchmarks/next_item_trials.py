@@ -47,6 +47,7 @@ LATENT = {
     "cold_start_mask_prob": 0.1,
 }  # fmt: skip
 FULL = {"kl_weight": 0.00001, "psg": "lightgcn", "denoise_regularizer": True}
+LOW = FULL | {"lambda_c": 0.00001, "lambda_a": 0.00001}
 SASREC = {
     "hidden_size": 128, "inner_size": 256, "n_layers": 1, "max_history_length": 50, "learner": "adamw",
     "learning_rate": 0.002, "weight_decay": 1.0, "train_batch_size": 1024, "stopping_step": 6,
@@ -71,6 +72,8 @@ TRIALS: dict[str, tuple[str, dict, dict]] = {
     "decayed, weights averaged": ("I2VAE", PLAIN, DECAYED | {"weight_averaging": 0.998}),
     "averaged, d 256": ("I2VAE", PLAIN, AVERAGED | {"embedding_size": 256, "inner_size": 512}),
     "averaged, dropout 0.7": ("I2VAE", PLAIN, AVERAGED | {"dropout": 0.7}),
+    "averaged, dropout 0.3": ("I2VAE", PLAIN, AVERAGED | {"dropout": 0.3}),
+    "averaged, two layers": ("I2VAE", PLAIN, AVERAGED | {"n_layers": 2}),
     "averaged, temperature 0.5": ("I2VAE", PLAIN, AVERAGED | {"temperature": 0.5}),
     "averaged, softmax over all items": ("I2VAE", PLAIN, AVERAGED | {"loss_type": "CE"}),
     "averaged, one encoder": ("I2VAE", PLAIN, AVERAGED | {"shared_encoder": True}),
@@ -81,11 +84,32 @@ TRIALS: dict[str, tuple[str, dict, dict]] = {
     "latents and PSG, lambdas 0.00001": (
         "I2VAE",
         PLAIN,
-        AVERAGED | LATENT | FULL | {"lambda_c": 0.00001, "lambda_a": 0.00001},
+        AVERAGED | LATENT | LOW,
+    ),
+    "latents, lambdas 0.00001": (
+        "I2VAE",
+        PLAIN,
+        AVERAGED | LATENT | LOW | {"psg": "none", "denoise_regularizer": False},
+    ),
+    "latents and PSG, lambdas 0.00001, nothing hidden": (
+        "I2VAE",
+        PLAIN,
+        AVERAGED | LATENT | LOW | {"cold_start_mask_prob": 0.0},
+    ),
+    "latents and PSG, lambdas 0.00001, one encoder": (
+        "I2VAE",
+        PLAIN,
+        AVERAGED | LATENT | LOW | {"shared_encoder": True, "stopping_step": 10},
     ),
     "SASRec (own), as RecBole has it": ("SASRec", {}, {}),
     "SASRec (own)": ("SASRec", SASREC, {}),
     "SASRec (merged)": ("SASRec", SASREC, {"baseline_scope": "all", "softmax_items": "domain"}),
+    "SASRec (merged), 2048 shared negatives": (
+        "SASRec",
+        SASREC,
+        {"baseline_scope": "all", "softmax_items": "domain", "softmax_negatives": 2048},
+    ),
+    "SASRec (own), 2048 shared negatives": ("SASRec", SASREC, {"softmax_negatives": 2048}),
 }
 
 

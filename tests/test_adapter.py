@@ -506,10 +506,41 @@ def test_the_softmax_may_be_over_the_targets_domain(build):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"softmax_items": "batch"}, {"softmax_items": "domain", "one_pass": False}]
+    "scene", [{"baseline_scope": "target"}, {"baseline_scope": "all", "softmax_items": "domain"}]
+)
+def test_the_softmax_may_be_over_shared_negatives(build, scene):
+    n = 100_000  # so many that every item is drawn about equally often
+    settings = {"split": "leave_one_out", "train_batch_size": 10**6, "softmax_negatives": n, **scene}
+    model = build(SASRec, 2, **settings).model.eval()
+    batch = next(iter(model.sequence_batches(np.random.default_rng(0))))
+    space, wrapped = model.spaces[batch.tag], model.wrapped[batch.tag]
+    expected = []
+    for row in range(len(batch)):
+        items = space.local(batch.items[row][batch.items[row] != 0])
+        for place in range(len(items)):
+            if not (target := int(batch.targets[row, place])):
+                continue
+            state = wrapped(items[: place + 1].unsqueeze(0), torch.tensor([place + 1]))[0]
+            own = next(k for k in (0, 1) if target in range(*model.item_slice(k).indices(model.n_items)))
+            span = model.item_slice(own)
+            scores = (wrapped.item_embedding.weight[space.columns(span)] @ state).exp()
+            mine = scores[target - span.start]
+            others = (scores.sum() - mine) * n / len(scores)
+            expected.append(-(mine / (mine + others)).log())
+    torch.testing.assert_close(model.sequence_loss(batch), torch.stack(expected).mean(), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"softmax_items": "batch"},
+        {"softmax_items": "domain", "one_pass": False},
+        {"softmax_negatives": -1},
+        {"softmax_negatives": 10, "one_pass": False},
+    ],
 )
 def test_a_softmax_that_cannot_be_is_one_clear_error(build, settings):
-    with pytest.raises(CDRError, match="softmax_items"):
+    with pytest.raises(CDRError, match=next(iter(settings))):
         build(SASRec, 2, baseline_scope="all", **settings)
 
 

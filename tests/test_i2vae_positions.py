@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +17,7 @@ from recbole_cdr_ext.data.sampler import CrossDomainSampler
 from recbole_cdr_ext.data.sequences import recalled_by_event
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.abstract import Phase
+from recbole_cdr_ext.model.layers import ItemTable
 from recbole_cdr_ext.model.losses import sampled_softmax_loss
 from recbole_cdr_ext.model.next_item.i2vae import I2VAE, _SumDecoder
 
@@ -302,17 +305,57 @@ def test_sampled_softmax_estimates_the_softmax():
     target = torch.randint(0, 60, (40,))
     whole = torch.nn.functional.cross_entropy(vectors @ items.T, target)
     torch.testing.assert_close(
-        sampled_softmax_loss(vectors, items, target, 200_000, True), whole, rtol=1e-2, atol=0
+        sampled_softmax_loss(vectors, items.__getitem__, 60, target, 200_000, True), whole, rtol=1e-2, atol=0
     )
     torch.manual_seed(3)
     drawn = torch.randint(60, (7,))
     torch.manual_seed(3)
-    found = sampled_softmax_loss(vectors, items, target, 7, False)
+    found = sampled_softmax_loss(vectors, items.__getitem__, 60, target, 7, False)
     rows = []
     for v, t in zip(vectors, target, strict=True):
         scores = torch.stack([v @ items[t], *(v @ items[i] for i in drawn if i != t)])
         rows.append(-scores.log_softmax(0)[0])
     torch.testing.assert_close(found, torch.stack(rows).mean())
+
+
+@pytest.mark.parametrize("log_q", [False, True])
+def test_sampled_softmax_has_the_gradients_of_its_definition(log_q):
+    torch.manual_seed(0)
+    made = [torch.randn(40, 5), torch.randn(12, 5)]
+    target = torch.randint(0, 12, (40,))
+    vectors, items = (t.clone().requires_grad_() for t in made)
+    torch.manual_seed(3)
+    (3 * sampled_softmax_loss(vectors, items.__getitem__, 12, target, 7, log_q)).backward()
+    plain, table = (t.clone().requires_grad_() for t in made)
+    torch.manual_seed(3)
+    drawn = torch.randint(12, (7,))
+    scores = plain @ table[drawn].T + (math.log(12 / 7) if log_q else 0.0)
+    scores = scores.masked_fill(drawn == target.unsqueeze(1), -torch.inf)
+    scores = torch.cat([(plain * table[target]).sum(1, keepdim=True), scores], 1)
+    (3 * torch.nn.functional.cross_entropy(scores, torch.zeros(40, dtype=torch.long))).backward()
+    torch.testing.assert_close(vectors.grad, plain.grad)
+    torch.testing.assert_close(items.grad, table.grad)
+
+
+def test_item_table_has_the_gradients_of_an_embedding():
+    torch.manual_seed(0)
+    table = ItemTable(9, 4, padding_idx=0)
+    plain = torch.nn.Embedding(9, 4, padding_idx=0)
+    plain.load_state_dict(table.state_dict())
+    again = copy.deepcopy(table)
+    asked = [torch.tensor([[1, 3], [3, 0]]), torch.tensor([8, 1])]
+    for one in (plain, table, again, copy.deepcopy(again)):
+        for _ in range(2):  # gradients of a second step are not added to those of the first
+            one.zero_grad()
+            sum((one(a) ** 3).sum() for a in asked).backward()
+        assert not one.weight.grad.is_sparse
+        torch.testing.assert_close(one.weight.grad, plain.weight.grad)
+    table.zero_grad()
+    # Slices of the table beside lookups in it.
+    ((table(asked[0]) ** 3).sum() + table.weight[2:5].sum()).backward()
+    plain.zero_grad()
+    ((plain(asked[0]) ** 3).sum() + plain.weight[2:5].sum()).backward()
+    torch.testing.assert_close(table.weight.grad, plain.weight.grad)
 
 
 @pytest.mark.parametrize(

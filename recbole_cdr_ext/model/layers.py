@@ -45,6 +45,32 @@ def kl(q: Gaussian, p: Gaussian | None = None) -> torch.Tensor:
     return 0.5 * ((q.mean - p.mean).square() * (-p.logvar).exp() + difference.exp() - 1 - difference).sum(-1)
 
 
+class ItemTable(nn.Embedding):
+    """An embedding whose lookups of one step share one gradient.
+
+    Each lookup in a dense embedding fills a gradient of the whole table, which took a fifth of a training step where
+    a loss looks up histories, targets and negatives. Here they are gathered as (row, vector) pairs, and become one
+    dense gradient when all are there, so that any optimiser can use it.
+    """
+
+    _hooked = 0
+
+    def forward(self, items: torch.Tensor) -> torch.Tensor:
+        """Ids of any shape → the same shape with a last axis d."""
+        if not self.training or not torch.is_grad_enabled():
+            return F.embedding(items, self.weight, self.padding_idx)
+        # A copy of the module has a parameter of its own, without the hook, and knows it by its id.
+        if self._hooked != id(self.weight):
+            self.weight.register_post_accumulate_grad_hook(_densify)
+            self._hooked = id(self.weight)
+        return F.embedding(items, self.weight, self.padding_idx, sparse=True)
+
+
+def _densify(parameter: torch.Tensor) -> None:
+    if parameter.grad is not None and parameter.grad.is_sparse:
+        parameter.grad = parameter.grad.to_dense()
+
+
 class Dropout(nn.Module):
     """Dropout whose mask costs little on a CPU.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -76,23 +77,62 @@ def softmax_loss_of_several(
     return loss + (scores[:, 0] - (scores * real).sum(1) / real.sum(1)).mean()
 
 
+class _SampledSoftmaxLoss(torch.autograd.Function):
+    """As ``_SoftmaxLoss``, of each row's own item against negatives that all rows share."""
+
+    @staticmethod
+    def forward(ctx, vectors, own_items, negatives, target, drawn, shift):
+        n = len(vectors)
+        for_vectors, for_negatives = torch.empty_like(vectors), torch.zeros_like(negatives)
+        own = (vectors * own_items).sum(1, keepdim=True)
+        own_share = torch.empty_like(own)
+        loss = vectors.new_zeros(())
+        step = max(1, _BLOCK // len(negatives))
+        for first in range(0, n, step):
+            rows, mine = vectors[first : first + step], own[first : first + step]
+            scores = rows @ negatives.T
+            if shift:
+                scores += shift
+            scores.masked_fill_(drawn == target[first : first + step].unsqueeze(1), -torch.inf)
+            highest = torch.maximum(scores.amax(1, keepdim=True), mine)
+            mine = mine - highest
+            total = scores.sub_(highest).exp_().sum(1, keepdim=True) + mine.exp()
+            loss += (total.log() - mine).sum()
+            share = scores.div_(total * n)
+            own_share[first : first + step] = (mine.exp() / total - 1) / n
+            torch.mm(share, negatives, out=for_vectors[first : first + step])
+            for_negatives.addmm_(share.T, rows)
+        for_vectors.addcmul_(own_share, own_items)
+        ctx.save_for_backward(for_vectors, own_share * vectors, for_negatives)
+        return loss / n
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return *(found * gradient for found in ctx.saved_tensors), None, None, None
+
+
 def sampled_softmax_loss(
-    vectors: torch.Tensor, items: torch.Tensor, target: torch.Tensor, n_negatives: int, log_q: bool
+    vectors: torch.Tensor,
+    items: Callable[[torch.Tensor], torch.Tensor],
+    n_items: int,
+    target: torch.Tensor,
+    n_negatives: int,
+    log_q: bool,
 ) -> torch.Tensor:
     """Returns the mean softmax loss of the targets against negatives that all rows share, a scalar.
 
+    There is no second derivative.
+
     Args:
         vectors: (N, d), N ≥ 1.
-        items: (M, d); negatives are drawn from its rows, uniformly and with replacement, by torch's generator. A
-            negative that is a row's own target does not count for that row.
-        target: (N,) rows of ``items``.
-        log_q: whether negatives stand for all M items (their scores gain log(M / n_negatives)), so that the loss
+        items: gives the vectors (n, d) of n items, each one of 0 .. n_items - 1. Negatives are drawn from these,
+            uniformly and with replacement, by torch's generator. A negative that is a row's own target does not
+            count for that row.
+        target: (N,) items.
+        log_q: whether negatives stand for all items (their scores gain log(n_items / n_negatives)), so that the loss
             estimates that of the full softmax, or for themselves.
     """
-    drawn = torch.randint(len(items), (n_negatives,), device=items.device)
-    scores = vectors @ items[drawn].T
-    if log_q:
-        scores = scores + math.log(len(items) / n_negatives)
-    scores = scores.masked_fill(drawn == target.unsqueeze(1), -torch.inf)
-    own = (vectors * items[target]).sum(1)
-    return (torch.logaddexp(own, scores.logsumexp(1)) - own).mean()
+    drawn = torch.randint(n_items, (n_negatives,), device=target.device)
+    shift = math.log(n_items / n_negatives) if log_q else 0.0
+    return _SampledSoftmaxLoss.apply(vectors, items(target), items(drawn), target, drawn, shift)

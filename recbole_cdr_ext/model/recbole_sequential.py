@@ -21,8 +21,8 @@ from recbole_cdr_ext.data.sequences import (
 )
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
-from recbole_cdr_ext.model.layers import left_aligned
-from recbole_cdr_ext.model.losses import softmax_loss
+from recbole_cdr_ext.model.layers import ItemTable, left_aligned
+from recbole_cdr_ext.model.losses import sampled_softmax_loss, softmax_loss
 from recbole_cdr_ext.model.recbole_baseline import RecBoleBaseline, pairs
 
 # Sequential models whose scores do not depend on how far a sequence is padded: batches stay as short as they can.
@@ -116,6 +116,16 @@ class SequenceDotBaseline(SequentialBaseline):
             raise CDRError(
                 "softmax_items=domain goes with one_pass=True, train_targets=all and loss_type=CE."
             )
+        self.n_shared = int(config["softmax_negatives"] or 0)
+        if self.n_shared < 0 or (self.n_shared and not self.one_pass):
+            raise CDRError(
+                f"softmax_negatives={config['softmax_negatives']!r} should be 0, for all items, or a number of "
+                "negatives, with one_pass=True, train_targets=all and loss_type=CE."
+            )
+        if self.n_shared:
+            for model in self.wrapped:
+                weight = model.item_embedding.weight
+                model.item_embedding = ItemTable.from_pretrained(weight, freeze=False, padding_idx=0)
         if self.one_pass:
             events = dataset.train_events
             masks = [(events.item >= space.first) & (events.item < space.stop) for space in self.spaces]
@@ -138,19 +148,31 @@ class SequenceDotBaseline(SequentialBaseline):
         asked = batch.targets != 0
         with _states_of_all_positions(model):
             states = model.forward(items, (items != 0).sum(1))[asked]
-        table, target = model.item_embedding.weight, batch.targets[asked]
+        target = batch.targets[asked]
         if not self.by_domain:
-            return softmax_loss(states, table, space.local(target))
+            # RecBole's softmax is over the padding row too; negatives are not drawn from it.
+            rows = slice(1 if self.n_shared else 0, len(model.item_embedding.weight))
+            return self._softmax(states, model, rows, space.local(target) - rows.start)
         loss = states.new_zeros(())
         for k in space.domains:
             span = self.item_slice(k)
             own = (target >= span.start) & (target < span.stop)
             if own.any():
                 share = own.sum() / len(target)
-                loss = loss + share * softmax_loss(
-                    states[own], table[space.columns(span)], target[own] - span.start
+                loss = loss + share * self._softmax(
+                    states[own], model, space.columns(span), target[own] - span.start
                 )
         return loss
+
+    def _softmax(self, states: torch.Tensor, model: nn.Module, rows: slice, target: torch.Tensor):
+        """Mean loss over all of the item table's ``rows``, or over the targets and negatives that the batch shares."""
+        if not self.n_shared:
+            return softmax_loss(states, model.item_embedding.weight[rows], target)
+
+        def items(asked: torch.Tensor) -> torch.Tensor:
+            return model.item_embedding(asked + rows.start)
+
+        return sampled_softmax_loss(states, items, rows.stop - rows.start, target, self.n_shared, False)
 
     def encode(self, batch: Batch) -> torch.Tensor:
         """Returns the sequences' vectors, (B, d)."""

@@ -49,6 +49,7 @@ from recbole_cdr_ext.model.layers import (
     CrossAttention,
     Gaussian,
     GaussianHead,
+    ItemTable,
     Prior,
     SequenceEncoder,
     kl,
@@ -143,7 +144,7 @@ class I2VAE(CrossDomainRecommender):
         self.one_pass = self.needs_merged = bool(config["one_pass"])
         self._meter = LatentMeter()
 
-        self.item_embedding = nn.Embedding(self.n_items, d, padding_idx=0)
+        self.item_embedding = ItemTable(self.n_items, d, padding_idx=0)
         longest = max(self.max_history_length, int(config["pseudo_length"]))
 
         def per_domain(make) -> nn.ModuleList:
@@ -479,7 +480,12 @@ class I2VAE(CrossDomainRecommender):
         vectors, local = interest / self.temperature, target - self.item_offsets[x]
         if self.loss_type == "CE":
             return softmax_loss(vectors, self.item_vectors(x), local)
-        return sampled_softmax_loss(vectors, self.item_vectors(x), local, self.n_shared, self.log_q)
+        span = self.item_slice(x)
+
+        def items(asked: torch.Tensor) -> torch.Tensor:
+            return self.item_embedding(asked + span.start)
+
+        return sampled_softmax_loss(vectors, items, span.stop - span.start, local, self.n_shared, self.log_q)
 
     def _others(self, batch: Batch) -> list[int]:
         return [k for k in range(self.n_domains) if k != batch.target_domain]
