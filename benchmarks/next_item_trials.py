@@ -8,26 +8,11 @@ trial that is done (results/i2vae_trials.jsonl) is not run again.
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
-import os
-import re
-import sys
-import tempfile
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from pathlib import Path
+from trials import ROOT, options, run_missing
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is imported
-
-from rows import append_row, read_rows
-from rows import options as common_options
-from tqdm import tqdm
-
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
 ROWS, PAGE = ROOT / "results/i2vae_trials.jsonl", ROOT / "results/i2vae_log.md"
 
-SCENE = {"split": "leave_one_out", "show_progress": False, "tensorboard": False, "epochs": 200}
+SCENE = {"split": "leave_one_out", "epochs": 200}
 # The start of the search: one pass, merged timeline, no latents. Each trial changes what it names.
 PLAIN = {
     "embedding_size": 128, "inner_size": 256, "n_layers": 1, "n_heads": 2, "dropout": 0.5, "max_history_length": 50,
@@ -48,11 +33,13 @@ LATENT = {
 }  # fmt: skip
 FULL = {"kl_weight": 0.00001, "psg": "lightgcn", "denoise_regularizer": True}
 LOW = FULL | {"lambda_c": 0.00001, "lambda_a": 0.00001}
+ONE = AVERAGED | LATENT | LOW | {"shared_encoder": True, "psg": "none", "denoise_regularizer": False}
 SASREC = {
     "hidden_size": 128, "inner_size": 256, "n_layers": 1, "max_history_length": 50, "learner": "adamw",
     "learning_rate": 0.002, "weight_decay": 1.0, "train_batch_size": 1024, "stopping_step": 6,
     "weight_averaging": 0.998,
 }  # fmt: skip
+MERGED = {"baseline_scope": "all", "softmax_items": "domain", "softmax_negatives": 2048}
 # Trials that were stopped by hand before their row was written; what they showed.
 STOPPED = (
     "without latents, weight decay 1.5: 14.6 at its best in 28 epochs, as without;",
@@ -61,7 +48,8 @@ STOPPED = (
     "latents, kl 0.00001: 12.1 after 5 epochs, where kl 0.0001 had 11.8 and no latents 16.1;",
     "latents, kl 0.00001, log-variances from -8: 5.3 after 4 epochs; between narrow posteriors CD-R is a large KL;",
     "latents and PSG: 17.0 at its best in 11 epochs, where lambdas of 0.00001 had 17.5;",
-    "residual, weight decay 1, d 256: 16.5 at its best in 11 epochs.",
+    "residual, weight decay 1, d 256: 16.5 at its best in 11 epochs;",
+    "latents and PSG, lambdas of 0.00001, cold_start_mask_prob 0: 17.3 at its best in 11 epochs, as with 0.1.",
 )
 # label: (model, what it starts from, what it changes)
 TRIALS: dict[str, tuple[str, dict, dict]] = {
@@ -86,70 +74,28 @@ TRIALS: dict[str, tuple[str, dict, dict]] = {
         PLAIN,
         AVERAGED | LATENT | LOW,
     ),
-    "latents, lambdas 0.00001": (
-        "I2VAE",
-        PLAIN,
-        AVERAGED | LATENT | LOW | {"psg": "none", "denoise_regularizer": False},
-    ),
-    "latents and PSG, lambdas 0.00001, nothing hidden": (
-        "I2VAE",
-        PLAIN,
-        AVERAGED | LATENT | LOW | {"cold_start_mask_prob": 0.0},
-    ),
-    "latents and PSG, lambdas 0.00001, one encoder": (
-        "I2VAE",
-        PLAIN,
-        AVERAGED | LATENT | LOW | {"shared_encoder": True, "stopping_step": 10},
-    ),
+    "one encoder: latents, lambdas 0.00001": ("I2VAE", PLAIN, ONE),
+    "one encoder: latents, log-variances from -8": ("I2VAE", PLAIN, ONE | {"initial_logvar": -8.0}),
+    "one encoder: latents, a third hidden": ("I2VAE", PLAIN, ONE | {"cold_start_mask_prob": 0.3}),
+    "one encoder: latents and PSG": ("I2VAE", PLAIN, ONE | {"psg": "lightgcn", "denoise_regularizer": True}),
     "SASRec (own), as RecBole has it": ("SASRec", {}, {}),
     "SASRec (own)": ("SASRec", SASREC, {}),
+    "SASRec (own), 2048 shared negatives": ("SASRec", SASREC, {"softmax_negatives": 2048}),
     "SASRec (merged)": ("SASRec", SASREC, {"baseline_scope": "all", "softmax_items": "domain"}),
-    "SASRec (merged), 2048 shared negatives": (
+    "SASRec (merged), 2048 shared negatives": ("SASRec", SASREC, MERGED),
+    "SASRec (merged, shared), weight decay 0.3": ("SASRec", SASREC, MERGED | {"weight_decay": 0.3}),
+    "SASRec (merged, shared), weight decay 2": ("SASRec", SASREC, MERGED | {"weight_decay": 2.0}),
+    "SASRec (merged, shared), dropout 0.3": (
         "SASRec",
         SASREC,
-        {"baseline_scope": "all", "softmax_items": "domain", "softmax_negatives": 2048},
+        MERGED | {"hidden_dropout_prob": 0.3, "attn_dropout_prob": 0.3},
     ),
-    "SASRec (own), 2048 shared negatives": ("SASRec", SASREC, {"softmax_negatives": 2048}),
+    "SASRec (merged, shared), attention dropout 0.1": ("SASRec", SASREC, MERGED | {"attn_dropout_prob": 0.1}),
+    "SASRec (merged, shared), two layers": ("SASRec", SASREC, MERGED | {"n_layers": 2}),
+    "SASRec (merged, shared), d 256": ("SASRec", SASREC, MERGED | {"hidden_size": 256, "inner_size": 512}),
+    "SASRec (merged, shared), 8192 negatives": ("SASRec", SASREC, MERGED | {"softmax_negatives": 8192}),
+    "SASRec (merged, shared), step 0.004": ("SASRec", SASREC, MERGED | {"learning_rate": 0.004}),
 }
-
-
-def trial(label: str, max_seconds: float) -> dict:
-    """Returns the validation scores of one trained model."""
-    import torch
-
-    from recbole_cdr_ext.config import CDRConfig
-    from recbole_cdr_ext.experiment import build
-    from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
-
-    torch.set_num_threads(1)
-    logging.disable(logging.WARNING)
-    model, start, changed = TRIALS[label]
-    given = {**SCENE, **start, **changed, "max_processor_seconds": max_seconds}
-    config = CDRConfig(model, "food_kitchen", config_dict=given)
-    experiment = build(config)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = CrossDomainTrainer(config, experiment.model, folder, data=experiment.split.fingerprint)
-        trainer.fit(
-            experiment.split,
-            experiment.training_batches(),
-            experiment.validate,
-            saved=False,
-            verbose=False,
-            callback_fn=lambda epoch, score: print(f"{label}: epoch {epoch}, {score:.4f}", flush=True),
-        )
-    table = experiment.validate()
-    return {
-        "trial": label,
-        "model": model,
-        "settings": {**start, **changed},
-        "valid": {name: groups["all"] for name, groups in table.items()},
-        "score": trainer.best_valid_score,
-        "best_epoch": trainer.best_epoch,
-        "epochs": trainer.epochs_run,
-        "stopped": trainer.stopped,
-        "seconds": round(trainer.processor_seconds),
-        "history": [round(entry["valid_score"], 5) for entry in trainer.history if "valid_score" in entry],
-    }
 
 
 def write_page(found: dict) -> None:
@@ -180,27 +126,10 @@ def write_page(found: dict) -> None:
 
 def main() -> None:
     """Runs what is missing and writes the page."""
-    parser = common_options(__doc__, jobs=2, only="trials' names")
-    parser.add_argument(
-        "--max-seconds", type=int, default=1200, help="processor time of a trial (%(default)s)"
-    )
-    options = parser.parse_args()
-    os.chdir(ROOT)
-    found = read_rows(ROWS, lambda row: row["trial"])
-    missing = [label for label in TRIALS if label not in found and re.search(options.only, label)]
-    context = multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(options.jobs, mp_context=context) as pool,
-        tqdm(total=len(missing), ncols=100, desc="trials") as bar,
-    ):
-        for future in as_completed(pool.submit(trial, label, options.max_seconds) for label in missing):
-            row = future.result()
-            bar.update()
-            append_row(ROWS, row)
-            found[row["trial"]] = row
-            write_page(found)
-            tqdm.write(f"{row['trial']}: {row['score']:.4f} at epoch {row['best_epoch']}, {row['seconds']} s")
-    write_page(found)
+    trials = {
+        label: (model, {**SCENE, **start, **changed}) for label, (model, start, changed) in TRIALS.items()
+    }
+    run_missing(trials, "food_kitchen", ROWS, options(__doc__, 1200), write_page)
 
 
 if __name__ == "__main__":
