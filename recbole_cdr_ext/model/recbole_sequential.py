@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -164,7 +165,7 @@ class SequenceDotBaseline(SequentialBaseline):
                 )
         return loss
 
-    def _softmax(self, states: torch.Tensor, model: nn.Module, rows: slice, target: torch.Tensor):
+    def _softmax(self, states: torch.Tensor, model: Any, rows: slice, target: torch.Tensor) -> torch.Tensor:
         """Mean loss over all of the item table's ``rows``, or over the targets and negatives that the batch shares."""
         if not self.n_shared:
             return softmax_loss(states, model.item_embedding.weight[rows], target)
