@@ -26,6 +26,7 @@ SMALL = {
     "inner_size": 16,
     "n_layers": 2,
     "n_cross_heads": 2,
+    "shared_encoder": False,
     "psg": "random",
     "random_recall_size": 4,
     "dropout": 0.0,
