@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from recbole_cdr_ext._settings import file_names
 from recbole_cdr_ext.analysis.runs import check_bridge
 from recbole_cdr_ext.config import RUNTIME_KEYS, CDRConfig
-from recbole_cdr_ext.data.prepare import ensure_dataset
-from recbole_cdr_ext.data.prepare.run import layout_folder
 from recbole_cdr_ext.data.split import GROUPS
 from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.evaluation.metrics import RankingMetrics
 from recbole_cdr_ext.evaluation.values import ValueMetrics
 from recbole_cdr_ext.reports.collect import CAPS, as_argument, text_of
 from recbole_cdr_ext.studies.definition import SEED, Settings, Study, needs_bridges
+from recbole_cdr_ext.studies.sources import Source
 
 # Of the settings that reports leave aside, those that change a result: sums depend on the number of threads.
 DECIDING = CAPS | {"metric_decimal_place", "torch_threads"}
@@ -45,28 +46,6 @@ QUIET = {
     "torch_threads": "1",
 }
 GROUPS_OF: Mapping[str, tuple[str, ...]] = {"next_item": GROUPS, "rating": ("cold",)}
-
-
-@dataclass(frozen=True)
-class Source:
-    """A dataset's files, as one layout has them."""
-
-    dataset: str
-    root: str
-    layout: str
-    domains: tuple[str, ...]
-
-    def digest(self) -> str | None:
-        """A hash of the atomic files; None if they are not there."""
-        names = [f"{name}.inter" for name in (*self.domains, *(["rows"] if self.layout == "rows" else []))]
-        folder, found = layout_folder(self.root, self.dataset, self.layout), hashlib.sha256()
-        for name in sorted(names):
-            try:
-                with (folder / name).open("rb") as file:
-                    found.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-            except FileNotFoundError:
-                return None
-        return found.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -124,29 +103,6 @@ def metrics_of(settings: Mapping[str, Any]) -> RankingMetrics | ValueMetrics:
     return (RankingMetrics if settings["task"] == "next_item" else ValueMetrics)(settings)
 
 
-def digests_of(cells: Iterable[Cell]) -> dict[Source, str | None]:
-    """Returns the digest of each source of data, None where it is not prepared."""
-    return {source: source.digest() for source in dict.fromkeys(cell.source for cell in cells)}
-
-
-def prepare_data(cells: Sequence[Cell]) -> None:
-    """Has the data of cells prepared.
-
-    Raises:
-        CDRError: they cannot be had.
-    """
-    for source, cell in {cell.source: cell for cell in cells}.items():
-        settings = cell.settings
-        ensure_dataset(
-            source.dataset,
-            data_path=source.root,
-            raw=settings["raw"],
-            download=bool(settings["download"]),
-            layout=source.layout,
-            progress=False,
-        )
-
-
 # -- from studies to cells ------------------------------------------------------------------------------------------
 
 
@@ -170,6 +126,30 @@ def make_cells(study: Study, passed: Mapping[str, Any] | None = None) -> list[Ce
         if key in study.vary:
             raise CDRError(f"'{key}' is what {study.name} varies ({key} in 'vary'): leave it out.")
     _check_machine(study)
+    with _warnings_once():
+        return _made(study, given)
+
+
+@contextmanager
+def _warnings_once() -> Iterator[None]:
+    """Lets no warning be said of every run that it holds for."""
+    seen: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        new = text not in seen
+        seen.add(text)
+        return new
+
+    logger = logging.getLogger()
+    logger.addFilter(is_new)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_new)
+
+
+def _made(study: Study, given: Mapping[str, str]) -> list[Cell]:
     found: dict[int, list[Cell]] = {seed: [] for seed in study.seeds}
     for scene in study.scenes:
         for varied in study.variations:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from recbole_cdr_ext.studies.drive import do
 from recbole_cdr_ext.studies.options import OPTIONS
 from recbole_cdr_ext.studies.processes import ends_on_sigterm
 from recbole_cdr_ext.studies.state import State, chosen, line_of
+from recbole_cdr_ext.studies.tables import Pair, tables_by_group
 
 DEFAULTS: dict[str, Any] = {key.key: parse_value(key.default) for key in OPTIONS}
 DEFAULTS |= {"checkpoint_dir": DEFAULT_CHECKPOINT_DIR, "show_progress": True}
@@ -40,23 +42,25 @@ def run_study(name: str | Path, options: Mapping[str, Any]) -> dict[str, Any]:
     if own["dry_run"]:
         state = State.of(*place)
         print(dry_run(state, {cell.name for cell in wanted}))
-        return _outcome(state)
+        return _outcome(state, tables_by_group(state))
     make_folder(folder)
     with locked(folder, "study"), ends_on_sigterm():
         state = State.of(*place)
+        state.command = _command(name, own, passed)
         writer = _Writer(state)
         try:
             do(state, wanted, own["jobs"], bar=bool(own["show_progress"]), progress=writer.sometimes)
         except KeyboardInterrupt:
-            pages.write(state, final=False)
+            pages.write(state, tables_by_group(state), final=False)
             left = len(state.missing(wanted))
             raise KeyboardInterrupt(
                 f"interrupted with {left} of {len(wanted)} runs to do; the same command goes on from there."
             ) from None
-        files = pages.write(state, final=True)
-    print(pages.as_text(state))
+        pairs = tables_by_group(state)
+        files = pages.write(state, pairs, final=True)
+    print(pages.as_text(state, pairs))
     _conclude(state, files)
-    return _outcome(state)
+    return _outcome(state, pairs)
 
 
 class _Writer:
@@ -69,7 +73,7 @@ class _Writer:
         """Writes them if it is time."""
         started = time.monotonic()
         if started >= self.due:
-            pages.write(self.state, final=False)
+            pages.write(self.state, tables_by_group(self.state), final=False)
             ended = time.monotonic()
             self.due = ended + PATIENCE * (ended - started)
 
@@ -111,6 +115,15 @@ def default_name(study: Study, own: Mapping[str, Any], passed: Mapping[str, Any]
     return "-".join([study.name, *told])[:120]
 
 
+def _command(name: str | Path, own: Mapping[str, Any], passed: Mapping[str, Any]) -> str:
+    """The command that made the tables, without what lies on the machine."""
+    told = {key: own[key] for key in ("dataset", "seeds") if own[key] is not None}
+    told |= {key: value for key, value in passed.items() if key not in MACHINE_KEYS - {"torch_threads"}}
+    return shlex.join(
+        ["recbole-cdr", "study", str(name), *(f"--{key}={value}" for key, value in told.items())]
+    )
+
+
 # -- what is said ---------------------------------------------------------------------------------------------------
 
 
@@ -149,12 +162,13 @@ def _conclude(state: State, files: Iterable[str]) -> None:
         print(f"{missing} of {len(state.cells)} runs are missing; the same command goes on with them.")
     for name, reason in state.failed.items():
         print(f"Failed: {name}: {reason}")
+        print("".join(f"    {line}\n" for line in state.output.get(name, [])), end="")
 
 
-def _outcome(state: State) -> dict[str, Any]:
+def _outcome(state: State, pairs: Iterable[Pair]) -> dict[str, Any]:
     return {
         "folder": state.folder,
-        "groups": [group for group, _ in pages.tables_by_group(state)],
+        "groups": [group for group, _ in pairs],
         "done": sum(state.line(cell) is not None for cell in state.cells),
         "missing": [cell.name for cell in state.missing()],
         "failed": dict(state.failed),

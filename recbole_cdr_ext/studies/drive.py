@@ -14,10 +14,11 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation.report import spelt
 from recbole_cdr_ext.run_folder import RESULT, SETTINGS
 from recbole_cdr_ext.studies.analyses import Analysis, analyses_of
-from recbole_cdr_ext.studies.cells import Cell, digests_of, prepare_data
+from recbole_cdr_ext.studies.cells import Cell
 from recbole_cdr_ext.studies.processes import Ended, Job, run_all
 from recbole_cdr_ext.studies.state import State
 
+LAST_LINES = 8  # of a failed process, to be shown
 Progress = Callable[[], None]
 
 
@@ -35,7 +36,7 @@ def do(state: State, wanted: Sequence[Cell], jobs: int | None, *, bar: bool, pro
         KeyboardInterrupt: the user's; nothing runs any more then.
     """
     state.gather(state.missing())
-    _prepare(state, state.missing(wanted))
+    state.prepare(state.missing(wanted))
     state.gather(state.missing(wanted))
     may = {cell.name for cell in wanted}
     analyses = [
@@ -44,7 +45,7 @@ def do(state: State, wanted: Sequence[Cell], jobs: int | None, *, bar: bool, pro
         if all(cell.name in may for cell in one.cells) and not one.done(state)
     ]
     bare = [cell for one in analyses for cell in one.without_weights(state)]
-    _prepare(state, bare)
+    state.prepare(bare)
     todo = state.missing(wanted)
     known = {cell.key(state.data(cell)) for cell in todo}
     for cell in bare:
@@ -63,11 +64,6 @@ def do(state: State, wanted: Sequence[Cell], jobs: int | None, *, bar: bool, pro
         elif not one.done(state):
             ready.append(_job_of_analysis(state, one))
     _follow(state, ready, at_once, threads, bar, progress)
-
-
-def _prepare(state: State, cells: Sequence[Cell]) -> None:
-    prepare_data([cell for cell in cells if state.digests[cell.source] is None])
-    state.digests.update(digests_of(cells))
 
 
 def _threads(cells: Sequence[Cell]) -> int:
@@ -123,6 +119,7 @@ def _take(state: State, ended: Ended) -> str:
     """Keeps what a job has made; returns what to say of it."""
     name, of = ended.job.name, ended.job.tag
     state.failed.pop(name, None)
+    state.output.pop(name, None)
     if ended.status == 0:
         try:
             if isinstance(of, Analysis):
@@ -133,6 +130,7 @@ def _take(state: State, ended: Ended) -> str:
         except CDRError as error:
             state.failed[name] = str(error)
     state.failed.setdefault(name, ended.reason())
+    state.output[name] = ended.lines()[-LAST_LINES:]
     return f"{set_color('failed', 'red')}: {state.failed[name]}"
 
 

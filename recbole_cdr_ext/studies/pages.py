@@ -8,33 +8,46 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 from tabulate import tabulate
 
 from recbole_cdr_ext import __version__
 from recbole_cdr_ext.evaluation.report import spelt
 from recbole_cdr_ext.files import replacing
-from recbole_cdr_ext.reports.collect import Collection, Group, text_of
+from recbole_cdr_ext.reports.collect import Collection, text_of
 from recbole_cdr_ext.reports.page import Markup, page, table_markup, tag
 from recbole_cdr_ext.reports.tables import Block, Table, latex, markdown_table, md
 from recbole_cdr_ext.studies.analyses import Analysis, analyses_of
 from recbole_cdr_ext.studies.cells import Cell
 from recbole_cdr_ext.studies.state import State
-from recbole_cdr_ext.studies.tables import Pair, matrices, places, tables_by_group
+from recbole_cdr_ext.studies.tables import Pair, matrices, places
 
 MARKDOWN, LATEX, PAGE = "tables.md", "tables.tex", "report.html"
-__all__ = ["as_text", "tables_by_group", "write"]
+# Columns of analyses that the scene, the settings and the seeds above say already.
+_OF_RUNS = {
+    "run",
+    "dataset",
+    "source",
+    "target",
+    "beta",
+    "split_seed",
+    "seed",
+    "biases",
+    "d",
+    "direction_seed",
+}
 
 
-def write(state: State, *, final: bool) -> list[str]:
+def write(state: State, pairs: Sequence[Pair], *, final: bool) -> list[str]:
     """Writes the files of a study into its folder.
 
     Args:
+        pairs: its tables.
         final: whether figures and the page, which take longer, are written as well.
 
     Returns:
         Their names; nothing is written while there is no run.
     """
-    pairs = tables_by_group(state)
     if not pairs:
         return []
     beside = matrices(state, pairs)
@@ -75,6 +88,7 @@ def _markdown(state: State, pairs: Sequence[Pair], beside: Sequence[Pair], image
             lines += ["", *markdown_table(group, table)]
     for name, path in images.items():
         lines += ["", f"![{md(name)}](<{path.relative_to(state.folder).as_posix()}>)"]
+        lines += _numbers(path.with_suffix(".csv"))
     commands = {group_title(place): _commands(rows) for place, rows in places(state).items()}
     if beside:
         lines += ["", "<details><summary>The tables of the single values, with their tests</summary>"]
@@ -96,6 +110,20 @@ def _markdown(state: State, pairs: Sequence[Pair], beside: Sequence[Pair], image
     return "\n".join(lines) + "\n"
 
 
+def _numbers(path: Path) -> list[str]:
+    """An analysis's numbers as a table, without what says of which runs they are."""
+    if not path.exists():
+        return []
+    table = pd.read_csv(path).dropna(axis="columns", how="all")
+    told = [name for name in table if name not in _OF_RUNS]
+    rows = [
+        [md(f"{value:.4g}" if isinstance(value, float) else str(value)) for value in row]
+        for row in table[told].itertuples(index=False)
+    ]
+    heads = [f"| {' | '.join(map(md, told))} |", "|---" * len(told) + "|"]
+    return ["", *heads, *(f"| {' | '.join(row)} |" for row in rows)]
+
+
 def group_title(place: tuple[str, str | None]) -> str:
     """What the group of a table's runs is called."""
     return ", ".join(part for part in place if part)
@@ -112,7 +140,7 @@ def _made(state: State) -> str:
     said = "" if done == len(state.cells) else f" {len(state.cells) - done} are missing."
     return (
         f"{done} of {len(state.cells)} runs, seeds {', '.join(map(str, state.study.seeds))}, "
-        f"with torch_threads={threads}.{said} Made by `recbole-cdr study`."
+        f"with torch_threads={threads}.{said} Made by `{state.command}`."
     )
 
 
@@ -208,10 +236,9 @@ def _spread(block: Block, label: str, column: tuple[str, str]):
 # -- the terminal ---------------------------------------------------------------------------------------------------
 
 
-def as_text(state: State) -> str:
+def as_text(state: State, pairs: Sequence[Pair]) -> str:
     """Returns the first metric of all tables as text: what was varied side by side, where something was."""
-    pairs = tables_by_group(state)
-    shown: list[tuple[Group, list[Table]]] = matrices(state, pairs) or pairs
+    shown = matrices(state, pairs) or pairs
     parts = [_text(table, block) for _, tables in shown for table in tables for block in table.blocks]
     return "\n\n".join(["", *parts]) if parts else "There is no run yet."
 

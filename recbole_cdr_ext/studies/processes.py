@@ -50,13 +50,17 @@ class Ended:
 
     def reason(self) -> str:
         """Why it failed, in one line."""
-        lines = [line.strip() for line in self.output.splitlines() if line.strip()]
+        lines = self.lines()
         if self.status < 0:
             name = signal.Signals(-self.status).name
             memory = "; there may have been too little memory" if name == "SIGKILL" else ""
             return f"killed by {name}{memory}"
-        last = lines[-1] if lines else f"exit status {self.status}"
+        last = lines[-1].strip() if lines else f"exit status {self.status}"
         return last.removeprefix("recbole-cdr: ")
+
+    def lines(self) -> list[str]:
+        """The lines that it printed last, without empty ones."""
+        return [line.rstrip() for line in self.output.splitlines() if line.strip()]
 
 
 @dataclass

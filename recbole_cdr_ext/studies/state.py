@@ -10,8 +10,9 @@ from pathlib import Path
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.reports.collect import Unusable, read_run
 from recbole_cdr_ext.run_folder import RESULT
-from recbole_cdr_ext.studies.cells import Cell, Source, digests_of
+from recbole_cdr_ext.studies.cells import Cell
 from recbole_cdr_ext.studies.definition import Study
+from recbole_cdr_ext.studies.sources import Source, prepare
 from recbole_cdr_ext.studies.store import Line, Store, StoredRun, siblings
 
 
@@ -22,7 +23,9 @@ class State:
     Attributes:
         cells: all of its cells, in the order in which they are run.
         digests: of the data that cells learn from; None where they are not prepared here.
-        failed: by the names of cells and analyses, why they failed.
+        command: what a reader types to get it.
+        failed: by the names of cells and analyses, why they failed, in one line.
+        output: of those, the last lines that their processes printed.
     """
 
     study: Study
@@ -31,12 +34,15 @@ class State:
     checkpoint_dir: Path
     store: Store
     digests: dict[Source, str | None]
+    command: str = "recbole-cdr study"
     failed: dict[str, str] = field(default_factory=dict)
+    output: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, study: Study, cells: Sequence[Cell], folder: Path, checkpoint_dir: Path) -> State:
         """Reads what there is."""
-        return cls(study, cells, folder, checkpoint_dir, Store(folder), digests_of(cells))
+        digests = {source: source.digest() for source in dict.fromkeys(cell.source for cell in cells)}
+        return cls(study, cells, folder, checkpoint_dir, Store(folder), digests)
 
     def line(self, cell: Cell) -> Line | None:
         """What is kept of a cell, None if it is not done."""
@@ -70,6 +76,17 @@ class State:
             if self.line(cell) is None:
                 found.setdefault((cell.identity, cell.source), cell)
         return list(found.values())
+
+    def prepare(self, cells: Iterable[Cell]) -> None:
+        """Has the data of cells prepared.
+
+        Raises:
+            CDRError: they cannot be had.
+        """
+        for cell in cells:
+            if self.digests[cell.source] is None:
+                prepare(cell.source, cell.settings["raw"], bool(cell.settings["download"]))
+                self.digests[cell.source] = cell.source.digest()
 
     def gather(self, cells: Iterable[Cell]) -> None:
         """Keeps what is done of cells but not kept here: by runs that ended unseen, or by other studies."""
