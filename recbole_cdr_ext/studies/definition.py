@@ -72,18 +72,19 @@ class Study:
     def on(self, datasets: Iterable[str]) -> Study:
         """Returns the study on other datasets.
 
-        Scenes keep their other settings but for the names of domains, and are called by what they are then; scenes
-        that become the same are one.
+        Scenes keep their other settings, the names of domains if the dataset has all of them, and are called by what
+        they are then; scenes that become the same are one.
         """
         made: dict[str, Settings] = {}
         for name in datasets:
             domains = _domains(name)
             for scene in self.scenes.values():
+                named = {scene[key] for key in ("source", "target") if key in scene}
+                named |= set(scene.get("domains") or ())
                 kept = {
                     key: value
                     for key, value in scene.items()
-                    if key not in ("source", "target", "domains")
-                    or (domains is not None and value in domains)
+                    if key not in ("source", "target", "domains") or named <= set(domains)
                 }
                 label = ", ".join([name, *(f"{k}={v}" for k, v in kept.items() if k != "dataset")])
                 made[label] = {**kept, "dataset": name}
@@ -272,6 +273,6 @@ def needs_bridges(study: Study) -> bool:
     return any(kind in _BRIDGES_ONLY for kind in study.analyses)
 
 
-def _domains(dataset: str) -> list[str] | None:
+def _domains(dataset: str) -> list[str]:
     path = dataset_property_files().get(dataset)
-    return read_mapping(path).get("domains") if path else None
+    return (read_mapping(path).get("domains") if path else None) or []
