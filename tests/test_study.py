@@ -546,6 +546,52 @@ def test_ranks_of_fifteen_thousand_instances_take_little(tmp_path):
         _ = Store(tmp_path / "out").run(cell, line).instances
 
 
+ANALYSED = f"{RATED}analyses:\n  fgsm: {{epsilons: [0, 1]}}\n  sensitivity: {{rhos: [1, 5]}}\n"
+
+
+def test_analyses_are_made_of_the_first_seeds_runs_and_once(here):
+    table = go(ANALYSED)
+    found = calls()
+    fgsm, *others = sorted(words for words in found if words.startswith("analyse"))
+    runs = [path.name for path in sorted(Path("saved").iterdir(), key=lambda p: p.stat().st_mtime)]
+    assert len(found) == 4 + 3 and "--epsilons=0,1" in fgsm
+    told = dict(word[2:].partition("=")[::2] for word in fgsm.split()[2:])
+    assert {Path(run).name for run in told["runs"].split(",")} <= set(runs)
+    for run, model in zip(told["runs"].split(","), ("EMCDR", "SCDR"), strict=True):
+        assert json.loads(Path(run, "result.json").read_text())["model"] == model
+        assert json.loads(Path(run, "result.json").read_text())["seed"] == 0
+    for words, model in zip(others, ("EMCDR", "SCDR"), strict=True):
+        assert (
+            words.startswith("analyse sensitivity --rhos=1,5")
+            and f"--model={model} --dataset=toy --seed=0" in words
+        )
+    assert "![fgsm, books → films](<analyses/fgsm/fgsm.png>)" in table and "| EMCDR | 0.25 |" in table
+    go(ANALYSED)
+    assert not calls()
+    shutil.rmtree("saved")  # what is kept is enough
+    go(ANALYSED)
+    assert not calls()
+    go(ANALYSED.replace("[0, 1]}", "[0, 2]}"))  # which takes weights, and so the first seed's runs
+    found = calls()
+    assert len([words for words in found if "--seed=0" in words and words.startswith("run")]) == 2
+    assert len(found) == 3 and "--epsilons=0,2" in found[-1]
+
+
+def test_an_analysis_that_fails_is_said(here, capsys):
+    Path("moods/fgsm").write_text("raise")
+    go(ANALYSED, status=1)
+    assert re.search(r"Failed: fgsm, books → films: ValueError: bad luck", capsys.readouterr().out)
+    calls()
+    Path("moods/fgsm").unlink()
+    Path("moods/SCDR").write_text("refuse")
+    assert "Failed" not in go(ANALYSED)
+    (words,) = calls()
+    assert words.startswith("analyse fgsm")
+    shutil.rmtree("studies")
+    shutil.rmtree("saved")
+    assert "there is no run of SCDR, books → films, seed 0" in go(ANALYSED, status=1)
+
+
 # -- processes -------------------------------------------------------------------------------------------------------
 
 SLEEP = [sys.executable, "-S", "-c", "import time; open('begun', 'a').write('x'); time.sleep(60)"]
@@ -720,4 +766,4 @@ def test_a_killed_driver_leaves_nothing_running_and_goes_on(tmp_path):
     for log in logs():
         text = log.read_text()
         assert text.count("Resume training") == 1 and text.count("training [") <= 401
-    assert "| Long (1) |" in (tmp_path / "studies/mine/tables.md").read_text()
+    assert "| Long† (1) |" in (tmp_path / "studies/mine/tables.md").read_text()

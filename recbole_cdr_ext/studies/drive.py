@@ -18,7 +18,7 @@ from recbole_cdr_ext.studies.cells import Cell
 from recbole_cdr_ext.studies.processes import Ended, Job, run_all
 from recbole_cdr_ext.studies.state import State
 
-LAST_LINES = 8  # of a failed process, to be shown
+LAST_LINES = 12  # of a failed process, to be shown
 Progress = Callable[[], None]
 
 
