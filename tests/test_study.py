@@ -324,6 +324,29 @@ def test_what_is_done_is_not_done_again(here):
     assert len(calls()) == 2  # of the third seed
 
 
+def test_settings_that_a_kept_run_is_older_than_count_as_their_defaults(here):
+    go(TWO)
+    assert len(calls()) == 4
+    shutil.rmtree("saved")
+    path = Path("studies/mine/cells.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        del line["settings"]["density"]
+        line["key"] = line["identity"] = line["key"][::-1]
+    for line, name in zip(lines, sorted(Path("studies/mine/instances").glob("run-*")), strict=True):
+        name.rename(name.with_name(f"run-{line['key'][:12]}.npz"))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    go(TWO)
+    assert not calls()
+    go(TWO.replace("seeds:", "settings: {density: 0.5}\nseeds:"))
+    assert len(calls()) == 4
+    lines[0]["settings"]["gone"] = 1  # what no longer exists can't be told
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shutil.rmtree("saved")
+    go(TWO)
+    assert len(calls()) == 1
+
+
 def test_other_data_are_other_runs(here):
     shutil.copytree(ROOT / "dataset_atomic" / "toy", here / "data" / "toy")
     go(TWO)
@@ -519,7 +542,7 @@ def test_what_is_varied_stands_side_by_side(here):
 def test_a_line_is_small_and_instances_are_kept_once(here):
     go(TWO)
     lines = Path("studies/mine/cells.jsonl").read_text().splitlines()
-    assert all(len(line) < 3000 and '"history"' not in line for line in lines)
+    assert all(len(line) < 6000 and '"history"' not in line for line in lines)
     kept = [path.name for path in Path("studies/mine/instances").iterdir()]
     assert len([name for name in kept if name.startswith("set-")]) == 1 and len(kept) == 5
 

@@ -235,9 +235,14 @@ def _resolve(
     return config
 
 
-def _identity(settings: Settings) -> str:
+def deciding(settings: Settings) -> dict[str, Any]:
+    """The settings that decide a run's result, as JSON has them."""
     decides = {key: value for key, value in settings.items() if key not in RUNTIME_KEYS - DECIDING}
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    return json.loads(json.dumps(decides, sort_keys=True))
+
+
+def _identity(settings: Settings) -> str:
+    return hashlib.sha256(json.dumps(deciding(settings), sort_keys=True).encode()).hexdigest()
 
 
 def _check_machine(study: Study) -> None:

@@ -22,12 +22,12 @@ import pandas as pd
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation.metrics import RankingMetrics
 from recbole_cdr_ext.files import make_folder, replacing
-from recbole_cdr_ext.reports.collect import Run, Unusable, check_result
-from recbole_cdr_ext.studies.cells import Cell
+from recbole_cdr_ext.reports.collect import Run, Unusable, check_result, default_settings
+from recbole_cdr_ext.studies.cells import Cell, deciding
 
 CELLS, INSTANCES = "cells.jsonl", "instances"
 ERROR_UNIT = 0.001  # of a rating point
-_LARGE = ("history", "settings", "report")  # of a result; a cell has its settings
+_LARGE = ("history", "settings", "report")  # of a result; a line has the settings that decide
 _ASKED = ("domain", "user", "target", "item", "candidates", "rating")
 _TEXT = dict.fromkeys(("domain", "user", "target", "item"), str)
 Line = Mapping[str, Any]
@@ -81,8 +81,7 @@ class Store:
     def __init__(self, folder: Path):
         self.folder = folder
         self.damaged = 0
-        self._by_key: dict[str, Line] = {}
-        self._by_identity: dict[str, Line] = {}
+        self._lines: dict[tuple[str, str, int], list[Line]] = {}
         path = folder / CELLS
         for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
             try:
@@ -91,8 +90,16 @@ class Store:
                 self.damaged += 1
 
     def find(self, cell: Cell, data: str | None) -> Line | None:
-        """Returns what is kept of a cell; without data here, of the newest run of its settings, on whatever data."""
-        return self._by_identity.get(cell.identity) if data is None else self._by_key.get(cell.key(data))
+        """Returns what is kept of a cell; without data here, of the newest run of its settings, on whatever data.
+
+        Settings that the line is older than count as their defaults of today, as they do in reports.
+        """
+        wanted = deciding(cell.settings)
+        for line in reversed(self._lines.get((wanted["model"], wanted["dataset"], cell.seed), [])):
+            if data is None or line["data"] == data:
+                if line["identity"] == cell.identity or _same(line["settings"], wanted):
+                    return line
+        return None
 
     def add(self, cell: Cell, data: str, run: Run) -> Line:
         """Keeps a finished run."""
@@ -103,7 +110,7 @@ class Store:
         return self._append(
             {
                 "key": key, "identity": cell.identity, "data": data, "row": cell.row, "scene": cell.scene,
-                "varied": cell.varied, "seed": cell.seed, "command": cell.command, "result": result,
+                "varied": cell.varied, "seed": cell.seed, "command": cell.command, "settings": deciding(cell.settings), "result": result,
                 "instances": self._keep_instances(key, run),
             }
         )  # fmt: skip
@@ -130,8 +137,8 @@ class Store:
 
     def _take(self, line: Line) -> Line:
         check_line(line)
-        self._by_key[line["key"]] = line
-        self._by_identity[line["identity"]] = line
+        of = line["settings"]
+        self._lines.setdefault((of["model"], of["dataset"], of["seed"]), []).append(line)
         return line
 
     def _append(self, line: Line) -> Line:
@@ -173,12 +180,28 @@ def check_line(line: Any) -> None:
     """Raises a KeyError, TypeError or ValueError for what is no line of a store."""
     if not all(isinstance(line[key], str) for key in ("key", "identity", "data", "command")):
         raise TypeError("a line has a key, an identity and the digest of data")
+    if not {"model", "dataset", "seed", "task"} <= dict(line["settings"]).keys():
+        raise TypeError("a line has the settings that decide its result")
     if not isinstance(line["instances"], str | None):
         raise TypeError("a line has the digest of its instances, or None")
     try:
         check_result({**line["result"], "settings": {}})
     except Unusable as error:
         raise ValueError(str(error)) from error
+
+
+def _same(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether settings are those that were kept; what is newer than these must be at its default."""
+    if any(key not in wanted or wanted[key] != value for key, value in kept.items()):
+        return False
+    newer = wanted.keys() - kept.keys()
+    defaults = _defaults(wanted["model"], wanted["dataset"], wanted["task"]) if newer else {}
+    return all(key in defaults and wanted[key] == defaults[key] for key in newer)
+
+
+@functools.lru_cache(maxsize=256)
+def _defaults(model: str, dataset: str, task: str) -> Mapping[str, Any]:
+    return deciding(default_settings(model, dataset, task))
 
 
 def siblings(folder: Path) -> list[Store]:
