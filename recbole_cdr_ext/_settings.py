@@ -87,11 +87,11 @@ def find_config_file(name: str | Path) -> Path:
     parts = [part for part in path.parts if part != "properties"]
     wanted = Path(*parts).with_suffix(".yaml").as_posix() if parts else str(name)
     root = properties_dir()
-    # The files in hyper/ are search spaces, and named as the models are.
+    # The files in hyper/ are search spaces, and named as the models are; those in study/ are studies.
     known = {
         file.relative_to(root).as_posix(): file
         for file in sorted(root.rglob("*.yaml"))
-        if file.parent.name != "hyper"
+        if file.parent.name not in ("hyper", "study")
     }
     for relative, file in known.items():
         if relative == wanted or relative.endswith("/" + wanted):

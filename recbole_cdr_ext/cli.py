@@ -31,6 +31,7 @@ from recbole_cdr_ext._settings import (
 from recbole_cdr_ext.analysis.options import OPTIONS
 from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.paths import model_property_file, properties_dir
+from recbole_cdr_ext.studies.options import OPTIONS as STUDY_OPTIONS
 from recbole_cdr_ext.tuning.options import OPTIONS as TUNE_OPTIONS
 
 PROGRAM = "recbole-cdr"
@@ -43,11 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; None: those of the process.
 
     Returns:
-        The exit status: 0, 2 for an error that the user can mend, 130 if the user interrupted.
+        The exit status: 0, 1 if some runs of a study failed, 2 for an error that the user can mend, 130 if the user
+        interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        _dispatch(words)
+        status = _dispatch(words)
         sys.stdout.flush()
     except CDRError as error:
         print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -57,14 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # `recbole-cdr models | head`; what is left to flush has no reader
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        return 0
+    return status
 
 
-def _dispatch(words: Sequence[str]) -> None:
+def _dispatch(words: Sequence[str]) -> int:
     asks_help = any(word in ("-h", "--help") for word in words)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
-        return
+        return 0
     name, rest = words[0], [word for word in words[1:] if word not in ("-h", "--help")]
     if name not in COMMANDS:
         raise CDRError(
@@ -72,8 +75,8 @@ def _dispatch(words: Sequence[str]) -> None:
         )
     if asks_help:
         print(_help(name, rest))
-    else:
-        COMMANDS[name](rest)
+        return 0
+    return COMMANDS[name](rest) or 0
 
 
 # -- commands: the first line of a docstring is what `--help` says in one line --------------------------------------
@@ -195,6 +198,30 @@ def tune(words: Sequence[str]) -> None:
     search(argv=[f"--{key}={value}" for key, value in given.items() if key not in own], **options)
 
 
+def study(words: Sequence[str]) -> int:
+    """Run what makes a paper's table or figure, and write it; without a name, list the studies there are.
+
+    Usage: recbole-cdr study [NAME] [--dataset=NAME] [--seeds=1,2] [--only=REGEX] [--dry_run] [--key=value ...]
+
+    NAME is one of the package's studies, or a path to a YAML file (docs/studies.md). Each run is a process of its own;
+    what is done is not done again, and a study that was interrupted goes on with the same command. Any other
+    --key=value of `recbole-cdr run` goes to all runs: --epochs=3 makes a quick look. `recbole-cdr study NAME --help`
+    says what is run. Runs that fail are listed, make the exit status 1, and are tried again by the next call.
+    """
+    name, rest = (words[0], words[1:]) if words and not words[0].startswith("--") else ("", words)
+    given = parse_arguments(rest)
+    if not name:
+        if given:
+            raise CDRError(f"Which study? Say `{PROGRAM} study NAME`; `{PROGRAM} study` lists them.")
+        from recbole_cdr_ext.studies.listing import studies
+
+        print(_table(studies()))
+        return 0
+    from recbole_cdr_ext.studies import study as run_study
+
+    return 1 if run_study(name, given)["failed"] else 0
+
+
 def models(words: Sequence[str]) -> None:
     """List the models: what each does, what it needs, and where it was published.
 
@@ -259,9 +286,10 @@ def check(words: Sequence[str]) -> None:
         raise CDRError(f"{failed} checks failed.")
 
 
-Command = Callable[[Sequence[str]], None]
+Command = Callable[[Sequence[str]], int | None]
 COMMANDS: Mapping[str, Command] = {
-    command.__name__: command for command in (run, tune, prepare, models, datasets, analyse, report, check)
+    command.__name__: command
+    for command in (run, tune, study, prepare, models, datasets, analyse, report, check)
 }
 
 
@@ -299,6 +327,7 @@ _OWN: Mapping[str, tuple[Documented, ...]] = {
     ),
     "check": (Documented("model", "~", "str or None", "Names of models, with commas between.", ""),),
     "tune": TUNE_OPTIONS,
+    "study": STUDY_OPTIONS,
     **{f"analyse {kind}": keys for kind, keys in OPTIONS.items()},
 }
 _SHARED: Mapping[str, tuple[str, ...]] = {
@@ -306,6 +335,7 @@ _SHARED: Mapping[str, tuple[str, ...]] = {
     "datasets": ("data_path",),
     "report": ("checkpoint_dir",),
     "check": ("task",),
+    "study": ("checkpoint_dir", "show_progress"),
     **{f"analyse {kind}": ("checkpoint_dir", "show_progress") for kind in OPTIONS},
 }
 
@@ -369,6 +399,10 @@ def _help(name: str, words: Sequence[str]) -> str:
         for path in _model_files(model):
             of_task = "" if path.stem == model else f", task {path.stem.removeprefix(f'{model}_')}"
             text += ["", f"Settings of {model}{of_task}:", *_describe(documented_keys(path).values())]
+    if name == "study" and words and not words[0].startswith("--"):
+        from recbole_cdr_ext.studies.listing import summary
+
+        text += ["", summary(words[0])]
     if name == "run":
         for path in sorted((properties_dir() / "task").glob("*.yaml")):
             text += ["", f"Settings of task {path.stem}, and its defaults for those of all runs:"]

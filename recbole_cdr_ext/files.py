@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
 import uuid
@@ -32,6 +33,26 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Holds a folder for this process; the system lets go of it when the process ends, however it does.
+
+    Args:
+        what: the kind of work that is done in it, for the message.
+
+    Raises:
+        CDRError: another process holds it.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise CDRError(
+                f"Another {what} is at work in {folder}: wait for its end, or choose another --out."
+            ) from None
+        yield
 
 
 def make_folder(path: str | Path) -> Path:

@@ -65,6 +65,7 @@ class Curves:
         y: str,
         *,
         ticks: Sequence[float] | None = None,
+        names: Sequence[str] | None = None,
         group: str = "",
         zero: bool = False,
     ) -> None:
@@ -73,6 +74,7 @@ class Curves:
         Args:
             x, y: axis labels, with units.
             ticks: the places on the x axis to name; None: chosen.
+            names: what to call them; None: their numbers.
             group: panels of one group share the range of their y axis.
             zero: whether the y axis begins at 0.
         """
@@ -82,6 +84,7 @@ class Curves:
                 "x": x,
                 "y": y,
                 "ticks": ticks,
+                "names": names or [f"{tick:g}" for tick in ticks or ()],
                 "group": group,
                 "zero": zero,
                 "lines": [],
@@ -89,10 +92,19 @@ class Curves:
             }
         )
 
-    def line(self, name: str, x: Sequence[float], y: Sequence[float]) -> None:
-        """Draws a line in the open panel; a name has one colour and one marker in all panels."""
+    def line(
+        self, name: str, x: Sequence[float], y: Sequence[float], spread: Sequence[float | None] | None = None
+    ) -> None:
+        """Draws a line in the open panel; a name has one colour and one marker in all panels.
+
+        Args:
+            spread: half the length of an error bar at each point, None where there is none.
+        """
         look = self._looks.setdefault(name, len(self._looks))
-        self.panels[-1]["lines"].append({"name": name, "look": look, "x": list(x), "y": list(y)})
+        bars = [0.0 if half is None else half for half in spread or ()]
+        self.panels[-1]["lines"].append(
+            {"name": name, "look": look, "x": list(x), "y": list(y), "spread": bars if any(bars) else None}
+        )
 
     def level(self, name: str, y: float) -> None:
         """Draws a grey horizontal line, of three at most: what the lines have to be compared with."""
@@ -137,13 +149,16 @@ class Curves:
             axes = figure.add_subplot(1, len(panels), i + 1)
             for line in panel["lines"]:
                 look = line["look"]
-                (drawn,) = axes.plot(
+                drawn = axes.errorbar(
                     line["x"],
                     line["y"],
+                    yerr=line["spread"],
                     color=COLOURS[look % len(COLOURS)],
                     marker=MARKERS[look % len(MARKERS)][0],
                     linewidth=1.8,
                     markersize=6,
+                    elinewidth=1.0,
+                    capsize=2.5,
                 )
                 handles.setdefault(line["name"], drawn)
             for (name, y), dash in zip(panel["levels"], DASHES, strict=False):
@@ -154,7 +169,7 @@ class Curves:
             axes.set_ylabel(panel["y"])
             axes.set_ylim(*panel["range"])
             if panel["ticks"] is not None:
-                axes.set_xticks(panel["ticks"], [f"{tick:g}" for tick in panel["ticks"]])
+                axes.set_xticks(panel["ticks"], panel["names"])
             axes.grid(color="0.9", linewidth=0.8)
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
@@ -180,13 +195,15 @@ class Curves:
                     showlegend=line["name"] not in shown, mode="lines+markers",
                     line={"color": COLOURS[look % len(COLOURS)]},
                     marker={"symbol": MARKERS[look % len(MARKERS)][1], "size": 9},
+                    error_y={"type": "data", "array": line["spread"], "thickness": 1.2, "width": 3},
                     **place,
                 )  # fmt: skip
                 shown.add(line["name"])
             for (name, y), dash in zip(panel["levels"], DASHES, strict=False):
                 figure.add_hline(y=y, line={"color": "#777", "dash": dash[1]}, annotation_text=name, **place)
             ticks = panel["ticks"]
-            figure.update_xaxes(title_text=panel["x"], tickvals=ticks, **place)
+            names = panel["names"] if ticks is not None else None
+            figure.update_xaxes(title_text=panel["x"], tickvals=ticks, ticktext=names, **place)
             figure.update_yaxes(title_text=panel["y"], range=panel["range"], **place)
         figure.update_layout(
             title=self.title, template="plotly_white", height=430 * lines + 120, hovermode="closest"
@@ -201,8 +218,11 @@ def _layout(n: int) -> tuple[int, int]:
 
 
 def _values(panel: Mapping[str, Any]) -> list[float]:
-    found = [value for line in panel["lines"] for value in line["y"]]
-    return [*found, *(y for _, y in panel["levels"])]
+    found = [y for _, y in panel["levels"]]
+    for line in panel["lines"]:
+        for y, half in zip(line["y"], line["spread"] or [0.0] * len(line["y"]), strict=True):
+            found += [y - half, y + half]
+    return found
 
 
 # -- models one below the other ------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ class Run:
             words = [f"--config_files={self.folder / SETTINGS}", "--run_id=None"]
         for key, value in self.settings.items():
             if key in defaults and key not in passed and value != defaults[key]:
-                words.append(f"--{key}={_as_argument(value)}")
+                words.append(f"--{key}={as_argument(value)}")
         return " ".join(["recbole-cdr run", *map(shlex.quote, words)])
 
 
@@ -146,6 +146,32 @@ class Group:
     def runs(self) -> list[Run]:
         """All runs."""
         return [run for runs in self.members.values() for run in runs]
+
+    def instances_of(self, label: str) -> list[pd.DataFrame]:
+        """Returns the per-instance tables of a label that all labels can be compared on.
+
+        One per seed. Where each seed has a split of its own, one table of the instances of all splits that every label
+        has a run of, the users of each split apart.
+
+        Raises:
+            CDRError: a table is missing or can't be read, or the labels have no split in common.
+        """
+        runs = self.members[label]
+        if len({run.value("split_seed") for run in self.runs}) == 1:
+            return [run.instances for run in runs]
+        shared = set.intersection(
+            *({run.value("split_seed") for run in of_label} for of_label in self.members.values())
+        )
+        frames = [
+            run.instances.assign(
+                user=[f"{user}, split {run.value('split_seed')}" for user in run.instances["user"]]
+            )
+            for run in runs
+            if run.value("split_seed") in shared
+        ]
+        if not frames:
+            raise CDRError("there is no split that all of them were run on")
+        return [pd.concat(frames, ignore_index=True)]
 
     @property
     def cells(self) -> dict[str, list[str]]:
@@ -271,11 +297,16 @@ def read_run(folder: Path) -> Run:
         result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise Unusable(f"{RESULT} can't be read: {' '.join(str(error).split())}") from error
-    _check(result)
+    check_result(result)
     return Run(folder, result)
 
 
-def _check(result: Any) -> None:
+def check_result(result: Any) -> None:
+    """Checks what is read of a result.
+
+    Raises:
+        Unusable: it isn't one; says why.
+    """
     if not isinstance(result, dict):
         raise Unusable(f"{RESULT} holds no result")
     kinds: Mapping[str, type] = {
@@ -353,7 +384,7 @@ def grouped(runs: Iterable[Run]) -> tuple[list[Group], list[tuple[Path, str]]]:
             members[0].task, first["dataset"], first["split"], any(r.result.get("simulated") for r in members),
             f"{first['dataset']}, split={first['split']}", facts, labelled,
         )  # fmt: skip
-        group.notes += _notes(group)
+        group.notes += notes_of(group)
         groups.append(group)
     groups.sort(key=lambda group: (group.task, group.title))
     titles = [_title(group, [other for other in groups if other is not group]) for group in groups]
@@ -462,8 +493,8 @@ _UNKNOWN = (
 )
 
 
-def _notes(group: Group) -> list[str]:
-    """What is said of runs, with whom it is said of."""
+def notes_of(group: Group) -> list[str]:
+    """Returns what runs say of themselves, with whom it is said of."""
     said: dict[str, list[str]] = {}
     for label, runs in group.members.items():
         for run in runs:
@@ -511,8 +542,8 @@ def short(value: Any, letters: int = 28) -> str:
     return text if len(text) <= letters else text[: letters - 1] + "…"
 
 
-def _as_argument(value: Any) -> str:
-    """The text that is read as this value."""
+def as_argument(value: Any) -> str:
+    """Returns the text that a command line reads as this value."""
     if isinstance(value, str):
         return value if parse_value(value) == value else json.dumps(value, ensure_ascii=False)
     return "None" if value is None else str(value) if isinstance(value, bool) else json.dumps(value)

@@ -56,12 +56,19 @@ def escaped(content: object) -> Markup:
     return Markup(html.escape(str(content)))
 
 
-def page(title: str, made: str, found: Collection, tables: Sequence[Sequence[Table]]) -> str:
+def page(
+    title: str,
+    made: str,
+    found: Collection,
+    tables: Sequence[Sequence[Table]],
+    before: Sequence[Markup] = (),
+) -> str:
     """Returns the page.
 
     Args:
         made: when and by what.
         tables: of each group of ``found``.
+        before: what stands above the groups.
 
     Raises:
         CDRError: plotly is not installed.
@@ -78,6 +85,7 @@ def page(title: str, made: str, found: Collection, tables: Sequence[Sequence[Tab
         tag("p", f"{made}; {n} runs, {len(found.skipped)} skipped.", class_="facts"),
         tag("nav", tag("ul", links), aria_label="Contents") if len(links) > 1 else None,
         _skipped(found.skipped),
+        *before,
         *sections,
         _versions([run for group in found.groups for run in group.runs]),
         *data,
@@ -131,7 +139,7 @@ def _section(number: int, group: Group, tables: Sequence[Table], data: list[Mark
         else None,
         tag("p", f"Task {group.task}; {facts}", class_="facts"),
         tag("div", tag("ul", [tag("li", text) for text in warnings]), class_="warning") if warnings else None,
-        *(part for i, table in enumerate(tables) for part in _tables(table, with_title=i > 0)),
+        *(part for i, table in enumerate(tables) for part in table_markup(table, with_title=i > 0)),
         _comparisons(tables[0]),
         tag("h3", "Figures"),
         tag(
@@ -144,7 +152,8 @@ def _section(number: int, group: Group, tables: Sequence[Table], data: list[Mark
     return tag("section", [part for part in parts if part], id=f"g{number}")
 
 
-def _tables(table: Table, *, with_title: bool) -> list[Markup]:
+def table_markup(table: Table, *, with_title: bool) -> list[Markup]:
+    """Returns a table per domain, and what its signs mean."""
     legend = tag("div", [tag("p", line) for line in table.legend()], class_="legend")
     title = [tag("h3", table.title)] if with_title else []
     return [*title, *(_block(block) for block in table.blocks), legend]

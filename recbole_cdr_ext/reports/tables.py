@@ -216,9 +216,9 @@ def _place(rows: Sequence[Row], columns: Iterable[tuple[str, str]]) -> None:
 def _mark(table: Table, group: Group) -> None:
     """Compares the models and marks what is more than chance."""
     frames: dict[str, list[pd.DataFrame]] = {}
-    for label, runs in group.members.items():
+    for label in group.members:
         try:
-            frames[label] = [run.instances for run in runs]
+            frames[label] = group.instances_of(label)
         except CDRError as error:
             table.notes.append(f"{label} is not compared: {error}")
     if len(frames) < 2:
@@ -261,27 +261,33 @@ def _has(runs: Sequence[Run], metric: str) -> bool:
 
 def markdown(title: str, groups: Sequence[tuple[Group, Sequence[Table]]]) -> str:
     """Returns all tables as a Markdown page."""
-    lines = [f"# {_md(title)}"]
+    lines = [f"# {md(title)}"]
     for group, tables in groups:
         for table in tables:
-            lines += ["", f"## {_md(table.title)}", ""]
-            if group.simulated:
-                lines += ["**SIMULATED DATA: these numbers say nothing about real users.**", ""]
-            for block in table.blocks:
-                heads = [
-                    f"{_md(group)} (n={n:,}) {_md(spelt(metric))}"
-                    for group, n in block.counts.items()
-                    for metric in block.metrics
-                ]
-                lines.append(f"| {_md(block.domain)} | " + " | ".join(heads) + " |")
-                lines.append("|---|" + "---:|" * len(heads))
-                lines += [_markdown_row(row, block) for row in block.rows]
-                lines.append("")
-            lines += [_md(line) + "  " for line in table.legend()]
-            lines += ["", *(f"- {_md(note)}" for note in [*table.notes, *warnings_of(group)])]
-            while not lines[-1]:
-                lines.pop()
+            lines += ["", *markdown_table(group, table)]
     return "\n".join(lines) + "\n"
+
+
+def markdown_table(group: Group, table: Table) -> list[str]:
+    """Returns the lines of a section with one of a group's tables, its legend, and what has to be said of it."""
+    lines = [f"## {md(table.title)}", ""]
+    if group.simulated:
+        lines += ["**SIMULATED DATA: these numbers say nothing about real users.**", ""]
+    for block in table.blocks:
+        heads = [
+            f"{md(name)} (n={n:,}) {md(spelt(metric))}"
+            for name, n in block.counts.items()
+            for metric in block.metrics
+        ]
+        lines.append(f"| {md(block.domain)} | " + " | ".join(heads) + " |")
+        lines.append("|---|" + "---:|" * len(heads))
+        lines += [_markdown_row(row, block) for row in block.rows]
+        lines.append("")
+    lines += [md(line) + "  " for line in table.legend()]
+    lines += ["", *(f"- {md(note)}" for note in [*table.notes, *warnings_of(group)])]
+    while not lines[-1]:
+        lines.pop()
+    return lines
 
 
 def _markdown_row(row: Row, block: Block) -> str:
@@ -291,13 +297,13 @@ def _markdown_row(row: Row, block: Block) -> str:
         text = (
             f"**{cell.text}**" if cell.place == 1 else f"<u>{cell.text}</u>" if cell.place == 2 else cell.text
         )
-        cells.append(text + _md(cell.mark))
-    name = f"{_md(row.label)}{row.flags} ({row.seeds})"
-    return f"| {f'*{_md(row.label)}*' if row.floor else name} | " + " | ".join(cells) + " |"
+        cells.append(text + md(cell.mark))
+    name = f"{md(row.label)}{row.flags} ({row.seeds})"
+    return f"| {f'*{md(row.label)}*' if row.floor else name} | " + " | ".join(cells) + " |"
 
 
-def _md(text: str) -> str:
-    """Text that Markdown shows as it is."""
+def md(text: str) -> str:
+    """Returns text that Markdown shows as it is."""
     flat = " ".join(str(text).split())
     return re.sub(r"([\\`*_{}\[\]<>|#~&])", r"\\\1", flat)
 

@@ -7,12 +7,10 @@ nothing that has ended is trained again, whenever the driver was killed.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ from recbole_cdr_ext.data.ratings import RATING_SPLIT_KEYS
 from recbole_cdr_ext.data.split import SPLIT_KEYS
 from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.experiment import check_fit, check_metrics, load_data, log_parts, set_threads
-from recbole_cdr_ext.files import make_folder, replacing
+from recbole_cdr_ext.files import locked, make_folder, replacing
 from recbole_cdr_ext.run_log import logging_to
 from recbole_cdr_ext.stages import run_stages
 from recbole_cdr_ext.tuning import page
@@ -144,7 +142,7 @@ def tune(
         argv, config_file_list = (), None
     sweep = prepare(model, dataset, options, config_file_list, config_dict, argv)
     make_folder(sweep.folder)
-    with _locked(sweep.folder):
+    with locked(sweep.folder, "sweep"):
         state = _begin(sweep)
         if not state["finished"]:
             try:
@@ -294,19 +292,6 @@ def _stages(config: CDRConfig) -> str:
 
 
 # -- the folder -----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds the folder for this process; the system lets go of it when the process ends, however it does."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise CDRError(
-                f"Another sweep is at work in {folder}: wait for its end, or choose another --out."
-            ) from None
-        yield
 
 
 def _begin(sweep: Sweep) -> dict[str, Any]:

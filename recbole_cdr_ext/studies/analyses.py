@@ -1,0 +1,119 @@
+"""The analyses of a study: `recbole-cdr analyse` on the first seed's runs of each of its tables."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from recbole_cdr_ext.files import replacing
+from recbole_cdr_ext.run_folder import RESULT
+from recbole_cdr_ext.studies.cells import Cell
+from recbole_cdr_ext.studies.definition import Settings
+from recbole_cdr_ext.studies.state import State
+from recbole_cdr_ext.trainer import checkpoint
+
+ANALYSES, STAMP = "analyses", "analysis.json"
+TRAINS_ITSELF = "sensitivity"
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One call of `recbole-cdr analyse`.
+
+    Attributes:
+        cells: the runs that it is of; of sensitivity, the one whose settings its own runs have.
+        folder: of its files.
+    """
+
+    kind: str
+    options: Settings
+    cells: tuple[Cell, ...]
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        parts = [part for part in self.cells[0].place if part]
+        own = [self.cells[0].row] if self.kind == TRAINS_ITSELF else []
+        return ", ".join([self.kind, *own, *parts])
+
+    def stamp(self, state: State) -> dict[str, object]:
+        """What decides its files."""
+        runs = [cell.identity if (line := state.line(cell)) is None else line["key"] for cell in self.cells]
+        return {"kind": self.kind, "options": dict(self.options), "runs": runs}
+
+    def done(self, state: State) -> bool:
+        """Whether its files are there, of these runs and with these options."""
+        try:
+            stamp = json.loads((self.folder / STAMP).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return stamp == json.loads(json.dumps(self.stamp(state)))
+
+    def mark_done(self, state: State) -> None:
+        """Notes what its files are of."""
+        with replacing(self.folder / STAMP) as temporary:
+            temporary.write_text(json.dumps(self.stamp(state), indent=1) + "\n", encoding="utf-8")
+
+    def words(self, state: State) -> list[str]:
+        """The words of its command; files of another analysis are removed from its folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        words = [f"--{key}={value}" for key, value in self.options.items()]
+        words += [f"--out={self.folder}", f"--checkpoint_dir={state.checkpoint_dir}", "--show_progress=False"]
+        machine = [
+            word for word in self.cells[0].machine if _key(word) not in ("checkpoint_dir", "show_progress")
+        ]
+        if self.kind == TRAINS_ITSELF:
+            given = [*self.cells[0].words, *machine]
+            return ["analyse", self.kind, *words, *(w for w in given if _key(w) not in self.options)]
+        folders = [str(state.run_folder(cell)) for cell in self.cells]
+        kept = [w for w in machine if _key(w) in ("data_path", "cache_dir", "use_gpu", "torch_threads")]
+        return ["analyse", self.kind, f"--runs={','.join(folders)}", *words, *kept]
+
+    def without_weights(self, state: State) -> list[Cell]:
+        """Its cells that have to be run, also if their results are kept, because their weights are not here."""
+        if self.kind == TRAINS_ITSELF:
+            return []
+        return [cell for cell in self.cells if not _has_weights(state.run_folder(cell))]
+
+
+def analyses_of(state: State) -> list[Analysis]:
+    """Returns the analyses of a study, in its order."""
+    first = state.study.seeds[0]
+    tables: dict[tuple[str, str | None], list[Cell]] = {}
+    for cell in state.cells:
+        if cell.seed == first:
+            tables.setdefault(cell.place, []).append(cell)
+    found = []
+    for kind, options in state.study.analyses.items():
+        calls = (
+            [[cell] for cells in tables.values() for cell in cells]
+            if kind == TRAINS_ITSELF
+            else tables.values()
+        )
+        for cells in calls:
+            parts = [part for part in cells[0].place if part] + [cells[0].row] * (kind == TRAINS_ITSELF)
+            folder = state.folder / ANALYSES / _named(kind, parts if len(calls) > 1 else [])
+            found.append(Analysis(kind, options, tuple(cells), folder))
+    return found
+
+
+def _named(kind: str, parts: Sequence[str]) -> str:
+    """A folder's name; what it leaves out of the parts may be what tells two apart."""
+    if not parts:
+        return kind
+    said = re.sub(r"[^a-zA-Z0-9.=_]+", "-", " ".join(parts)).strip("-")
+    return f"{kind}-{said}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:4]}"
+
+
+def _has_weights(folder: Path | None) -> bool:
+    return folder is not None and (folder / RESULT).exists() and (folder / checkpoint.MODEL).exists()
+
+
+def _key(word: str) -> str:
+    return word[2:].partition("=")[0]

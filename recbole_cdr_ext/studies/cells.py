@@ -1,0 +1,275 @@
+"""The runs of a study: what each is told, all of its settings, and the key that says whether it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from recbole_cdr_ext._settings import file_names
+from recbole_cdr_ext.analysis.runs import check_bridge
+from recbole_cdr_ext.config import RUNTIME_KEYS, CDRConfig
+from recbole_cdr_ext.data.split import GROUPS
+from recbole_cdr_ext.errors import CDRError, did_you_mean
+from recbole_cdr_ext.evaluation.metrics import RankingMetrics
+from recbole_cdr_ext.evaluation.values import ValueMetrics
+from recbole_cdr_ext.reports.collect import CAPS, as_argument, text_of
+from recbole_cdr_ext.studies.definition import SEED, Settings, Study, needs_bridges
+from recbole_cdr_ext.studies.sources import Source
+
+# Of the settings that reports leave aside, those that change a result: sums depend on the number of threads.
+DECIDING = CAPS | {"metric_decimal_place", "torch_threads"}
+# Settings of where and how runs run; a study's file holds none, a command may.
+MACHINE_KEYS = RUNTIME_KEYS - DECIDING - {"config_files"} | {"torch_threads"}
+# What the study says of each run itself.
+_OWN = {
+    "model",
+    "seed",
+    "task",
+    "run_id",
+    "resume",
+    "result_file",
+    "save_instances",
+    "allow_simulated",
+    "tensorboard",
+}
+QUIET = {
+    "show_progress": "False",
+    "tensorboard": "False",
+    "allow_simulated": "False",
+    "save_instances": "True",
+    "torch_threads": "1",
+}
+GROUPS_OF: Mapping[str, tuple[str, ...]] = {"next_item": GROUPS, "rating": ("cold",)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study.
+
+    Attributes:
+        words: what the run is told, without what lies on the machine.
+        machine: the words of where and how it runs.
+        settings: all of its settings, as its result would hold them.
+        identity: a hash of the settings that decide its result.
+    """
+
+    row: str
+    scene: str
+    varied: tuple[str, Any] | None
+    seed: int
+    words: tuple[str, ...]
+    machine: tuple[str, ...] = field(repr=False)
+    settings: Settings = field(repr=False)
+    identity: str = field(repr=False)
+    source: Source
+
+    @property
+    def place(self) -> tuple[str, str | None]:
+        """The table that it stands in: its scene, and what is varied there."""
+        return self.scene, self.varied and f"{self.varied[0]}={text_of(self.varied[1])}"
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return ", ".join([self.row, *(part for part in self.place if part), f"seed {self.seed}"])
+
+    @property
+    def command(self) -> str:
+        """What a reader types to get it."""
+        return shlex.join(["recbole-cdr", "run", *self.words])
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics that its result has."""
+        return metrics_of(self.settings).names
+
+    def key(self, data: str) -> str:
+        """What decides its result: settings, and the digest of the data."""
+        return hashlib.sha256(f"{self.identity} {data}".encode()).hexdigest()
+
+    def run_id(self, data: str) -> str:
+        """The name of its run's folder."""
+        return f"study-{self.settings['model']}-{self.settings['dataset']}-{self.key(data)[:12]}"
+
+
+def metrics_of(settings: Mapping[str, Any]) -> RankingMetrics | ValueMetrics:
+    """The metrics that settings ask for."""
+    return (RankingMetrics if settings["task"] == "next_item" else ValueMetrics)(settings)
+
+
+# -- from studies to cells ------------------------------------------------------------------------------------------
+
+
+def make_cells(study: Study, passed: Mapping[str, Any] | None = None) -> list[Cell]:
+    """Returns the cells of a study, first seeds first; all settings are checked.
+
+    Args:
+        passed: settings of all runs, above the study's own; text is read as on the command line.
+
+    Raises:
+        CDRError: a setting, model, dataset, metric or group is none, two rows are the same run, or an analysis can't
+            be made of a row: what and where.
+    """
+    given = {
+        key: value if isinstance(value, str) else as_argument(value) for key, value in (passed or {}).items()
+    }
+    for key in given:
+        if key in _OWN:
+            where = {"model": " Rows say which.", "seed": " Say --seeds=1,2."}.get(key, "")
+            raise CDRError(f"'{key}' is set by the study for each of its runs: leave it out.{where}")
+        if key in study.vary:
+            raise CDRError(f"'{key}' is what {study.name} varies ({key} in 'vary'): leave it out.")
+    _check_machine(study)
+    with _warnings_once():
+        return _made(study, given)
+
+
+@contextmanager
+def _warnings_once() -> Iterator[None]:
+    """Lets no warning be said of every run that it holds for."""
+    seen: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        new = text not in seen
+        seen.add(text)
+        return new
+
+    logger = logging.getLogger()
+    logger.addFilter(is_new)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_new)
+
+
+def _made(study: Study, given: Mapping[str, str]) -> list[Cell]:
+    found: dict[int, list[Cell]] = {seed: [] for seed in study.seeds}
+    for scene in study.scenes:
+        for varied in study.variations:
+            same: dict[str, str] = {}
+            for row in study.rows:
+                for cell in _of_all_seeds(study, given, scene, varied, row):
+                    found[cell.seed].append(cell)
+                other = same.setdefault(cell.identity, row)
+                if other != row:
+                    raise CDRError(
+                        f"{study.path}: the rows '{other}' and '{row}' are the same run on '{scene}': leave out one of "
+                        "them, or whatever makes them alike."
+                    )
+    made = [cell for cells in found.values() for cell in cells]
+    _check_shown(study, made)
+    return made
+
+
+def _of_all_seeds(
+    study: Study, given: Mapping[str, str], scene: str, varied: tuple[str, Any] | None, row: str
+) -> Iterator[Cell]:
+    """Yields the cells that differ in their seed alone; settings are resolved once."""
+    told: dict[str, Any] = {**study.settings, **study.scenes[scene], **study.rows[row]}
+    if study.task is not None:
+        told["task"] = study.task
+    told |= dict([varied]) if varied else {}
+    files = [
+        str(name)
+        for block in (study.settings, study.scenes[scene], study.rows[row], given)
+        for name in file_names(block.get("config_files"))
+    ]
+    texts = {key: as_argument(value) for key, value in told.items() if value != SEED} | dict(given)
+    seeded = [key for key, value in told.items() if value == SEED and key not in given]
+    if files:
+        texts["config_files"] = ",".join(files)
+    machine = {key: text for key, text in {**QUIET, **given}.items() if key in MACHINE_KEYS}
+    words = {key: text for key, text in texts.items() if key not in ("model", "dataset", *MACHINE_KEYS)}
+    resolved: CDRConfig | None = None
+    for seed in study.seeds:
+        of_seed = {"seed": str(seed), **dict.fromkeys(seeded, str(seed))}
+        told_now = {"model": texts["model"], "dataset": texts["dataset"], **of_seed, **words}
+        if resolved is None:
+            resolved = _resolve(study, scene, row, {**told_now, **machine}, given)
+        settings = {**resolved.to_dict(), **dict.fromkeys(of_seed, seed)}
+        yield Cell(
+            row=row,
+            scene=scene,
+            varied=varied,
+            seed=seed,
+            words=_as_words(told_now),
+            machine=_as_words(machine),
+            settings=settings,
+            identity=_identity(settings),
+            source=Source(
+                settings["dataset"],
+                settings["data_path"],
+                "rows" if settings["split"] == "published" else "users",
+                tuple(settings["domains"]),
+            ),
+        )
+
+
+def _as_words(settings: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(f"--{key}={text}" for key, text in settings.items())
+
+
+def _resolve(
+    study: Study, scene: str, row: str, told: Mapping[str, str], given: Mapping[str, str]
+) -> CDRConfig:
+    """Returns the settings of a run, from the very words that it will be told."""
+    try:
+        config = CDRConfig(argv=_as_words(told))
+        metrics_of(config)
+        if needs_bridges(study):
+            check_bridge(f"{config['model']} can't be analysed", config.model_class, config.to_dict())
+    except CDRError as error:
+        text = str(error)
+        for key in set(told) - set(given):  # what stands in the file was not given on the command line
+            text = text.replace(f"'{key}' (command line)", f"'{key}'").replace(
+                f"{key}={told[key]!r} (command line)", f"{key}={told[key]}"
+            )
+        raise CDRError(f"{study.path}, row '{row}' on '{scene}': {text}") from error
+    return config
+
+
+def deciding(settings: Settings) -> dict[str, Any]:
+    """The settings that decide a run's result, as JSON has them."""
+    decides = {key: value for key, value in settings.items() if key not in RUNTIME_KEYS - DECIDING}
+    return json.loads(json.dumps(decides, sort_keys=True))
+
+
+def _identity(settings: Settings) -> str:
+    return hashlib.sha256(json.dumps(deciding(settings), sort_keys=True).encode()).hexdigest()
+
+
+def _check_machine(study: Study) -> None:
+    blocks = {"settings": study.settings, **study.scenes, **study.rows, "vary": study.vary}
+    for label, block in blocks.items():
+        for key in block:
+            if key in MACHINE_KEYS | _OWN - {"model"}:
+                raise CDRError(
+                    f"{study.path}, '{label}': '{key}' is no part of a study"
+                    + (
+                        ": the study sets it itself."
+                        if key in _OWN
+                        else f": give it on the command line, --{key}=..."
+                    )
+                )
+
+
+def _check_shown(study: Study, cells: Sequence[Cell]) -> None:
+    for cell in {(cell.scene, cell.row): cell for cell in cells}.values():
+        groups = GROUPS_OF[cell.settings["task"]]
+        for what, asked, known in (
+            ("metrics", study.metrics, cell.metrics),
+            ("groups", study.groups, groups),
+        ):
+            missing = next((name for name in asked or () if name not in known), None)
+            if missing is not None:
+                raise CDRError(
+                    f"{study.path}, {what}: the runs of '{cell.row}' on '{cell.scene}' have no '{missing}', only "
+                    f"{', '.join(known)}.{did_you_mean(missing, known)}"
+                )

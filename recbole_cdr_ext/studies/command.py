@@ -1,0 +1,175 @@
+"""``recbole-cdr study``: runs what a study has left to run, and writes its tables."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from recbole_cdr_ext._checks import check_type
+from recbole_cdr_ext._settings import parse_value, types_in
+from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.files import locked, make_folder
+from recbole_cdr_ext.run_folder import DEFAULT_CHECKPOINT_DIR
+from recbole_cdr_ext.studies import pages
+from recbole_cdr_ext.studies.analyses import analyses_of
+from recbole_cdr_ext.studies.cells import MACHINE_KEYS, make_cells
+from recbole_cdr_ext.studies.definition import Study, read_study
+from recbole_cdr_ext.studies.drive import do
+from recbole_cdr_ext.studies.options import OPTIONS
+from recbole_cdr_ext.studies.processes import ends_on_sigterm
+from recbole_cdr_ext.studies.state import State, chosen, line_of
+from recbole_cdr_ext.studies.tables import Pair, tables_by_group
+
+DEFAULTS: dict[str, Any] = {key.key: parse_value(key.default) for key in OPTIONS}
+DEFAULTS |= {"checkpoint_dir": DEFAULT_CHECKPOINT_DIR, "show_progress": True}
+# While runs are at work, tables are written when that has been so many times as long ago as it takes.
+PATIENCE = 20
+
+
+def run_study(name: str | Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """See :func:`recbole_cdr_ext.studies.study`."""
+    own = _own(options)
+    passed = {key: value for key, value in options.items() if key not in DEFAULTS}
+    study = _changed(read_study(name), own)
+    cells = make_cells(study, passed)
+    folder = Path(own["out"] or Path("studies") / default_name(study, own, passed))
+    wanted = chosen(cells, own["only"])
+    place = study, cells, folder, Path(own["checkpoint_dir"])
+    if own["dry_run"]:
+        state = State.of(*place)
+        print(dry_run(state, {cell.name for cell in wanted}))
+        return _outcome(state, tables_by_group(state))
+    make_folder(folder)
+    with locked(folder, "study"), ends_on_sigterm():
+        state = State.of(*place)
+        state.command = _command(name, own, passed)
+        writer = _Writer(state)
+        try:
+            do(state, wanted, own["jobs"], bar=bool(own["show_progress"]), progress=writer.sometimes)
+        except KeyboardInterrupt:
+            pages.write(state, tables_by_group(state), final=False)
+            left = len(state.missing(wanted))
+            raise KeyboardInterrupt(
+                f"interrupted with {left} of {len(wanted)} runs to do; the same command goes on from there."
+            ) from None
+        pairs = tables_by_group(state)
+        files = pages.write(state, pairs, final=True)
+    print(pages.as_text(state, pairs))
+    _conclude(state, files)
+    return _outcome(state, pairs)
+
+
+class _Writer:
+    """Writes the tables now and then, so that they cost little beside the runs."""
+
+    def __init__(self, state: State):
+        self.state, self.due = state, 0.0
+
+    def sometimes(self) -> None:
+        """Writes them if it is time."""
+        started = time.monotonic()
+        if started >= self.due:
+            pages.write(self.state, tables_by_group(self.state), final=False)
+            ended = time.monotonic()
+            self.due = ended + PATIENCE * (ended - started)
+
+
+def _own(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The command's own options, of their types."""
+    types = {key.key: key.types for key in OPTIONS} | {"checkpoint_dir": "str", "show_progress": "bool"}
+    found = dict(DEFAULTS)
+    for key in DEFAULTS.keys() & options.keys():
+        value = options[key]
+        if key in ("seeds", "dataset") and not isinstance(value, str) and value is not None:
+            value = ",".join(map(str, [value] if isinstance(value, int) else value))
+        found[key] = check_type(key, value, types_in(types[key]), "study", is_text=isinstance(value, str))
+    if found["jobs"] is not None and found["jobs"] < 1:
+        raise CDRError(f"jobs={found['jobs']} should be at least 1.")
+    return found
+
+
+def _changed(study: Study, own: Mapping[str, Any]) -> Study:
+    if own["dataset"] is not None:
+        study = study.on(dict.fromkeys(_listed(own["dataset"], "dataset")))
+    if own["seeds"] is not None:
+        study = study.with_seeds(_listed(own["seeds"], "seeds"))
+    return study
+
+
+def _listed(text: str, key: str) -> list[str]:
+    found = [word.strip() for word in text.split(",") if word.strip()]
+    if not found:
+        raise CDRError(f"--{key}={text} names nothing.")
+    return found
+
+
+def default_name(study: Study, own: Mapping[str, Any], passed: Mapping[str, Any]) -> str:
+    """The folder's name: a quick look with other settings does not replace the tables of the study itself."""
+    changes = {"dataset": own["dataset"]} if own["dataset"] is not None else {}
+    changes |= {key: value for key, value in passed.items() if key not in MACHINE_KEYS - {"torch_threads"}}
+    told = [re.sub(r"[^\w.=-]+", "_", f"{key}={value}") for key, value in sorted(changes.items())]
+    return "-".join([study.name, *told])[:120]
+
+
+def _command(name: str | Path, own: Mapping[str, Any], passed: Mapping[str, Any]) -> str:
+    """The command that made the tables, without what lies on the machine."""
+    told = {key: own[key] for key in ("dataset", "seeds") if own[key] is not None}
+    told |= {key: value for key, value in passed.items() if key not in MACHINE_KEYS - {"torch_threads"}}
+    return shlex.join(
+        ["recbole-cdr", "study", str(name), *(f"--{key}={value}" for key, value in told.items())]
+    )
+
+
+# -- what is said ---------------------------------------------------------------------------------------------------
+
+
+def dry_run(state: State, wanted: Iterable[str]) -> str:
+    """Returns a line per cell: whether it is done, its name and its command."""
+    wanted = set(wanted)
+    lines, seen = [], set()
+    for cell in state.cells:
+        same = (cell.identity, cell.source)
+        if state.line(cell) is not None:
+            status = "done"
+        elif cell.name not in wanted:
+            status = "left out"
+        else:
+            status = "the same as one above" if same in seen else "to do"
+        seen.add(same)
+        lines.append(f"{status}: {line_of(cell)}")
+    lines += [f"{'done' if one.done(state) else 'to do'}: analysis {one.name}" for one in analyses_of(state)]
+    unprepared = [source.dataset for source, digest in state.digests.items() if digest is None]
+    if unprepared:
+        lines.append(
+            f"Not prepared here, so what is kept of any data counts: {', '.join(dict.fromkeys(unprepared))}."
+        )
+    todo = sum(line.startswith("to do: ") for line in lines)
+    return "\n".join([*lines, f"{len(state.cells)} runs, {todo} to do. Folder: {state.folder}"])
+
+
+def _conclude(state: State, files: Iterable[str]) -> None:
+    print(f"\nWritten to {state.folder}: {', '.join(files)}")
+    if state.store.damaged:
+        print(
+            f"{state.store.damaged} lines of its cells.jsonl could not be read; their runs count as not done."
+        )
+    missing = len(state.missing())
+    if missing:
+        print(f"{missing} of {len(state.cells)} runs are missing; the same command goes on with them.")
+    for name, reason in state.failed.items():
+        print(f"Failed: {name}: {reason}")
+        print("".join(f"    {line}\n" for line in state.output.get(name, [])), end="")
+
+
+def _outcome(state: State, pairs: Iterable[Pair]) -> dict[str, Any]:
+    return {
+        "folder": state.folder,
+        "groups": [group for group, _ in pairs],
+        "done": sum(state.line(cell) is not None for cell in state.cells),
+        "missing": [cell.name for cell in state.missing()],
+        "failed": dict(state.failed),
+    }

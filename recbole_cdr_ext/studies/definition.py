@@ -1,0 +1,278 @@
+"""Studies as files say them: read, checked as far as that needs no settings, and changed by a command's options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from recbole_cdr_ext._settings import TASKS, read_mapping
+from recbole_cdr_ext.analysis.options import OPTIONS as ANALYSES
+from recbole_cdr_ext.errors import CDRError, did_you_mean
+from recbole_cdr_ext.paths import dataset_property_files, properties_dir
+
+SEED = "seed"  # as a setting's value: that of training
+DEFAULT_SEEDS = (2024,)
+Settings = Mapping[str, Any]
+
+KEYS = ("title", "task", "datasets", "scenes", "seeds", "settings", "models", "rows", "vary", "metrics", "groups",
+        "baseline", "analyses")  # fmt: skip
+# Settings that have a place of their own in a study.
+_ELSEWHERE = {
+    "model": "in a row (rows, models)",
+    "dataset": "in a scene (scenes, datasets)",
+    "seed": "in 'seeds'",
+    "task": "beside 'title', for all runs",
+}
+# What the study gives an analysis itself.
+_OF_ANALYSES = {"runs", "out", "model", "dataset"}
+_BRIDGES_ONLY = ("fgsm", "landscape", "lipschitz")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is run, and what of it is shown.
+
+    Attributes:
+        path: the file.
+        scenes: what tables are made of, with ``dataset``, by label.
+        plain: whether scenes are datasets and nothing else.
+        rows: what is compared, with ``model``, by label.
+        vary: values by setting; one setting at a time has another value than in the scene.
+        metrics, groups: what tables show, in this order; None: all.
+        analyses: options by kind.
+    """
+
+    name: str
+    path: Path
+    title: str
+    task: str | None
+    scenes: Mapping[str, Settings]
+    plain: bool
+    seeds: tuple[int, ...]
+    settings: Settings
+    rows: Mapping[str, Settings]
+    vary: Mapping[str, tuple[Any, ...]]
+    metrics: tuple[str, ...] | None
+    groups: tuple[str, ...] | None
+    baseline: str | None
+    analyses: Mapping[str, Settings]
+
+    @property
+    def variations(self) -> list[tuple[str, Any] | None]:
+        """What is varied, (setting, value); [None] where nothing is."""
+        return [(key, value) for key, values in self.vary.items() for value in values] or [None]
+
+    @property
+    def n_runs(self) -> int:
+        """The number of its cells."""
+        return len(self.scenes) * len(self.rows) * len(self.variations) * len(self.seeds)
+
+    def on(self, datasets: Iterable[str]) -> Study:
+        """Returns the study on other datasets.
+
+        Scenes keep their other settings, the names of domains if the dataset has all of them, and are called by what
+        they are then; scenes that become the same are one.
+        """
+        made: dict[str, Settings] = {}
+        for name in datasets:
+            domains = _domains(name)
+            for scene in self.scenes.values():
+                named = {scene[key] for key in ("source", "target") if key in scene}
+                named |= set(scene.get("domains") or ())
+                kept = {
+                    key: value
+                    for key, value in scene.items()
+                    if key not in ("source", "target", "domains") or named <= set(domains)
+                }
+                label = ", ".join([name, *(f"{k}={v}" for k, v in kept.items() if k != "dataset")])
+                made[label] = {**kept, "dataset": name}
+        return replace(self, scenes=made)
+
+    def with_seeds(self, seeds: Iterable[int | str]) -> Study:
+        """Returns the study with other seeds."""
+        return replace(self, seeds=_different(tuple(seeds), "--seeds", _seed))
+
+
+def shipped_studies() -> dict[str, Path]:
+    """The package's own studies, by name."""
+    return {path.stem: path for path in sorted((properties_dir() / "study").glob("*.yaml"))}
+
+
+def find_study(name: str | Path) -> Path:
+    """Returns the file of a study: a path, or the name of one of the package's.
+
+    Raises:
+        CDRError: there is none (with the nearest name).
+    """
+    if Path(name).is_file():
+        return Path(name)
+    known = shipped_studies()
+    if str(name) not in known:
+        raise CDRError(
+            f"There is no study '{name}', neither as a file here nor among the package's: {', '.join(known)}."
+            f"{did_you_mean(str(name), known)}"
+        )
+    return known[str(name)]
+
+
+def read_study(name: str | Path) -> Study:
+    """Reads and checks a study; settings are checked when cells are made of it.
+
+    Raises:
+        CDRError: there is no such file, or something in it is not as it should be: what, where, and how to mend it.
+    """
+    path = find_study(name)
+    content = read_mapping(path)
+    try:
+        return _read(path, content)
+    except CDRError as error:
+        raise CDRError(f"{path}: {error}") from error
+
+
+def _read(path: Path, content: Mapping[str, Any]) -> Study:
+    unknown = next((key for key in content if key not in KEYS), None)
+    if unknown:
+        raise CDRError(
+            f"unknown key '{unknown}'.{did_you_mean(unknown, KEYS)} A study has {', '.join(KEYS)}; settings of all "
+            "runs stand under 'settings'."
+        )
+    task = content.get("task")
+    if task not in (None, *TASKS):
+        raise CDRError(f"task: {task} should be one of {', '.join(TASKS)}.{did_you_mean(str(task), TASKS)}")
+    title = content.get("title", path.stem)
+    if not isinstance(title, str):
+        raise CDRError(f"title: {title} should be text.")
+    scenes = _labelled(content, "scenes", "datasets", "dataset")
+    rows = _labelled(content, "rows", "models", "model")
+    settings = _settings(content.get("settings") or {}, "settings")
+    vary = _vary(content.get("vary") or {}, {"settings": settings, **scenes, **rows})
+    seeds = content.get("seeds", list(DEFAULT_SEEDS))
+    baseline = content.get("baseline")
+    known = [*rows, *(str(row["model"]) for row in rows.values())]
+    if baseline is not None and baseline not in known:
+        hint = did_you_mean(str(baseline), known)
+        raise CDRError(f"baseline: '{baseline}' is no row.{hint} Rows: {'; '.join(rows)}.")
+    return Study(
+        name=path.stem,
+        path=path,
+        title=title,
+        task=task,
+        scenes=scenes,
+        plain="datasets" in content,
+        seeds=_different(seeds if isinstance(seeds, list) else [seeds], "seeds", _seed),
+        settings=settings,
+        rows=rows,
+        vary=vary,
+        metrics=_names(content, "metrics"),
+        groups=_names(content, "groups"),
+        baseline=baseline,
+        analyses=_analyses(content.get("analyses") or {}),
+    )
+
+
+def _labelled(content: Mapping[str, Any], long: str, short: str, needed: str) -> dict[str, Settings]:
+    """Rows or scenes, from their blocks or from their shorthand."""
+    given = [key for key in (long, short) if content.get(key)]
+    if len(given) != 1:
+        what = "both stand here: give one" if given else "are missing: give one of them, with something in it"
+        raise CDRError(f"'{long}' and '{short}' {what}.")
+    if given == [short]:
+        names = content[short] if isinstance(content[short], list) else [content[short]]
+        return {str(name): {needed: str(name)} for name in _different(names, short, str)}
+    if not isinstance(content[long], dict):
+        raise CDRError(f"{long}: should be lines 'LABEL: {{{needed}: NAME, ...}}'.")
+    found: dict[str, Settings] = {}
+    for label, block in content[long].items():
+        where = f"{long}, '{label}'"
+        if not isinstance(block, dict) or not isinstance(block.get(needed), str):
+            raise CDRError(f"{where}: should be settings with '{needed}: NAME' among them.")
+        rest = _settings({key: value for key, value in block.items() if key != needed}, where)
+        found[str(label)] = {needed: block[needed], **rest}
+    return found
+
+
+def _settings(block: Any, where: str) -> dict[str, Any]:
+    if not isinstance(block, dict) or not all(isinstance(key, str) for key in block):
+        raise CDRError(f"{where}: should be settings, 'key: value'.")
+    for key in block:
+        if key in _ELSEWHERE:
+            raise CDRError(f"{where}: '{key}' is not given here but {_ELSEWHERE[key]}.")
+    return dict(block)
+
+
+def _vary(block: Any, fixed: Mapping[str, Settings]) -> dict[str, tuple[Any, ...]]:
+    found = {}
+    for key, values in _settings(block, "vary").items():
+        if not isinstance(values, list) or not values:
+            raise CDRError(f"vary: '{key}' should have a list of values, not {values}.")
+        place = next((label for label, settings in fixed.items() if key in settings), None)
+        if place is not None:
+            where = place if place == "settings" else f"'{place}'"
+            raise CDRError(f"vary: '{key}' is given in {where} as well: leave it out there.")
+        found[key] = _different(values, f"vary, '{key}'", lambda value: value)
+    return found
+
+
+def _different(values: Iterable[Any], where: str, kind: Any) -> tuple[Any, ...]:
+    found = tuple(kind(value) for value in values)
+    twice = next((value for i, value in enumerate(found) if value in found[:i]), None)
+    if twice is not None:
+        raise CDRError(f"{where}: {twice} stands there twice.")
+    if not found:
+        raise CDRError(f"{where}: there is none.")
+    return found
+
+
+def _seed(value: Any) -> int:
+    try:
+        seed = int(str(value))
+    except ValueError:
+        seed = -1
+    if not 0 <= seed < 2**32:
+        raise CDRError(f"seeds: {value} should be a whole number between 0 and 2**32 - 1.")
+    return seed
+
+
+def _names(content: Mapping[str, Any], key: str) -> tuple[str, ...] | None:
+    names = content.get(key)
+    if names is None:
+        return None
+    return _different(
+        [str(name).lower() for name in (names if isinstance(names, list) else [names])], key, str
+    )
+
+
+def _analyses(block: Any) -> dict[str, Settings]:
+    if not isinstance(block, dict):
+        raise CDRError("analyses: should be lines 'KIND: {option: value}'.")
+    found: dict[str, Settings] = {}
+    for kind, options in block.items():
+        if kind not in ANALYSES:
+            raise CDRError(
+                f"analyses: unknown kind '{kind}'.{did_you_mean(str(kind), ANALYSES)} Known: {', '.join(ANALYSES)}."
+            )
+        known = {option.key for option in ANALYSES[kind]} - _OF_ANALYSES
+        options = {} if options is None else options
+        if not isinstance(options, dict):
+            raise CDRError(f"analyses, '{kind}': should be options, {{option: value}}.")
+        unknown = next((key for key in options if key not in known), None)
+        if unknown:
+            raise CDRError(
+                f"analyses, '{kind}': unknown option '{unknown}'.{did_you_mean(str(unknown), known)} "
+                f"`recbole-cdr analyse {kind} --help` lists them."
+            )
+        # Lists are text on the command line: 1,2,3.
+        found[kind] = {k: ",".join(map(str, v)) if isinstance(v, list) else v for k, v in options.items()}
+    return found
+
+
+def needs_bridges(study: Study) -> bool:
+    """Whether its analyses move source vectors, which its models must have."""
+    return any(kind in _BRIDGES_ONLY for kind in study.analyses)
+
+
+def _domains(dataset: str) -> list[str]:
+    path = dataset_property_files().get(dataset)
+    return (read_mapping(path).get("domains") if path else None) or []

@@ -1,0 +1,138 @@
+"""How far a study is: its cells, what is kept of them, and what is left to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.reports.collect import Unusable, read_run
+from recbole_cdr_ext.run_folder import RESULT
+from recbole_cdr_ext.studies.cells import Cell
+from recbole_cdr_ext.studies.definition import Study
+from recbole_cdr_ext.studies.sources import Source, prepare
+from recbole_cdr_ext.studies.store import Line, Store, StoredRun, siblings
+
+
+@dataclass
+class State:
+    """A study in its folder.
+
+    Attributes:
+        cells: all of its cells, in the order in which they are run.
+        digests: of the data that cells learn from; None where they are not prepared here.
+        command: what a reader types to get it.
+        failed: by the names of cells and analyses, why they failed, in one line.
+        output: of those, the last lines that their processes printed.
+    """
+
+    study: Study
+    cells: Sequence[Cell]
+    folder: Path
+    checkpoint_dir: Path
+    store: Store
+    digests: dict[Source, str | None]
+    command: str = "recbole-cdr study"
+    failed: dict[str, str] = field(default_factory=dict)
+    output: dict[str, list[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, study: Study, cells: Sequence[Cell], folder: Path, checkpoint_dir: Path) -> State:
+        """Reads what there is."""
+        digests = {source: source.digest() for source in dict.fromkeys(cell.source for cell in cells)}
+        return cls(study, cells, folder, checkpoint_dir, Store(folder), digests)
+
+    def line(self, cell: Cell) -> Line | None:
+        """What is kept of a cell, None if it is not done."""
+        return self.store.find(cell, self.digests[cell.source])
+
+    def run(self, cell: Cell) -> StoredRun | None:
+        """The run of a cell that is done."""
+        line = self.line(cell)
+        return None if line is None else self.store.run(cell, line, self.study.groups)
+
+    def data(self, cell: Cell) -> str:
+        """The digest of a cell's data.
+
+        Raises:
+            CDRError: they are not prepared.
+        """
+        digest = self.digests[cell.source]
+        if digest is None:
+            raise CDRError(f"the data of '{cell.source.dataset}' are not prepared in {cell.source.root}.")
+        return digest
+
+    def run_folder(self, cell: Cell) -> Path | None:
+        """Where a cell's run lies, or would; None while that can't be told, because its data are not prepared."""
+        digest = self.digests[cell.source]
+        return None if digest is None else self.checkpoint_dir / cell.run_id(digest)
+
+    def missing(self, cells: Iterable[Cell] | None = None) -> list[Cell]:
+        """The cells that are not done, one of those that are the same run."""
+        found: dict[tuple[str, Source], Cell] = {}
+        for cell in self.cells if cells is None else cells:
+            if self.line(cell) is None:
+                found.setdefault((cell.identity, cell.source), cell)
+        return list(found.values())
+
+    def prepare(self, cells: Iterable[Cell]) -> None:
+        """Has the data of cells prepared.
+
+        Raises:
+            CDRError: they cannot be had.
+        """
+        for cell in cells:
+            if self.digests[cell.source] is None:
+                prepare(cell.source, cell.settings["raw"], bool(cell.settings["download"]))
+                self.digests[cell.source] = cell.source.digest()
+
+    def gather(self, cells: Iterable[Cell]) -> None:
+        """Keeps what is done of cells but not kept here: by runs that ended unseen, or by other studies."""
+        others: list[Store] | None = None
+        for cell in cells:
+            digest = self.digests[cell.source]
+            if digest is None or self.store.find(cell, digest) is not None or self.keep(cell):
+                continue
+            others = siblings(self.folder) if others is None else others
+            for other in others:
+                line = other.find(cell, digest)
+                if line is not None:
+                    self.store.adopt(other, line)
+                    break
+
+    def keep(self, cell: Cell) -> bool:
+        """Keeps a cell's run if it is finished; says whether it is."""
+        folder = self.run_folder(cell)
+        if folder is None or not (folder / RESULT).exists():
+            return False
+        try:
+            self.store.add(cell, self.data(cell), read_run(folder))
+        except Unusable as reason:
+            self.failed[cell.name] = f"{reason}: delete {folder} to make it anew"
+            return False
+        self.failed.pop(cell.name, None)
+        return True
+
+
+def chosen(cells: Iterable[Cell], only: str | None) -> list[Cell]:
+    """Returns the cells whose line a regular expression is found in; None: all.
+
+    Raises:
+        CDRError: it is none, or found in no line.
+    """
+    if only is None:
+        return list(cells)
+    try:
+        found = [cell for cell in cells if re.search(only, line_of(cell))]
+    except re.error as error:
+        raise CDRError(f"--only={only} is no regular expression: {error}.") from error
+    if not found:
+        raise CDRError(f"--only={only} is found in no run; --dry_run lists them.")
+    return found
+
+
+def line_of(cell: Cell) -> str:
+    """A cell in one line: its name and its command."""
+    return f"{cell.name}: {cell.command}"
