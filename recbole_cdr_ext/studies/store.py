@@ -96,9 +96,10 @@ class Store:
         """
         wanted = deciding(cell.settings)
         for line in reversed(self._lines.get((wanted["model"], wanted["dataset"], cell.seed), [])):
-            if data is None or line["data"] == data:
-                if line["identity"] == cell.identity or _same(line["settings"], wanted):
-                    return line
+            if data is not None and line["data"] != data:
+                continue
+            if line["identity"] == cell.identity or _same(line["settings"], wanted):
+                return line
         return None
 
     def add(self, cell: Cell, data: str, run: Run) -> Line:
@@ -110,7 +111,8 @@ class Store:
         return self._append(
             {
                 "key": key, "identity": cell.identity, "data": data, "row": cell.row, "scene": cell.scene,
-                "varied": cell.varied, "seed": cell.seed, "command": cell.command, "settings": deciding(cell.settings), "result": result,
+                "varied": cell.varied, "seed": cell.seed, "command": cell.command,
+                "settings": deciding(cell.settings), "result": result,
                 "instances": self._keep_instances(key, run),
             }
         )  # fmt: skip
