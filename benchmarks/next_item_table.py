@@ -73,7 +73,11 @@ PLAIN = ("--config_files=properties/model/I2VAE_plain.yaml",)
 TUNED = {
     "Pop": MODELS["Pop"],
     "ItemKNN (union)": MODELS["ItemKNN (union)"],
-    "SASRec (own)": ("SASRec", ("--config_files=properties/model/SASRec_tuned.yaml",), True),
+    "SASRec (own)": (
+        "SASRec",
+        ("--config_files=properties/model/SASRec_tuned.yaml", "--softmax_negatives=2048"),
+        True,
+    ),
     "SASRec (merged)": (
         "SASRec",
         (

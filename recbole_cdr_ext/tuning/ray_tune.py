@@ -104,7 +104,13 @@ def _connected(options: Mapping[str, Any], use_gpu: bool) -> Iterator[None]:
                     **quiet,
                 )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise CDRError(f"Ray could not be started or joined: {' '.join(str(error).split())}") from error
+        hint = ""
+        if options["ray_address"] and os.environ.get("RAY_AUTH_MODE") != "token":
+            hint = (
+                ". Newer clusters ask for a token: if this one does, put the head's ~/.ray/auth_token in the same "
+                "place here and set RAY_AUTH_MODE=token"
+            )
+        raise CDRError(f"Ray could not be started or joined: {' '.join(str(error).split())}{hint}") from error
     try:
         if options["dashboard"]:
             print(f"Ray's dashboard: http://{ray.get_runtime_context().worker.node.webui_url}")
