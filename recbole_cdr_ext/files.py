@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -46,13 +46,27 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         CDRError: another process holds it.
     """
     with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not hold(file.fileno()):
             raise CDRError(
                 f"Another {what} is at work in {folder}: wait for its end, or choose another --out."
-            ) from None
+            )
         yield
+
+
+def hold(descriptor: int) -> bool:
+    """Takes the lock of an open file, which ends with the process; False if another holds it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def make_folder(path: str | Path) -> Path:

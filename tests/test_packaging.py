@@ -102,3 +102,12 @@ def test_constraints_suit_every_machine():
     """No build of one machine (torch's +cpu), and torch for make's own line."""
     assert all(re.fullmatch(r"[\w.]+", version) for version in pinned().values())
     assert "torch" in pinned()
+
+
+def test_commands_need_nothing_that_only_unix_has():
+    code = (
+        "import sys; sys.modules['fcntl'] = None; sys.modules['resource'] = None\n"
+        "import recbole_cdr_ext.run, recbole_cdr_ext.cli, recbole_cdr_ext.tuning.sweep, recbole_cdr_ext.reports.command\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -43,6 +44,8 @@ def run_study(name: str | Path, options: Mapping[str, Any]) -> dict[str, Any]:
         state = State.of(*place)
         print(dry_run(state, {cell.name for cell in wanted}))
         return _outcome(state, tables_by_group(state))
+    if sys.platform == "win32":  # groups of processes, and locks that outlive their parent
+        raise CDRError("Studies run on Linux and macOS; on Windows, in WSL. --dry_run prints their commands.")
     make_folder(folder)
     with locked(folder, "study"), ends_on_sigterm():
         state = State.of(*place)

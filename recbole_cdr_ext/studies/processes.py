@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from recbole_cdr_ext.files import make_folder
+from recbole_cdr_ext.files import hold, make_folder
 
 POLL = 0.05  # seconds
 GRACE = 5.0  # seconds that a process has to end by itself
@@ -119,9 +118,7 @@ def _begin(job: Job, environment: dict[str, str]) -> _Running | Ended | None:
     if job.folder is not None:
         descriptor = os.open(make_folder(job.folder), os.O_RDONLY)
         held.callback(os.close, descriptor)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not hold(descriptor):
             held.close()
             return None
         descriptors.append(
