@@ -324,6 +324,23 @@ def test_what_is_done_is_not_done_again(here):
     assert len(calls()) == 2  # of the third seed
 
 
+def test_finished_runs_are_adopted_where_their_settings_are_the_same(here):
+    go(TWO)
+    assert len(calls()) == 4
+    ready = state(TWO)
+    for number, cell in enumerate(ready.cells):
+        folder = ready.run_folder(cell)
+        result = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps({**result, "settings": dict(cell.settings)}))
+        folder.rename(folder.with_name(f"mine-{number}"))
+    shutil.rmtree("studies")
+    expected = go(TWO, "--adopt", "--seeds=1,2")
+    assert not calls() and "4 of 4 runs" in expected
+    shutil.rmtree("studies")
+    go(TWO.replace("k: 5", "k: 6"), "--adopt")
+    assert len(found := calls()) == 2 and all("--k=6" in words for words in found)
+
+
 def test_settings_that_a_kept_run_is_older_than_count_as_their_defaults(here):
     go(TWO)
     assert len(calls()) == 4

@@ -52,6 +52,10 @@ def run_study(name: str | Path, options: Mapping[str, Any]) -> dict[str, Any]:
         state.command = _command(name, own, passed)
         writer = _Writer(state)
         try:
+            if own["adopt"]:
+                missing = state.missing(wanted)
+                state.prepare(missing)
+                print(f"{state.adopt(missing)} runs were there already.")
             do(state, wanted, own["jobs"], bar=bool(own["show_progress"]), progress=writer.sometimes)
         except KeyboardInterrupt:
             pages.write(state, tables_by_group(state), final=False)

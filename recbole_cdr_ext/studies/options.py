@@ -24,5 +24,12 @@ OPTIONS: tuple[Documented, ...] = (
         "str or None",
         "Regular expression; only runs whose line in --dry_run it is found in are run. The tables show all there are.",
     ),
+    _option(
+        "adopt",
+        "bool",
+        "Whether finished runs in --checkpoint_dir with the settings of the study's count, whatever made them; that "
+        "they had the same data can't be told.",
+        "False",
+    ),
     _option("dry_run", "bool", "Whether to say what would be run, and run nothing.", "False"),
 )

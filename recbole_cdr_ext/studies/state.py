@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.reports.collect import Unusable, read_run
+from recbole_cdr_ext.reports.collect import Run, Unusable, read_run
 from recbole_cdr_ext.run_folder import RESULT
-from recbole_cdr_ext.studies.cells import Cell
+from recbole_cdr_ext.studies.cells import Cell, deciding
 from recbole_cdr_ext.studies.definition import Study
 from recbole_cdr_ext.studies.sources import Source, prepare
-from recbole_cdr_ext.studies.store import Line, Store, StoredRun, siblings
+from recbole_cdr_ext.studies.store import Line, Store, StoredRun, same_settings, siblings
 
 
 @dataclass
@@ -101,6 +101,30 @@ class State:
                 if line is not None:
                     self.store.adopt(other, line)
                     break
+
+    def adopt(self, cells: Iterable[Cell]) -> int:
+        """Keeps finished runs in ``checkpoint_dir`` that have the settings of cells, whatever made them; the newest.
+
+        Returns:
+            How many.
+        """
+        finished: dict[tuple[str, str, int], list[Run]] = {}
+        paths = sorted(self.checkpoint_dir.glob(f"*/{RESULT}"), key=lambda path: path.stat().st_mtime)
+        for path in reversed(paths):
+            try:
+                run = read_run(path.parent)
+            except Unusable:
+                continue
+            finished.setdefault((run.model, run.result["dataset"], run.seed), []).append(run)
+        n = 0
+        for cell in cells:
+            wanted = deciding(cell.settings)
+            for run in finished.get((wanted["model"], wanted["dataset"], cell.seed), []):
+                if same_settings(deciding(run.settings), wanted):
+                    self.store.add(cell, self.data(cell), run)
+                    n += 1
+                    break
+        return n
 
     def keep(self, cell: Cell) -> bool:
         """Keeps a cell's run if it is finished; says whether it is."""

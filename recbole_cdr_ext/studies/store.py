@@ -98,7 +98,7 @@ class Store:
         for line in reversed(self._lines.get((wanted["model"], wanted["dataset"], cell.seed), [])):
             if data is not None and line["data"] != data:
                 continue
-            if line["identity"] == cell.identity or _same(line["settings"], wanted):
+            if line["identity"] == cell.identity or same_settings(line["settings"], wanted):
                 return line
         return None
 
@@ -192,7 +192,7 @@ def check_line(line: Any) -> None:
         raise ValueError(str(error)) from error
 
 
-def _same(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+def same_settings(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether settings are those that were kept; what is newer than these must be at its default."""
     if any(key not in wanted or wanted[key] != value for key, value in kept.items()):
         return False
