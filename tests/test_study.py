@@ -122,6 +122,12 @@ def changed(**lines: str) -> str:
         (changed(setting="{k: 5}"), r"unknown key 'setting'\. Did you mean 'settings'"),
         (changed(task="dancing"), "task: dancing should be one of next_item, rating"),
         (changed(title="[1]"), "title: .* should be text"),
+        (changed(notes="{toys: Text}"), "notes: there is no scene 'toys'. Did you mean 'toy'"),
+        (changed(notes="{toy: [Text]}"), "notes, 'toy': should be text"),
+        (changed(quoted="{Popular: {toy: {}}}"), "quoted: 'Popular' is a row"),
+        (changed(quoted="{Theirs: {toys: {}}}"), "quoted, 'Theirs': there is no scene 'toys'"),
+        (changed(quoted="{Theirs: {toy: [1]}}"), "quoted, 'Theirs', 'toy': should be lines"),
+        (changed(quoted="{Theirs: {toy: {books: {all: {ndcg@10: a}}}}}"), "ndcg@10: a is no number"),
         (changed(rows="{}"), "'rows' and 'models' are missing"),
         (changed(rows=None), "'rows' and 'models' are missing"),
         (changed(models="[Pop]"), "'rows' and 'models' both stand here"),
@@ -201,7 +207,7 @@ def test_a_study_that_is_none(capsys):
 COUNTS = {
     "i2vae_groups": 3 * 17 * 5, "i2vae_ablation": 4 * 5, "i2vae_density": 2 * 4 * 5, "i2vae_overlap": 2 * 4 * 5,
     "i2vae_sensitivity": 25 * 5, "scdr_results": 4 * 17 * 3 * 3, "scdr_robustness": 2 * 5, "scdr_backbones": 3 * 3 * 3,
-    "scdr_ablation": 3 * 3 * 3, "scdr_sensitivity": 2,
+    "scdr_ablation": 3 * 3 * 3, "scdr_sensitivity": 2, "i2vae_tuned": 6 * 5,
 }  # fmt: skip
 
 
@@ -322,6 +328,21 @@ def test_what_is_done_is_not_done_again(here):
     assert len(found := calls()) == 2 and all("--k=6" in words for words in found)
     go(TWO, "--seeds=2,3")
     assert len(calls()) == 2  # of the third seed
+
+
+def test_figures_of_others_and_notes_stand_in_the_tables(here):
+    text = (
+        f"{TWO}quoted: {{Theirs: {{toy: {{books: {{all: {{ndcg@10: 0.987}}}}}}}}}}\n"
+        "notes: {toy: Made of nothing.}\n"
+    )
+    shown = go(text)
+    (line,) = [line for line in shown.splitlines() if line.startswith("| *Theirs*") and "98.70" in line]
+    assert line.count("–") == line.count("|") - 3  # all columns but one, and the label
+    assert "- Made of nothing." in shown and "**98.70**" not in shown
+    best = [line for line in go(TWO).splitlines() if "**" in line and line.startswith("| Neigh")]
+    assert [line for line in shown.splitlines() if "**" in line and line.startswith("| Neigh")] == best
+    elsewhere = read_study(written(here, text)).on(["ml100k_genres"])  # where they do not hold
+    assert elsewhere.quoted == {"Theirs": {}} and elsewhere.notes == {}
 
 
 def test_finished_runs_are_adopted_where_their_settings_are_the_same(here):

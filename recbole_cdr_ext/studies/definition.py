@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ DEFAULT_SEEDS = (2024,)
 Settings = Mapping[str, Any]
 
 KEYS = ("title", "task", "datasets", "scenes", "seeds", "settings", "models", "rows", "vary", "metrics", "groups",
-        "baseline", "analyses")  # fmt: skip
+        "baseline", "analyses", "quoted", "notes")  # fmt: skip
 # Settings that have a place of their own in a study.
 _ELSEWHERE = {
     "model": "in a row (rows, models)",
@@ -42,6 +42,8 @@ class Study:
         vary: values by setting; one setting at a time has another value than in the scene.
         metrics, groups: what tables show, in this order; None: all.
         analyses: options by kind.
+        quoted: figures of others, {label: {scene: {domain: {user group: {metric: value}}}}}.
+        notes: what a reader of a scene's table must know.
     """
 
     name: str
@@ -58,6 +60,8 @@ class Study:
     groups: tuple[str, ...] | None
     baseline: str | None
     analyses: Mapping[str, Settings]
+    quoted: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def variations(self) -> list[tuple[str, Any] | None]:
@@ -88,7 +92,13 @@ class Study:
                 }
                 label = ", ".join([name, *(f"{k}={v}" for k, v in kept.items() if k != "dataset")])
                 made[label] = {**kept, "dataset": name}
-        return replace(self, scenes=made)
+        # What is said of a scene holds for no other data.
+        notes = {scene: text for scene, text in self.notes.items() if made.get(scene) == self.scenes[scene]}
+        quoted = {
+            label: {scene: of for scene, of in scenes.items() if made.get(scene) == self.scenes[scene]}
+            for label, scenes in self.quoted.items()
+        }
+        return replace(self, scenes=made, notes=notes, quoted=quoted)
 
     def with_seeds(self, seeds: Iterable[int | str]) -> Study:
         """Returns the study with other seeds."""
@@ -169,6 +179,8 @@ def _read(path: Path, content: Mapping[str, Any]) -> Study:
         groups=_names(content, "groups"),
         baseline=baseline,
         analyses=_analyses(content.get("analyses") or {}),
+        quoted=_quoted(content.get("quoted") or {}, scenes, rows),
+        notes=_notes(content.get("notes") or {}, scenes),
     )
 
 
@@ -266,6 +278,44 @@ def _analyses(block: Any) -> dict[str, Settings]:
         # Lists are text on the command line: 1,2,3.
         found[kind] = {k: ",".join(map(str, v)) if isinstance(v, list) else v for k, v in options.items()}
     return found
+
+
+def _quoted(
+    block: Any, scenes: Mapping[str, Settings], rows: Mapping[str, Settings]
+) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for label, of_scenes in _mapping(block, "quoted").items():
+        if label in rows:
+            raise CDRError(f"quoted: '{label}' is a row: call the figures of others something else.")
+        for scene, of_domains in _mapping(of_scenes, f"quoted, '{label}'").items():
+            _check_scene(scene, scenes, f"quoted, '{label}'")
+            where = f"quoted, '{label}', '{scene}'"
+            for domain, of_groups in _mapping(of_domains, where).items():
+                for group, values in _mapping(of_groups, f"{where}, '{domain}'").items():
+                    for metric, value in _mapping(values, f"{where}, '{domain}', '{group}'").items():
+                        if isinstance(value, bool) or not isinstance(value, int | float):
+                            raise CDRError(f"{where}: {domain}, {group}, {metric}: {value} is no number.")
+        found[label] = of_scenes
+    return found
+
+
+def _notes(block: Any, scenes: Mapping[str, Settings]) -> dict[str, str]:
+    for scene, text in _mapping(block, "notes").items():
+        _check_scene(scene, scenes, "notes")
+        if not isinstance(text, str):
+            raise CDRError(f"notes, '{scene}': should be text.")
+    return dict(block)
+
+
+def _mapping(block: Any, where: str) -> dict[str, Any]:
+    if not isinstance(block, dict) or not all(isinstance(key, str) for key in block):
+        raise CDRError(f"{where}: should be lines 'NAME: ...'.")
+    return block
+
+
+def _check_scene(scene: str, scenes: Mapping[str, Settings], where: str) -> None:
+    if scene not in scenes:
+        raise CDRError(f"{where}: there is no scene '{scene}'.{did_you_mean(scene, scenes)}")
 
 
 def needs_bridges(study: Study) -> bool:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from recbole_cdr_ext.evaluation.significance import Spread
 from recbole_cdr_ext.reports.collect import Group, notes_of, shared_settings, text_of
-from recbole_cdr_ext.reports.tables import Block, Cell, Row, Table, tables_of
+from recbole_cdr_ext.reports.tables import Block, Cell, Row, Table, tables_of, written
 from recbole_cdr_ext.studies.cells import Cell as StudyCell
 from recbole_cdr_ext.studies.state import State
 from recbole_cdr_ext.studies.store import StoredRun
@@ -35,6 +36,7 @@ def tables_by_group(state: State) -> list[Pair]:
             tables = tables_of(group, state.study.baseline)
             for table in tables:
                 _add_gaps(table, list(rows))
+            _quote(tables[0], {label: of.get(place[0], {}) for label, of in state.study.quoted.items()})
             found.append((group, tables))
     return found
 
@@ -62,6 +64,8 @@ def _group(state: State, place: Place, rows: Mapping[str, Sequence[StudyCell]]) 
         facts=shared_settings(first),
         members=members,
     )
+    if scene in state.study.notes:
+        group.notes.append(" ".join(state.study.notes[scene].split()))
     group.notes += notes_of(group)
     if missing:
         group.notes.append(f"There is no run yet of: {'; '.join(missing)}.")
@@ -101,6 +105,20 @@ def _add_gaps(table: Table, rows: Sequence[str]) -> None:
         empty = {column: Cell(None) for column in block.columns}
         floors = [row for row in block.rows if row.floor]
         block.rows = [there.get(label) or Row(label, 0, False, dict(empty)) for label in rows] + floors
+
+
+def _quote(table: Table, quoted: Mapping[str, Mapping[str, Any]]) -> None:
+    """Adds figures of others, which take no part in best and second best."""
+    for label, domains in quoted.items():
+        if not domains:
+            continue
+        for block in table.blocks:
+            row = Row(label, 0, True, {})
+            for group, metric in block.columns:
+                value = domains.get(block.domain, {}).get(group, {}).get(metric)
+                spread = None if value is None else Spread.of([value])
+                row.cells[group, metric] = Cell(spread, written(metric, spread)) if spread else Cell(None)
+            block.rows.append(row)
 
 
 # -- what was varied, side by side ----------------------------------------------------------------------------------
