@@ -359,6 +359,11 @@ def test_item_table_has_the_gradients_of_an_embedding():
     torch.testing.assert_close(table.weight.grad, plain.weight.grad)
 
 
+def test_a_fixed_item_table_is_only_read():
+    table = ItemTable.from_pretrained(torch.ones(4, 2), freeze=True, padding_idx=0)
+    assert table.training and torch.equal(table(torch.tensor([1, 2])), torch.ones(2, 2))
+
+
 @pytest.mark.parametrize(
     ("settings", "key"),
     [

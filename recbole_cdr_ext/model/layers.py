@@ -57,7 +57,7 @@ class ItemTable(nn.Embedding):
 
     def forward(self, items: torch.Tensor) -> torch.Tensor:
         """Ids of any shape → the same shape with a last axis d."""
-        if not self.training or not torch.is_grad_enabled():
+        if not self.training or not torch.is_grad_enabled() or not self.weight.requires_grad:
             return F.embedding(items, self.weight, self.padding_idx)
         # A copy of the module has a parameter of its own, without the hook, and knows it by its id.
         if self._hooked != id(self.weight):
