@@ -308,6 +308,20 @@ def test_another_sweep_in_the_folder(quick, tmp_path):
         sweep._begin(prepared(tmp_path, quick, "BPR", space="learning_rate: {choice: [0.01, 0.004]}\n"))
 
 
+def test_a_sweep_does_not_go_on_where_defaults_have_changed(quick, tmp_path):
+    made = prepared(tmp_path, quick, "BPR")
+    sweep._begin(made)
+    path = made.folder / "sweep.json"
+    state = json.loads(path.read_text())
+    sweep._begin(made)
+    state["resolved"]["embedding_size"] = 7
+    path.write_text(json.dumps(state))
+    with pytest.raises(CDRError, match="where embedding_size is 7 unless it is given, and here it is 64"):
+        sweep._begin(made)
+    path.write_text(json.dumps({**state, "finished": True}))
+    sweep._begin(made)  # there is nothing to go on with
+
+
 def test_nothing_to_resume(tmp_path):
     with pytest.raises(CDRError, match="There is no sweep to resume"):
         tune(resume=True, out=str(tmp_path))

@@ -302,7 +302,8 @@ def _begin(sweep: Sweep) -> dict[str, Any]:
     """
     path, identity = sweep.folder / SWEEP, sweep.identity()
     if not path.exists():
-        state = {"finished": False, "identity": _as_json(identity), "how": _how(sweep)}
+        resolved = _as_json(_resolved(sweep))
+        state = {"finished": False, "identity": _as_json(identity), "how": _how(sweep), "resolved": resolved}
         _write_json(state, path)
         write_yaml(
             sweep.settings, sweep.folder / SETTINGS, "The settings that every trial of this sweep has."
@@ -315,6 +316,14 @@ def _begin(sweep: Sweep) -> dict[str, Any]:
             raise CDRError(
                 f"{sweep.folder} holds another sweep ({key}: {_short(before.get(key))}, not "
                 f"{_short(identity.get(key))}): choose another --out, or delete that folder."
+            )
+    now = _as_json(_resolved(sweep))
+    for key, value in state.get("resolved", {}).items():
+        if not state["finished"] and now.get(key) != value:
+            raise CDRError(
+                f"{sweep.folder} was begun by a version of this package where {key} is {_short(value)} unless it is "
+                f"given, and here it is {_short(now.get(key))}; its trials could not be compared. Go on with "
+                "that version, or choose another --out."
             )
     what = "is finished" if state["finished"] else "was begun before and goes on"
     print(f"The sweep in {_relative(sweep.folder)} {what}: {len(ended(sweep.folder))} trials have ended.")
@@ -347,6 +356,11 @@ def _stored(model, dataset, options, config_dict, argv, config_file_list):
         options,
         {**identity["settings"], **given},
     )
+
+
+def _resolved(sweep: Sweep) -> dict[str, Any]:
+    """The settings that decide a trial's result, the searched ones at their defaults."""
+    return {key: value for key, value in sweep.config.to_dict().items() if key not in RUNTIME_KEYS}
 
 
 def _how(sweep: Sweep) -> dict[str, Any]:
