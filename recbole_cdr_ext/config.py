@@ -180,11 +180,15 @@ class CDRConfig(Config):
 
     def _load_internal_config_dict(self, model, model_class, dataset):
         self._types: dict[str, set[type | None]] = {}
+        self._foreign: set[str] = set()
         self.internal_config_dict = {}
         for path in self._shared_files(model, self._task):
             self._add_defaults(read_mapping(path), path)
+        shared = set(self.internal_config_dict)
         for path in registry.property_files(model, self._written_class, self._task):
             self._refuse_other_meanings(model, path)
+            if path.parent.parent != properties_dir():
+                self._foreign |= read_mapping(path).keys() - shared
             self._add_defaults(read_mapping(path), path)
         self.internal_config_dict["MODEL_TYPE"] = self._written_class.type
         self._add_description(dataset, self._task)
@@ -284,7 +288,8 @@ class CDRConfig(Config):
         self._drop_negatives_of_ce(settings, external)
         if self._described:
             self.description |= {key: settings[key] for key in ("domains", "order")}
-        check_ranges(settings)
+        # What a model of another package calls by a name that this one uses for something else, elsewhere.
+        check_ranges({key: value for key, value in settings.items() if key not in self._foreign})
         check_domain_settings(settings, self._known_keys() | DOMAIN_KEYS, RENAMED)
         check_split(settings, self.internal_config_dict)
         _check_metrics(settings)

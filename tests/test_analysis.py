@@ -18,6 +18,7 @@ from recbole_cdr_ext.analysis import commands, figures
 from recbole_cdr_ext.analysis import landscape as landscapes
 from recbole_cdr_ext.analysis import sensitivity as grids
 from recbole_cdr_ext.analysis.attack import fgsm, signs
+from recbole_cdr_ext.analysis.figures import Curves
 from recbole_cdr_ext.analysis.landscape import directions, errors_at, landscape, sample
 from recbole_cdr_ext.analysis.lipschitz import lipschitz
 from recbole_cdr_ext.analysis.runs import check_trained, find_run, labels, open_runs, ratings_of
@@ -529,3 +530,24 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch):
     monkeypatch.setattr(grids, "train", stop)
     with pytest.raises(KeyboardInterrupt, match="k=1, rho=1; the same command goes on"):
         grids.sensitivity(cells, show_progress=False)
+
+
+def test_a_line_far_from_the_others_is_left_outside_and_named(tmp_path):
+    curves = Curves("title", "note.")
+    curves.panel("one", "x", "y")
+    for number in range(9):
+        curves.line(f"near {number}", [0, 1], [1 + 0.01 * number, 1.1])
+    curves.line("far", [0, 1], [9.0, 9.5])
+    curves.write(tmp_path / "lines.png", tmp_path / "lines.html")
+    assert curves.panels[0]["range"][1] < 2
+    assert "note. Beyond the axis: far." in (tmp_path / "lines.html").read_text(encoding="utf-8")
+
+
+def test_no_two_of_twenty_lines_look_alike():
+    curves = Curves("title")
+    curves.panel("one", "x", "y")
+    for number in range(20):
+        curves.line(str(number), [0, 1], [0, number])
+    curves._ranges()
+    drawn = [one.lines[0] for one in curves._matplotlib().axes[0].containers]
+    assert len({(line.get_color(), line.get_linestyle()) for line in drawn}) == 20

@@ -29,7 +29,9 @@ IN_TABLES = ("Pop", "ItemKNN", "BPR", "MultiVAE", "SASRec")
 
 INFOS = list_models()
 OWN = [info for info in INFOS if info.origin == "recbole_cdr_ext" and info.name != "OrderPop"]
-OTHERS = [info for info in INFOS if info.origin == "recbole" and info.name not in IN_TABLES]
+# What these call so is a setting of all runs here, and they are refused.
+CLASHES = {"LINE": "order"}
+OTHERS = [info for info in INFOS if info.origin == "recbole" and info.name not in (*IN_TABLES, *CLASHES)]
 
 
 # RecBole adds random noise to these models' scores.
@@ -69,6 +71,12 @@ def subject_of(tmp_path_factory):
 )
 def test_a_model_conforms(subject_of, name, task, check):
     check(subject_of(name, task))
+
+
+@pytest.mark.parametrize(("name", "setting"), CLASHES.items())
+def test_a_model_with_another_meaning_of_a_setting_is_refused(tmp_path, name, setting):
+    with pytest.raises(CDRError, match=f"{name} can't be used here, its '{setting}' means something else"):
+        Subject(name, tmp_path).config()
 
 
 @pytest.mark.slow
@@ -248,8 +256,14 @@ class LooksAhead(Sequences):
         return super().states(items) + self.items(items).mean(1, keepdim=True)
 
 
+class OnlySinglePrecision(Honest):
+    def calculate_loss(self, interaction):
+        return super().calculate_loss(interaction) + (torch.eye(2) @ torch.eye(2)).dtype.itemsize
+
+
 LIARS = {
     "loss_falls": [NeverLearns],
+    "trains_in_mixed_precision": [OnlySinglePrecision],
     "same_seed_same_model": [Unseeded],
     "survives_a_checkpoint": [Forgetful],
     "held_out_targets_change_nothing": [SeesEverything],

@@ -26,6 +26,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 MARKERS = (("o", "circle"), ("s", "square"), ("^", "triangle-up"), ("D", "diamond"), ("v", "triangle-down"),
            ("P", "cross"), ("X", "x"))  # fmt: skip
 DASHES = ((":", "dot"), ("--", "dash"), ("-.", "dashdot"))
+# A line that comes after as many as there are colours has the next of these.
+STROKES = (("-", "solid"), ("--", "dash"), (":", "dot"))
 SURFACE = "viridis"
 DPI = 150
 
@@ -114,7 +116,7 @@ class Curves:
         """Writes both files."""
         self._ranges()
         _write_png(self._matplotlib(), png)
-        _write_html(self._plotly(), html, self.title, self.note)
+        _write_html(self._plotly(), html, self.title, self._small_print)
 
     def _ranges(self) -> None:
         for panel in self.panels:
@@ -123,13 +125,19 @@ class Curves:
                 for other in self.panels
                 if other is panel or (panel["group"] and other["group"] == panel["group"])
             ]
-            values = np.array([value for peer in peers for value in _values(peer)], float)
+            panel["far"] = _far([line for peer in peers for line in peer["lines"]])
+            values = np.array([value for peer in peers for value in _values(peer, panel["far"])], float)
             values = values[np.isfinite(values)]
             low, high = (values.min(), values.max()) if len(values) else (0.0, 1.0)
             # Differences of a thousandth are no differences here, and shall not look like some.
             room = max(high - low, 0.02 * abs(high), 1e-9) * 0.08
             middle, half = (low + high) / 2, max((high - low) / 2, 0.01 * abs(high)) + room
             panel["range"] = (0.0 if panel["zero"] else middle - half, middle + half)
+
+    @property
+    def _small_print(self) -> str:
+        far = dict.fromkeys(name for panel in self.panels for name in sorted(panel["far"]))
+        return " ".join(filter(None, [self.note, f"Beyond the axis: {', '.join(far)}." if far else ""]))
 
     def _matplotlib(self):
         from matplotlib.figure import Figure
@@ -140,7 +148,7 @@ class Curves:
         rows = figure.subfigures(lines, 1, squeeze=False)[:, 0]
         for i, row in enumerate(rows):
             self._draw_row(row, self.panels[i * columns : (i + 1) * columns])
-        _footnote(figure, self.note)
+        _footnote(figure, self._small_print)
         return figure
 
     def _draw_row(self, figure: Any, panels: Sequence[Mapping[str, Any]]) -> None:
@@ -155,6 +163,7 @@ class Curves:
                     yerr=line["spread"],
                     color=COLOURS[look % len(COLOURS)],
                     marker=MARKERS[look % len(MARKERS)][0],
+                    linestyle=_stroke(look)[0],
                     linewidth=1.8,
                     markersize=6,
                     elinewidth=1.0,
@@ -193,7 +202,7 @@ class Curves:
                 figure.add_scatter(
                     x=line["x"], y=line["y"], name=line["name"], legendgroup=line["name"],
                     showlegend=line["name"] not in shown, mode="lines+markers",
-                    line={"color": COLOURS[look % len(COLOURS)]},
+                    line={"color": COLOURS[look % len(COLOURS)], "dash": _stroke(look)[1]},
                     marker={"symbol": MARKERS[look % len(MARKERS)][1], "size": 9},
                     error_y={"type": "data", "array": line["spread"], "thickness": 1.2, "width": 3},
                     **place,
@@ -217,9 +226,31 @@ def _layout(n: int) -> tuple[int, int]:
     return -(-n // columns), columns
 
 
-def _values(panel: Mapping[str, Any]) -> list[float]:
+def _stroke(look: int) -> tuple[str, str]:
+    return STROKES[look // len(COLOURS) % len(STROKES)]
+
+
+def _far(lines: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Returns the names of lines so far from most that these could not be told apart beside them."""
+    heights = [np.array([y for y in line["y"] if np.isfinite(y)]) for line in lines]
+    middles = [float(np.median(ys)) for ys in heights if len(ys)]
+    if len(middles) < 5:
+        return set()
+    low, middle, high = np.quantile(middles, (0.25, 0.5, 0.75))
+    room = 6 * max(high - low, 0.02 * abs(middle))
+    return {
+        line["name"]
+        for line, ys in zip(lines, heights, strict=True)
+        if len(ys) and (ys.min() > high + room or ys.max() < low - room)
+    }
+
+
+def _values(panel: Mapping[str, Any], far: set[str]) -> list[float]:
+    """Returns the heights that the panel's y axis has to reach."""
     found = [y for _, y in panel["levels"]]
     for line in panel["lines"]:
+        if line["name"] in far:
+            continue
         for y, half in zip(line["y"], line["spread"] or [0.0] * len(line["y"]), strict=True):
             found += [y - half, y + half]
     return found

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from recbole_cdr_ext.model.layers import Dropout
+from recbole_cdr_ext.model.losses import in_single_precision
 
 
 class Bags(NamedTuple):
@@ -115,4 +116,4 @@ def multinomial_loss(
         bags: B sets of rows of ``items``.
         block: scores that are held at once.
     """
-    return _MultinomialLoss.apply(vectors, items, bias, bags, block)
+    return in_single_precision(_MultinomialLoss, vectors, items, bias, bags, block)

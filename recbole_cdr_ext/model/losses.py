@@ -12,6 +12,19 @@ import torch.nn.functional as F
 _BLOCK = 1 << 21
 
 
+def in_single_precision(loss: type[torch.autograd.Function], *arguments) -> torch.Tensor:
+    """Returns what a loss gives outside of autocast: sums over thousands of items are not for half precision."""
+    kind = arguments[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return loss.apply(*arguments)
+    with torch.autocast(kind, enabled=False):
+        return loss.apply(*(one.float() if _is_float(one) else one for one in arguments))
+
+
+def _is_float(value) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
 class _SoftmaxLoss(torch.autograd.Function):
     """Both gradients are made on the way forward, block by block, in the memory of the scores themselves."""
 
@@ -55,7 +68,7 @@ def softmax_loss(vectors: torch.Tensor, items: torch.Tensor, target: torch.Tenso
     """
     if not torch.is_grad_enabled():
         return F.cross_entropy(vectors @ items.T, target)
-    return _SoftmaxLoss.apply(vectors, items, target)
+    return in_single_precision(_SoftmaxLoss, vectors, items, target)
 
 
 def softmax_loss_of_several(
@@ -135,4 +148,6 @@ def sampled_softmax_loss(
     """
     drawn = torch.randint(n_items, (n_negatives,), device=target.device)
     shift = math.log(n_items / n_negatives) if log_q else 0.0
-    return _SampledSoftmaxLoss.apply(vectors, items(target), items(drawn), target, drawn, shift)
+    return in_single_precision(
+        _SampledSoftmaxLoss, vectors, items(target), items(drawn), target, drawn, shift
+    )

@@ -38,6 +38,11 @@ class UserBaseline(RecBoleBaseline):
             return []  # A single number is what RecBole gives models without any, for the optimiser's sake.
         return [Phase(batches="user_batches" if self.on_users else "event_batches")]
 
+    def calculate_loss(self, interaction: Batch):
+        """As in the base class, always in single precision: sparse products know no other on a CPU."""
+        with torch.autocast(interaction.users.device.type, enabled=False):
+            return super().calculate_loss(interaction)
+
     def event_batches(self, rng: np.random.Generator) -> EpochBatches:
         """Returns the training events in batches of one space each, in random order, with exact negatives.
 

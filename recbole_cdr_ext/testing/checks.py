@@ -117,6 +117,19 @@ def same_seed_same_model(subject: Subject) -> None:
 
 
 @_check(_NEXT_ITEM, _RATING)
+def trains_in_mixed_precision(subject: Subject) -> None:
+    """``enable_amp`` rounds the losses of the first epoch, and changes nothing else."""
+    short: dict[str, Any] = {"epochs": 1, **({"pretrain_epochs": 1} if subject.task == "rating" else {})}
+    single, mixed = (subject.fit(subject.build(**short, enable_amp=amp)) for amp in (False, True))
+    for one, other in zip(single, mixed, strict=True):
+        losses = [float(np.sum(entry["loss"])) for entry in (one, other)]
+        if not np.isclose(*losses, rtol=0.05):
+            raise NotConformant(
+                f"phase '{one['phase']}': the first loss is {losses[0]:.4g}, with enable_amp {losses[1]:.4g}"
+            )
+
+
+@_check(_NEXT_ITEM, _RATING)
 def survives_a_checkpoint(subject: Subject) -> None:
     """The state dict holds all that was learned."""
     trained = subject.trained
