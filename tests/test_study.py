@@ -205,9 +205,10 @@ def test_a_study_that_is_none(capsys):
 # -- cells -----------------------------------------------------------------------------------------------------------
 
 COUNTS = {
-    "i2vae_groups": 3 * 17 * 5, "i2vae_ablation": 4 * 5, "i2vae_density": 2 * 4 * 5, "i2vae_overlap": 2 * 4 * 5,
+    "i2vae_groups": (3 * 3 + 2) * 20, "i2vae_ablation": 4 * 5, "i2vae_density": 2 * 4 * 5, "i2vae_overlap": 2 * 4 * 5,
     "i2vae_sensitivity": 25 * 5, "scdr_results": 4 * 17 * 3 * 3, "scdr_robustness": 2 * 5, "scdr_backbones": 3 * 3 * 3,
     "scdr_ablation": 3 * 3 * 3, "scdr_sensitivity": 2, "i2vae_tuned": 6 * 5,
+    "i2vae_user": 6 * 5, "i2vae_tuned_ablation": 6 * 3,
 }  # fmt: skip
 
 
@@ -312,6 +313,23 @@ def test_other_datasets_and_seeds(tmp_path):
     }
     assert read_study("scdr_results").on(["toy"]).n_runs == 17 * 3 * 3  # four directions are one
     assert read_study(written(tmp_path, TWO)).with_seeds(["7"]).seeds == (7,)
+
+
+SOME = TWO.replace(
+    "datasets: [toy]",
+    "scenes:\n  many: {dataset: toy}\n  one: {dataset: toy, split: leave_one_out, seeds: 2}",
+)
+
+
+def test_a_scene_may_have_seeds_of_its_own(tmp_path):
+    found, made = read_study(written(tmp_path, SOME)), cells(tmp_path, SOME)
+    assert found.n_runs == len(made) == 6
+    assert {(cell.scene, cell.seed) for cell in made} == {("many", 1), ("many", 2), ("one", 2)}
+    assert found.seeds_in_words == "1, 2 (one: 2)"
+    assert found.with_seeds([7, 8]).n_runs == 8
+    bad = SOME.replace("seeds: 2}", "seeds: [2, 2]}")
+    with pytest.raises(CDRError, match="scenes, 'one', seeds: 2 stands there twice"):
+        read_study(written(tmp_path, bad))
 
 
 # -- running ---------------------------------------------------------------------------------------------------------

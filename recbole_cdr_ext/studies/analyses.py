@@ -84,10 +84,9 @@ class Analysis:
 
 def analyses_of(state: State) -> list[Analysis]:
     """Returns the analyses of a study, in its order."""
-    first = state.study.seeds[0]
     tables: dict[tuple[str, str | None], list[Cell]] = {}
     for cell in state.cells:
-        if cell.seed == first:
+        if cell.seed == state.study.seeds_of(cell.scene)[0]:
             tables.setdefault(cell.place, []).append(cell)
     found = []
     for kind, options in state.study.analyses.items():

@@ -150,13 +150,13 @@ def _warnings_once() -> Iterator[None]:
 
 
 def _made(study: Study, given: Mapping[str, str]) -> list[Cell]:
-    found: dict[int, list[Cell]] = {seed: [] for seed in study.seeds}
+    found: dict[int, list[Cell]] = {}
     for scene in study.scenes:
         for varied in study.variations:
             same: dict[str, str] = {}
             for row in study.rows:
                 for cell in _of_all_seeds(study, given, scene, varied, row):
-                    found[cell.seed].append(cell)
+                    found.setdefault(cell.seed, []).append(cell)
                 other = same.setdefault(cell.identity, row)
                 if other != row:
                     raise CDRError(
@@ -188,7 +188,7 @@ def _of_all_seeds(
     machine = {key: text for key, text in {**QUIET, **given}.items() if key in MACHINE_KEYS}
     words = {key: text for key, text in texts.items() if key not in ("model", "dataset", *MACHINE_KEYS)}
     resolved: CDRConfig | None = None
-    for seed in study.seeds:
+    for seed in study.seeds_of(scene):
         of_seed = {"seed": str(seed), **dict.fromkeys(seeded, str(seed))}
         told_now = {"model": texts["model"], "dataset": texts["dataset"], **of_seed, **words}
         if resolved is None:

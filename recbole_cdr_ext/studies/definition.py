@@ -42,6 +42,7 @@ class Study:
         vary: values by setting; one setting at a time has another value than in the scene.
         metrics, groups: what tables show, in this order; None: all.
         analyses: options by kind.
+        scene_seeds: seeds of the scenes that have others than the study.
         quoted: figures of others, {label: {scene: {domain: {user group: {metric: value}}}}}.
         notes: what a reader of a scene's table must know.
     """
@@ -60,6 +61,7 @@ class Study:
     groups: tuple[str, ...] | None
     baseline: str | None
     analyses: Mapping[str, Settings]
+    scene_seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     quoted: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
 
@@ -71,7 +73,18 @@ class Study:
     @property
     def n_runs(self) -> int:
         """The number of its cells."""
-        return len(self.scenes) * len(self.rows) * len(self.variations) * len(self.seeds)
+        of_a_seed = len(self.rows) * len(self.variations)
+        return of_a_seed * sum(len(self.seeds_of(scene)) for scene in self.scenes)
+
+    def seeds_of(self, scene: str) -> tuple[int, ...]:
+        """The seeds of a scene's runs."""
+        return self.scene_seeds.get(scene, self.seeds)
+
+    @property
+    def seeds_in_words(self) -> str:
+        """The seeds, and where there are others."""
+        others = [f"{scene}: {', '.join(map(str, seeds))}" for scene, seeds in self.scene_seeds.items()]
+        return ", ".join(map(str, self.seeds)) + (f" ({'; '.join(others)})" if others else "")
 
     def on(self, datasets: Iterable[str]) -> Study:
         """Returns the study on other datasets.
@@ -98,11 +111,12 @@ class Study:
             label: {scene: of for scene, of in scenes.items() if made.get(scene) == self.scenes[scene]}
             for label, scenes in self.quoted.items()
         }
-        return replace(self, scenes=made, notes=notes, quoted=quoted)
+        kept = {scene: of for scene, of in self.scene_seeds.items() if made.get(scene) == self.scenes[scene]}
+        return replace(self, scenes=made, notes=notes, quoted=quoted, scene_seeds=kept)
 
     def with_seeds(self, seeds: Iterable[int | str]) -> Study:
-        """Returns the study with other seeds."""
-        return replace(self, seeds=_different(tuple(seeds), "--seeds", _seed))
+        """Returns the study with other seeds, in all scenes."""
+        return replace(self, seeds=_different(tuple(seeds), "--seeds", _seed), scene_seeds={})
 
 
 def shipped_studies() -> dict[str, Path]:
@@ -154,6 +168,7 @@ def _read(path: Path, content: Mapping[str, Any]) -> Study:
     title = content.get("title", path.stem)
     if not isinstance(title, str):
         raise CDRError(f"title: {title} should be text.")
+    content, scene_seeds = _without_seeds(content)
     scenes = _labelled(content, "scenes", "datasets", "dataset")
     rows = _labelled(content, "rows", "models", "model")
     settings = _settings(content.get("settings") or {}, "settings")
@@ -171,7 +186,8 @@ def _read(path: Path, content: Mapping[str, Any]) -> Study:
         task=task,
         scenes=scenes,
         plain="datasets" in content,
-        seeds=_different(seeds if isinstance(seeds, list) else [seeds], "seeds", _seed),
+        seeds=_seeds(seeds, "seeds"),
+        scene_seeds=scene_seeds,
         settings=settings,
         rows=rows,
         vary=vary,
@@ -182,6 +198,24 @@ def _read(path: Path, content: Mapping[str, Any]) -> Study:
         quoted=_quoted(content.get("quoted") or {}, scenes, rows),
         notes=_notes(content.get("notes") or {}, scenes),
     )
+
+
+def _without_seeds(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, tuple[int, ...]]]:
+    """Takes the seeds out of the scenes."""
+    scenes, found = content.get("scenes"), {}
+    if not isinstance(scenes, dict):
+        return content, {}
+    rest = {}
+    for label, block in scenes.items():
+        rest[label] = block
+        if isinstance(block, dict) and "seeds" in block:
+            found[str(label)] = _seeds(block["seeds"], f"scenes, '{label}', seeds")
+            rest[label] = {key: value for key, value in block.items() if key != "seeds"}
+    return {**content, "scenes": rest}, found
+
+
+def _seeds(value: Any, where: str) -> tuple[int, ...]:
+    return _different(value if isinstance(value, list) else [value], where, _seed)
 
 
 def _labelled(content: Mapping[str, Any], long: str, short: str, needed: str) -> dict[str, Settings]:

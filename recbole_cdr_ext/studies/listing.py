@@ -16,7 +16,7 @@ def summary(name: str) -> str:
     study = read_study(name)
     lines = [
         f"{study.title}: {study.n_runs} runs ({study.path})",
-        f"  seeds: {', '.join(map(str, study.seeds))}",
+        f"  seeds: {study.seeds_in_words}",
     ]
     for label, block in (("scenes", study.scenes), ("rows", study.rows)):
         lines.append(f"  {label}: {'; '.join(block)}")

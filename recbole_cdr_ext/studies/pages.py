@@ -139,7 +139,7 @@ def _made(state: State) -> str:
     threads = state.cells[0].settings["torch_threads"]
     said = "" if done == len(state.cells) else f" {len(state.cells) - done} are missing."
     return (
-        f"{done} of {len(state.cells)} runs, seeds {', '.join(map(str, state.study.seeds))}, "
+        f"{done} of {len(state.cells)} runs, seeds {state.study.seeds_in_words}, "
         f"with torch_threads={threads}.{said} Made by `{state.command}`."
     )
 
