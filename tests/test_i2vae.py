@@ -13,12 +13,12 @@ import yaml
 from support import load, random_domains
 from torch.distributions import Independent, Normal, kl_divergence
 
-from recbole_cdr_ext.data.instances import Batch
+from recbole_cdr_ext.data.instances import Batch, random_recall
 from recbole_cdr_ext.data.loader import CrossDomainLoader
 from recbole_cdr_ext.data.sampler import CrossDomainSampler
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.layers import Dropout, Gaussian, SequenceEncoder, kl, masked_mean
-from recbole_cdr_ext.model.next_item.i2vae import I2VAE, Latents, random_recall
+from recbole_cdr_ext.model.next_item.i2vae import I2VAE, Latents
 
 ROOT = Path(__file__).resolve().parent.parent
 

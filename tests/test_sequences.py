@@ -179,3 +179,19 @@ def test_a_thing_under_two_ids_is_read_once():
         .flatten()
     }
     assert items == {2, 7}
+
+
+@pytest.mark.parametrize("n_items", [30, 5000])
+def test_in_mixed_precision_products_are_rounded_and_sums_are_not(n_items):
+    torch.manual_seed(0)
+    vectors, items = torch.randn(600, 16, requires_grad=True), torch.randn(n_items, 16, requires_grad=True)
+    target = torch.randint(n_items, (600,))
+    single = torch.autograd.grad(softmax_loss(vectors, items, target), (vectors, items))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = softmax_loss(vectors, items, target)
+        assert softmax_loss(vectors.bfloat16(), items.bfloat16(), target).dtype == torch.float32
+    mixed = torch.autograd.grad(loss, (vectors, items))
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, softmax_loss(vectors, items, target), rtol=1e-3, atol=0)
+    for one, other in zip(mixed, single, strict=True):
+        assert 0 < (one - other).norm() < 0.02 * other.norm()

@@ -223,7 +223,7 @@ def clean(tmp_path):
 
 def recalled(split, seed=0):
     rng = np.random.default_rng(seed)
-    from recbole_cdr_ext.model.next_item.i2vae import random_recall
+    from recbole_cdr_ext.data.instances import random_recall
 
     return replace(
         split,

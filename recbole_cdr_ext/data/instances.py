@@ -232,3 +232,24 @@ def make_batch(
         arrays["neg_item_id"] = negatives
     tensors = {name: torch.from_numpy(np.ascontiguousarray(a, dtype=np.int64)) for name, a in arrays.items()}
     return Batch(tensors, domain, n_domains)
+
+
+def random_recall(
+    instances: Instances, item_offset: np.ndarray, width: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Returns (n, width) distinct uniform items of each target's domain that its history does not hold."""
+    out = np.zeros((len(instances), width), np.int32)
+    longest = int(instances.lengths.max(initial=1))
+    for k in range(len(item_offset) - 1):
+        members = np.flatnonzero(instances.domain == k)
+        low, size = int(item_offset[k]), int(item_offset[k + 1] - item_offset[k])
+        for first in range(0, len(members), 512):
+            rows = members[first : first + 512]
+            key = rng.random((len(rows), size), dtype=np.float32)
+            history = instances.gather(rows, k, longest)
+            row, column = np.nonzero(history)
+            key[row, history[row, column] - low] = 2.0  # behind every other
+            best = np.argpartition(key, min(width, size) - 1, axis=1)[:, : min(width, size)]
+            drawn = np.where(np.take_along_axis(key, best, 1) < 2.0, best + low, 0)
+            out[rows, : drawn.shape[1]] = drawn
+    return out

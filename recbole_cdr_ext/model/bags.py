@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from recbole_cdr_ext.model.layers import Dropout
-from recbole_cdr_ext.model.losses import in_single_precision
+from recbole_cdr_ext.model.losses import Products, with_products
 
 
 class Bags(NamedTuple):
@@ -73,25 +73,25 @@ class _MultinomialLoss(torch.autograd.Function):
     """As the softmax loss of ``losses``: the gradients are made on the way forward, in the scores' own memory."""
 
     @staticmethod
-    def forward(ctx, vectors, items, bias, bags: Bags, block: int):
+    def forward(ctx, products: Products, vectors, items, bias, bags: Bags, block: int):
         n, sizes, owners = len(vectors), bags.sizes.to(vectors.dtype), bags.owners
         for_vectors, for_items = torch.empty_like(vectors), torch.zeros_like(items)
         for_bias, loss = torch.zeros_like(bias), vectors.new_zeros(())
         bounds = bags.offsets.tolist()
-        step = max(1, block // len(items))
+        step, items = max(1, block // len(items)), products.rounded(items)
         for first in range(0, n, step):
             rows, size = vectors[first : first + step], sizes[first : first + step].unsqueeze(1)
             part = slice(bounds[first], bounds[min(first + step, n)])
             at = (owners[part] - first, bags.items[part])
-            scores = torch.addmm(bias, rows, items.T)
+            scores = products.of(rows, items.T, bias)
             own = scores[at].sum()
             highest = scores.amax(1, keepdim=True)
             total = scores.sub_(highest).exp_().sum(1, keepdim=True)
             loss += (size * (total.log() + highest)).sum() - own
             share = scores.mul_(size / (total * n))
             share[at] -= 1 / n
-            torch.mm(share, items, out=for_vectors[first : first + step])
-            for_items.addmm_(share.T, rows)
+            products.into(for_vectors[first : first + step], share, items)
+            products.onto(for_items, share.T, rows)
             for_bias += share.sum(0)
         ctx.save_for_backward(for_vectors, for_items, for_bias)
         return loss / n
@@ -99,7 +99,7 @@ class _MultinomialLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        return *(part * gradient for part in ctx.saved_tensors), None, None
+        return None, *(part * gradient for part in ctx.saved_tensors), None, None
 
 
 def multinomial_loss(
@@ -116,4 +116,4 @@ def multinomial_loss(
         bags: B sets of rows of ``items``.
         block: scores that are held at once.
     """
-    return in_single_precision(_MultinomialLoss, vectors, items, bias, bags, block)
+    return with_products(_MultinomialLoss, vectors, items, bias, bags, block)

@@ -12,39 +12,75 @@ import torch.nn.functional as F
 _BLOCK = 1 << 21
 
 
-def in_single_precision(loss: type[torch.autograd.Function], *arguments) -> torch.Tensor:
-    """Returns what a loss gives outside of autocast: sums over thousands of items are not for half precision."""
-    kind = arguments[0].device.type
-    if not torch.is_autocast_enabled(kind):
-        return loss.apply(*arguments)
-    with torch.autocast(kind, enabled=False):
-        return loss.apply(*(one.float() if _is_float(one) else one for one in arguments))
+class Products:
+    """Matrix products in the precision of autocast, of single precision themselves.
+
+    Args:
+        device: that of the matrices.
+    """
+
+    def __init__(self, device: torch.device):
+        kind = device.type
+        self._dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+    def rounded(self, matrix: torch.Tensor) -> torch.Tensor:
+        """Returns a matrix as products see it, which saves that work where it is in several."""
+        return matrix if self._dtype is None else matrix.to(self._dtype)
+
+    def of(self, left: torch.Tensor, right: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns left · right + added."""
+        if self._dtype is None:
+            return left @ right if added is None else torch.addmm(added, left, right)
+        found = (self.rounded(left) @ self.rounded(right)).float()
+        return found if added is None else found.add_(added)
+
+    def into(self, out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+        """Writes left · right."""
+        if self._dtype is None:
+            torch.mm(left, right, out=out)
+        else:
+            out.copy_(self.of(left, right))
+
+    def onto(self, out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+        """Adds left · right."""
+        if self._dtype is None:
+            out.addmm_(left, right)
+        else:
+            out += self.of(left, right)
 
 
-def _is_float(value) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
+def with_products(loss: type[torch.autograd.Function], *arguments) -> torch.Tensor:
+    """Returns loss.apply(Products, *arguments) outside of autocast: sums over many items are not for half precision."""
+    device = arguments[0].device
+    products = Products(device)
+    with torch.autocast(device.type, enabled=False):
+        return loss.apply(products, *(one.float() if _is_half(one) else one for one in arguments))
+
+
+def _is_half(value) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16)
 
 
 class _SoftmaxLoss(torch.autograd.Function):
     """Both gradients are made on the way forward, block by block, in the memory of the scores themselves."""
 
     @staticmethod
-    def forward(ctx, vectors, items, target):
+    def forward(ctx, products: Products, vectors, items, target):
         n = len(vectors)
         for_vectors, for_items = torch.empty_like(vectors), torch.zeros_like(items)
-        loss = vectors.new_zeros(())
+        loss, items = vectors.new_zeros(()), products.rounded(items)
         step = max(1, _BLOCK // len(items))
         for first in range(0, n, step):
             rows, asked = vectors[first : first + step], target[first : first + step].unsqueeze(1)
-            scores = rows @ items.T
+            scores = products.of(rows, items.T)
             highest = scores.amax(1, keepdim=True)
             own = scores.gather(1, asked) - highest
             total = scores.sub_(highest).exp_().sum(1, keepdim=True)
             loss += (total.log() - own).sum()
             share = scores.div_(total * n)
             share.scatter_add_(1, asked, share.new_full(asked.shape, -1 / n))
-            torch.mm(share, items, out=for_vectors[first : first + step])
-            for_items.addmm_(share.T, rows)
+            products.into(for_vectors[first : first + step], share, items)
+            products.onto(for_items, share.T, rows)
         ctx.save_for_backward(for_vectors, for_items)
         return loss / n
 
@@ -52,7 +88,7 @@ class _SoftmaxLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
         for_vectors, for_items = ctx.saved_tensors
-        return for_vectors * gradient, for_items * gradient, None
+        return None, for_vectors * gradient, for_items * gradient, None
 
 
 def softmax_loss(vectors: torch.Tensor, items: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -68,7 +104,7 @@ def softmax_loss(vectors: torch.Tensor, items: torch.Tensor, target: torch.Tenso
     """
     if not torch.is_grad_enabled():
         return F.cross_entropy(vectors @ items.T, target)
-    return in_single_precision(_SoftmaxLoss, vectors, items, target)
+    return with_products(_SoftmaxLoss, vectors, items, target)
 
 
 def softmax_loss_of_several(
@@ -94,16 +130,16 @@ class _SampledSoftmaxLoss(torch.autograd.Function):
     """As ``_SoftmaxLoss``, of each row's own item against negatives that all rows share."""
 
     @staticmethod
-    def forward(ctx, vectors, own_items, negatives, target, drawn, shift):
+    def forward(ctx, products: Products, vectors, own_items, negatives, target, drawn, shift):
         n = len(vectors)
         for_vectors, for_negatives = torch.empty_like(vectors), torch.zeros_like(negatives)
         own = (vectors * own_items).sum(1, keepdim=True)
         own_share = torch.empty_like(own)
-        loss = vectors.new_zeros(())
+        loss, negatives = vectors.new_zeros(()), products.rounded(negatives)
         step = max(1, _BLOCK // len(negatives))
         for first in range(0, n, step):
             rows, mine = vectors[first : first + step], own[first : first + step]
-            scores = rows @ negatives.T
+            scores = products.of(rows, negatives.T)
             if shift:
                 scores += shift
             scores.masked_fill_(drawn == target[first : first + step].unsqueeze(1), -torch.inf)
@@ -113,8 +149,8 @@ class _SampledSoftmaxLoss(torch.autograd.Function):
             loss += (total.log() - mine).sum()
             share = scores.div_(total * n)
             own_share[first : first + step] = (mine.exp() / total - 1) / n
-            torch.mm(share, negatives, out=for_vectors[first : first + step])
-            for_negatives.addmm_(share.T, rows)
+            products.into(for_vectors[first : first + step], share, negatives)
+            products.onto(for_negatives, share.T, rows)
         for_vectors.addcmul_(own_share, own_items)
         ctx.save_for_backward(for_vectors, own_share * vectors, for_negatives)
         return loss / n
@@ -122,7 +158,7 @@ class _SampledSoftmaxLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        return *(found * gradient for found in ctx.saved_tensors), None, None, None
+        return None, *(found * gradient for found in ctx.saved_tensors), None, None, None
 
 
 def sampled_softmax_loss(
@@ -148,6 +184,4 @@ def sampled_softmax_loss(
     """
     drawn = torch.randint(n_items, (n_negatives,), device=target.device)
     shift = math.log(n_items / n_negatives) if log_q else 0.0
-    return in_single_precision(
-        _SampledSoftmaxLoss, vectors, items(target), items(drawn), target, drawn, shift
-    )
+    return with_products(_SampledSoftmaxLoss, vectors, items(target), items(drawn), target, drawn, shift)
