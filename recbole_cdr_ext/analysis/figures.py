@@ -132,7 +132,9 @@ class Curves:
             # Differences of a thousandth are no differences here, and shall not look like some.
             room = max(high - low, 0.02 * abs(high), 1e-9) * 0.08
             middle, half = (low + high) / 2, max((high - low) / 2, 0.01 * abs(high)) + room
-            panel["range"] = (0.0 if panel["zero"] else middle - half, middle + half)
+            # Errors and shares have no values below zero to make room for.
+            least = 0.0 if panel["zero"] else max(0.0, middle - half) if low >= 0 else middle - half
+            panel["range"] = (least, middle + half)
 
     @property
     def _small_print(self) -> str:
