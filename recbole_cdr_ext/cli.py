@@ -33,6 +33,7 @@ from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.paths import model_property_file, properties_dir
 from recbole_cdr_ext.studies.options import OPTIONS as STUDY_OPTIONS
 from recbole_cdr_ext.tuning.options import OPTIONS as TUNE_OPTIONS
+from recbole_cdr_ext.versions import versions
 
 PROGRAM = "recbole-cdr"
 
@@ -67,6 +68,9 @@ def _dispatch(words: Sequence[str]) -> int:
     asks_help = any(word in ("-h", "--help") for word in words)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
+        return 0
+    if words[0] in ("--version", "version"):
+        print("\n".join(f"{name} {version}" for name, version in versions().items()))
         return 0
     name, rest = words[0], [word for word in words[1:] if word not in ("-h", "--help")]
     if name not in COMMANDS:
@@ -382,7 +386,7 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            f"`{PROGRAM} COMMAND --help` says more. For a start:",
+            f"`{PROGRAM} COMMAND --help` says more, `{PROGRAM} --version` what is installed. For a start:",
             f"  {PROGRAM} run --model=I2VAE --dataset=ml100k_genres",
         ]
     )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-import platform
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +12,7 @@ from typing import Any
 
 from recbole.utils import set_color
 
-from recbole_cdr_ext import __version__, compat
+from recbole_cdr_ext import compat
 from recbole_cdr_ext._settings import parse_arguments
 from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.errors import CDRError
@@ -36,10 +34,9 @@ from recbole_cdr_ext.run_folder import (
 from recbole_cdr_ext.run_log import describe_model, log_data, logging_to, notes_on
 from recbole_cdr_ext.trainer import checkpoint
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
+from recbole_cdr_ext.versions import versions
 
 compat.apply()
-
-PACKAGES = ("recbole", "torch", "numpy", "scipy", "pandas")
 
 
 def run_recbole_cdr(
@@ -189,9 +186,3 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     started = perf_counter()
     yield
     seconds[name] = seconds.get(name, 0.0) + perf_counter() - started
-
-
-def versions() -> dict[str, str]:
-    """The versions of Python, this library, and what it computes with."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), "recbole_cdr_ext": __version__, **found}

@@ -10,7 +10,9 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 
+import recbole_cdr_ext
 from recbole_cdr_ext.cli import COMMANDS, main
 from recbole_cdr_ext.errors import CDRError
 
@@ -79,6 +81,13 @@ def test_an_interrupt_without_a_hint(fake_run, capsys):
 def test_bad_words(words, message, capsys):
     assert main(words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_version_says_what_is_installed(capsys):
+    assert main(["--version"]) == 0
+    shown = dict(line.split(" ") for line in capsys.readouterr().out.splitlines())
+    assert shown["recbole_cdr_ext"] == recbole_cdr_ext.__version__
+    assert torch.__version__.startswith(shown["torch"])
 
 
 def test_help_lists_the_commands_there_are(capsys):
