@@ -134,14 +134,15 @@ def prepare(words: Sequence[str]) -> None:
 
 
 def analyse(words: Sequence[str]) -> None:
-    """Draw how robust saved runs of bridges are, and write the numbers beside the figures.
+    """Draw how robust saved runs of bridges are, or what latents carry, with the numbers beside the figures.
 
-    Usage: recbole-cdr analyse fgsm|landscape|lipschitz --runs=RUN,RUN [--key=value ...]
+    Usage: recbole-cdr analyse fgsm|landscape|lipschitz|latents --runs=RUN,RUN [--key=value ...]
            recbole-cdr analyse sensitivity --dataset=NAME [--key=value ...]
 
     fgsm         error when the source vectors are moved against the model, by several attack rates
     landscape    error around the source vectors, as surfaces and contours
     lipschitz    how far the mapping carries apart what lies close together
+    latents      KL and active dimensions of I2VAE's latents, and how many targets LightGCN-PSG recalls
     sensitivity  trains SCDR for several steps k and radii rho, and makes all of these measurements; what was trained
                  is not trained again. Any setting of `recbole-cdr run` can be given besides, for the runs
 

@@ -125,8 +125,11 @@ def test_recall_by_depth(saved):
 
 def test_the_command_writes_tables_and_figures(saved, tmp_path, capsys):
     words = ["analyse", "latents", "--runs=latent", f"--checkpoint_dir={saved}", "--show_progress=False"]
-    assert main([*words, f"--out={tmp_path}"]) == 0
+    assert main([*words, "--labels=one,two", f"--out={tmp_path}"]) == 2
+    assert "--labels=one,two should name each of the 1 runs" in capsys.readouterr().err
+    assert main([*words, "--labels=the first", f"--out={tmp_path}"]) == 0
     assert "active" in capsys.readouterr().out
+    assert set(pd.read_csv(tmp_path / "latents.csv")["model"]) == {"the first"}
     made = {path.name for path in tmp_path.iterdir()}
     tables = {f"latents{name}.csv" for name in ("", "_dimensions", "_epochs", "_recall")}
     assert made == {*tables, "latents.png", "latents.html"}
@@ -141,7 +144,7 @@ def test_the_command_writes_tables_and_figures(saved, tmp_path, capsys):
 )
 def test_runs_without_latents_are_refused(saved, name, message):
     with pytest.raises(CDRError, match=message):
-        open_latent_runs([name], saved, {})
+        open_latent_runs([name], saved, None, {})
 
 
 def test_an_unknown_part_is_refused(saved, capsys):

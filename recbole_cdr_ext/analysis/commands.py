@@ -368,19 +368,23 @@ _MAKERS: Mapping[str, Callable[[Options, Sequence[str]], Path]] = {
 
 
 def _runs(options: Options) -> list[Run]:
-    names, checkpoint_dir, given = _named(options)
-    return open_runs(names, checkpoint_dir, **given)
+    names, checkpoint_dir, called, given = _named(options)
+    return open_runs(names, checkpoint_dir, called, **given)
 
 
-def _named(options: Options) -> tuple[list[str], str, dict[str, Any]]:
-    """The names of the runs, the folder that they are in, and the settings to use instead of the stored ones."""
-    names = [name for name in str(options["runs"] or "").split(",") if name.strip()]
+def _named(options: Options) -> tuple[list[str], str, list[str] | None, dict[str, Any]]:
+    """The names of the runs, the folder that they are in, their labels, and the settings to use instead of theirs."""
     given = {
         key: options[key]
         for key in ("data_path", "cache_dir", "use_gpu", "torch_threads")
         if options.get(key) is not None
     }
-    return [name.strip() for name in names], options["checkpoint_dir"], given
+    called = _listed(options.get("labels"))
+    return _listed(options["runs"]), options["checkpoint_dir"], called or None, given
+
+
+def _listed(words: str | None) -> list[str]:
+    return [word.strip() for word in str(words or "").split(",") if word.strip()]
 
 
 def _check_part(part: str) -> None:

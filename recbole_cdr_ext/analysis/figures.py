@@ -185,8 +185,10 @@ class Curves:
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
         # Beside the panels, where it can't cover a line, and not below, where the note stands.
-        names = [_wrapped(name) for name in handles]
-        figure.legend(handles.values(), names, loc="outside right center", frameon=False)
+        many = len(handles) > 6
+        names = [_wrapped(name, 34 if many else 26) for name in handles]
+        size = "small" if many else None
+        figure.legend(handles.values(), names, loc="outside right center", frameon=False, fontsize=size)
 
     def _plotly(self):
         from plotly.subplots import make_subplots

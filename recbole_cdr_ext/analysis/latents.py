@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from recbole_cdr_ext import registry
-from recbole_cdr_ext.analysis.runs import check_ended, find_runs, labels, told_apart
+from recbole_cdr_ext.analysis.runs import check_ended, check_labels, find_runs, labels, told_apart
 from recbole_cdr_ext.data.audit import last_of_sequences
 from recbole_cdr_ext.data.instances import Instances
 from recbole_cdr_ext.data.split import PARTS
@@ -43,12 +43,13 @@ class LatentRun:
 
 
 def open_latent_runs(
-    names: Sequence[str], checkpoint_dir: str | Path, given: dict[str, Any]
+    names: Sequence[str], checkpoint_dir: str | Path, called: Sequence[str] | None, given: dict[str, Any]
 ) -> list[LatentRun]:
     """Loads runs of I2VAE.
 
     Args:
         names: folders, or their names in ``checkpoint_dir``.
+        called: their labels; None: what tells them apart.
         given: run-time settings in place of the stored ones.
 
     Raises:
@@ -56,6 +57,7 @@ def open_latent_runs(
             any data are read.
     """
     folders = find_runs(names, checkpoint_dir)
+    check_labels(called, len(folders))
     stored = [stored_settings(folder) for folder in folders]
     for folder, of_run in zip(folders, stored, strict=True):
         where = f"run '{folder.name}' ({of_run['model']}) can't be analysed"
@@ -67,7 +69,7 @@ def open_latent_runs(
     names = told_apart(folders)
     return [
         LatentRun(name, label, load_model(folder, **given), _epochs(folder))
-        for name, label, folder in zip(names, labels(stored, names), folders, strict=True)
+        for name, label, folder in zip(names, called or labels(stored, names), folders, strict=True)
     ]
 
 

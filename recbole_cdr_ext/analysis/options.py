@@ -24,7 +24,14 @@ _RELATIVE = _option(
     "Whether an attack rate is a share of each vector's own length, or a step in every coordinate.",
 )
 _RUNS = _option("runs", "~", "str or None", "Names in checkpoint_dir, or folders, with commas between.")
+_LABELS = _option(
+    "labels",
+    "~",
+    "str or None",
+    "What figures and tables call the runs, with commas between; None: the model and what tells it apart.",
+)
 _SAVED = (
+    _LABELS,
     _of_runs("data_path", "str", "Folder of the datasets"),
     _of_runs("cache_dir", "str", "Folder of the vectors that stages learned"),
     _of_runs("use_gpu", "bool", "Whether to use a GPU where there is one"),

@@ -47,12 +47,16 @@ class Run:
 
 
 def open_runs(
-    names: Sequence[str], checkpoint_dir: str | Path = DEFAULT_CHECKPOINT_DIR, **settings: Any
+    names: Sequence[str],
+    checkpoint_dir: str | Path = DEFAULT_CHECKPOINT_DIR,
+    called: Sequence[str] | None = None,
+    **settings: Any,
 ) -> list[Run]:
     """Loads the runs that are to be analysed side by side.
 
     Args:
         names: folders, or their names in ``checkpoint_dir``.
+        called: their labels; None: see :func:`labels`.
         settings: run-time settings in place of the stored ones (``data_path``, ``use_gpu``, ...).
 
     Raises:
@@ -60,6 +64,7 @@ def open_runs(
             splits; found from the stored settings, before any data are read.
     """
     folders = find_runs(names, checkpoint_dir)
+    check_labels(called, len(folders))
     stored = [stored_settings(folder) for folder in folders]
     for folder, of_run in zip(folders, stored, strict=True):
         check_trained(folder, of_run)
@@ -74,7 +79,7 @@ def open_runs(
         if experiment.split.fingerprint != loaded[0].split.fingerprint:
             raise _other_split(folder, folders[0], "their data differ")
     names = told_apart(folders)
-    return [Run(*parts) for parts in zip(names, labels(stored, names), loaded, strict=True)]
+    return [Run(*parts) for parts in zip(names, called or labels(stored, names), loaded, strict=True)]
 
 
 def find_runs(names: Sequence[str], checkpoint_dir: str | Path) -> list[Path]:
@@ -90,6 +95,12 @@ def find_runs(names: Sequence[str], checkpoint_dir: str | Path) -> list[Path]:
     if twice:
         raise CDRError(f"run '{twice.name}' stands in --runs twice.")
     return folders
+
+
+def check_labels(called: Sequence[str] | None, n: int) -> None:
+    """Raises a CDRError where given labels are not one for each of n runs, all different."""
+    if called is not None and (len(called) != n or len(set(called)) != n):
+        raise CDRError(f"--labels={','.join(called)} should name each of the {n} runs, all differently.")
 
 
 def told_apart(folders: Sequence[Path]) -> list[str]:
