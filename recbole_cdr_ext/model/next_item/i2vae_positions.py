@@ -16,10 +16,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from recbole_cdr_ext.model.layers import Dropout, SequenceEncoder, mlp, stream
+from recbole_cdr_ext.model.layers import Dropout, SequenceEncoder, attend, mlp, stream
 
 
 @dataclass
@@ -188,7 +187,7 @@ class PositionEncoder(nn.Module):
         heads = (len(memory), -1, self.n_heads, memory.shape[2] // self.n_heads)
         q = self.query(query).view(heads).transpose(1, 2)
         k, v = (t.reshape(heads).transpose(1, 2) for t in self.key_value(memory).chunk(2, -1))
-        found = F.scaled_dot_product_attention(q, k, v, attn_mask=(seen | nothing).unsqueeze(1))
+        found = attend(q, k, v, (seen | nothing).unsqueeze(1))
         found = found.transpose(1, 2).reshape(len(memory), width, -1)
         return self.out(found[row, place])
 
