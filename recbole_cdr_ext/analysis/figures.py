@@ -108,6 +108,11 @@ class Curves:
             {"name": name, "look": look, "x": list(x), "y": list(y), "spread": bars if any(bars) else None}
         )
 
+    @property
+    def has_spread(self) -> bool:
+        """Whether any line has error bars."""
+        return any(line["spread"] for panel in self.panels for line in panel["lines"])
+
     def level(self, name: str, y: float) -> None:
         """Draws a grey horizontal line, of three at most: what the lines have to be compared with."""
         self.panels[-1]["levels"].append((name, y))
@@ -180,7 +185,8 @@ class Curves:
             axes.set_ylabel(panel["y"])
             axes.set_ylim(*panel["range"])
             if panel["ticks"] is not None:
-                axes.set_xticks(panel["ticks"], panel["names"])
+                crowded = sum(len(name) + 2 for name in panel["names"]) > 40
+                axes.set_xticks(panel["ticks"], panel["names"], rotation=45 if crowded else 0)
             axes.grid(color="0.9", linewidth=0.8)
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)

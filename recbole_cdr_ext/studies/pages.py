@@ -183,15 +183,22 @@ def _draw(state: State, pairs: Sequence[Pair]) -> list[Path]:
     found: list[Path] = []
     tables = {group.title: tables[0] for group, tables in pairs}
     for scene in state.study.scenes:
-        curves = Curves(f"{state.study.title}: {scene}", "Error bars: one standard deviation over the seeds.")
-        for key, values in state.study.vary.items():
-            there = [
+        curves = Curves(f"{state.study.title}: {scene}")
+        varied = {
+            key: [
                 (value, tables[f"{scene}, {key}={text_of(value)}"])
                 for value in values
                 if f"{scene}, {key}={text_of(value)}" in tables
             ]
-            for domain in dict.fromkeys(block.domain for _, table in there for block in table.blocks):
-                _panel(curves, key, domain, there, list(state.study.rows))
+            for key, values in state.study.vary.items()
+        }
+        shown = [table for there in varied.values() for _, table in there]
+        for domain in dict.fromkeys(block.domain for table in shown for block in table.blocks):
+            for key, there in varied.items():
+                if any(block.domain == domain for _, table in there for block in table.blocks):
+                    _panel(curves, key, domain, there, list(state.study.rows))
+        if curves.has_spread:
+            curves.note = "Error bars: one standard deviation over the seeds."
         if curves.panels:
             several = len(state.study.scenes) > 1
             name = f"figure-{re.sub(r'[^a-zA-Z0-9.=_]+', '-', scene).strip('-')}" if several else "figure"
