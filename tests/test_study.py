@@ -673,7 +673,12 @@ def test_an_analysis_that_fails_is_said(here, capsys):
 
 # -- processes -------------------------------------------------------------------------------------------------------
 
-SLEEP = [sys.executable, "-S", "-c", "import time; open('begun', 'a').write('x'); time.sleep(60)"]
+# As in child.py: pytest in a script's background ignores this signal, and so would what it starts.
+SLEEP = [
+    sys.executable, "-S", "-c",
+    "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler); open('begun', 'a').write('x'); "
+    "time.sleep(60)",
+]  # fmt: skip
 
 
 def alive(pid: int) -> bool:
@@ -702,6 +707,7 @@ def test_processes_end_with_the_iteration(here, monkeypatch):
     with closing(run_all([slow, quick], 2, 1)) as ends:
         first = next(ends)
         assert (first.job.name, first.status, first.output) == ("quick", 0, "done\n")
+        wait_for(Path("begun").exists)
         assert alive(started[0].pid)
     assert not alive(started[0].pid) and started[0].returncode == -signal.SIGINT
 

@@ -19,6 +19,8 @@ def follow_parent(parent: int) -> None:
 
 
 if __name__ == "__main__":
+    # Of a study in a script's background this is ignored, and how the study ends its runs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     follow_parent(int(sys.argv[1]))
     from recbole_cdr_ext.cli import main
 
