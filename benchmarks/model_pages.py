@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 from recbole_cdr_ext._settings import documented_keys
 from recbole_cdr_ext.paths import model_property_file
 from recbole_cdr_ext.registry import ModelInfo, list_models
+from recbole_cdr_ext.studies.definition import shipped_studies
 
 PAGES = ROOT / "docs" / "models"
 GLANCE, SETTINGS, RESULT = "At a glance", "Settings", "Result"
@@ -62,10 +63,16 @@ def settings(info: ModelInfo) -> list[str]:
 def results(info: ModelInfo) -> list[str]:
     """NDCG@10 / HR@10 in percent of each label of the model, by dataset, split, domain and group."""
     lines: list[str] = []
-    scenes: dict[tuple[str, str], dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[tuple[str, str], dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
     for scene, made_by, row in all_rows():
         if f"--model={info.name} " in row["command"]:
-            scenes[scene, made_by][row["label"]].append(row)
+            found[scene, row["label"]][made_by].append(row)
+    scenes: dict[tuple[str, str], dict[str, list[dict]]] = defaultdict(dict)
+    for (scene, label), sources in found.items():
+        made_by = max(
+            sources, key=lambda name: len(sources[name])
+        )  # of what stands in several, the most seeds
+        scenes[scene, made_by][label] = sources[made_by]
     for (scene, made_by), labels in sorted(scenes.items()):
         first = next(iter(labels.values()))[0]["test"]
         columns = [(d, g) for d, groups in first.items() for g, cell in groups.items() if cell["n"]]
@@ -87,10 +94,11 @@ def all_rows() -> Iterator[tuple[str, str, dict]]:
     """Every row of next-item results: its dataset and split, what made it, and label, command and test table."""
     for row in read_rows(ROOT / "results/next_item.jsonl").values():
         yield f"{row['dataset']}, split={row['split']}", "python benchmarks/next_item_table.py", row
-    for path in sorted((ROOT / "studies").glob("*/cells.jsonl")):
+    for name in sorted(shipped_studies()):
+        path = ROOT / "studies" / name / "cells.jsonl"
         for line in read_rows(path, lambda line: line["key"]).values():
             result = line["result"]
-            if result["task"] == "next_item":
+            if result.get("task") == "next_item":
                 scene = f"{result['dataset']}, split={result['split']}"
                 row = {"label": line["row"], "command": line["command"], "test": result["test"]}
                 yield scene, f"recbole-cdr study {path.parent.name}", row

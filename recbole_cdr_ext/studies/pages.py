@@ -137,7 +137,8 @@ def _commands(rows: dict[str, list[Cell]]) -> list[str]:
 def _made(state: State) -> str:
     done = len(state.cells) - sum(state.line(cell) is None for cell in state.cells)
     threads = state.cells[0].settings["torch_threads"]
-    said = "" if done == len(state.cells) else f" {len(state.cells) - done} are missing."
+    left = len(state.cells) - done
+    said = f" {left} {'is' if left == 1 else 'are'} missing." if left else ""
     return (
         f"{done} of {len(state.cells)} runs, seeds {state.study.seeds_in_words}, "
         f"with torch_threads={threads}.{said} Made by `{state.command}`."
