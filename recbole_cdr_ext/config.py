@@ -187,8 +187,9 @@ class CDRConfig(Config):
         shared = set(self.internal_config_dict)
         for path in registry.property_files(model, self._written_class, self._task):
             self._refuse_other_meanings(model, path)
-            if path.parent.parent != properties_dir():
-                self._foreign |= read_mapping(path).keys() - shared
+            keys = read_mapping(path).keys()
+            ours = path.parent.parent == properties_dir()
+            self._foreign = self._foreign - keys if ours else self._foreign | (keys - shared)
             self._add_defaults(read_mapping(path), path)
         self.internal_config_dict["MODEL_TYPE"] = self._written_class.type
         self._add_description(dataset, self._task)

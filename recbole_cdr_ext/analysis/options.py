@@ -31,7 +31,6 @@ _LABELS = _option(
     "What figures and tables call the runs, with commas between; None: the model and what tells it apart.",
 )
 _SAVED = (
-    _LABELS,
     _of_runs("data_path", "str", "Folder of the datasets"),
     _of_runs("cache_dir", "str", "Folder of the vectors that stages learned"),
     _of_runs("use_gpu", "bool", "Whether to use a GPU where there is one"),
@@ -40,9 +39,10 @@ _SAVED = (
 
 # What an analysis takes besides checkpoint_dir and show_progress.
 OPTIONS: Mapping[str, tuple[Documented, ...]] = {
-    "fgsm": (_RUNS, _EPSILONS, _RELATIVE, _OUT, *_SAVED),
+    "fgsm": (_RUNS, _LABELS, _EPSILONS, _RELATIVE, _OUT, *_SAVED),
     "landscape": (
         _RUNS,
+        _LABELS,
         _option("points", "21", "int", "Points of the grid per axis; odd."),
         _option("extent", "1.0", "float", "Where the axes end, in lengths of each user's vector."),
         _option("samples", "2000", "int", "How many of the test ratings; all if there are fewer."),
@@ -52,12 +52,14 @@ OPTIONS: Mapping[str, tuple[Documented, ...]] = {
     ),
     "latents": (
         _RUNS,
+        _LABELS,
         _option("part", "test", "str", "Whose instances: train, valid or test."),
         _OUT,
         *_SAVED,
     ),
     "lipschitz": (
         _RUNS,
+        _LABELS,
         _option("rho", "0.25", "float", "Radius of the ball that is searched, the same for all runs."),
         _option("rho_relative", "False", "bool", "Whether rho is a share of each vector's own length."),
         _option("pgd_steps", "5", "int", "Steps of projected gradient ascent."),
