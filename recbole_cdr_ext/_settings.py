@@ -126,6 +126,11 @@ def parse_arguments(argv: Iterable[str]) -> dict[str, str]:
     return settings
 
 
+def words_in(text: Any) -> list[str]:
+    """Returns the words of a text with commas between; none for None."""
+    return [word.strip() for word in str(text if text is not None else "").split(",") if word.strip()]
+
+
 def file_names(files: Sequence[str | Path] | str | Path | None) -> list[str | Path]:
     """The names of files given as a list, or as text with commas or blanks between them."""
     if files is None:

@@ -27,6 +27,7 @@ from recbole_cdr_ext._settings import (
     parse_arguments,
     read_mapping,
     types_in,
+    words_in,
 )
 from recbole_cdr_ext.analysis.options import OPTIONS
 from recbole_cdr_ext.errors import CDRError, did_you_mean
@@ -282,7 +283,7 @@ def check(words: Sequence[str]) -> None:
 
     failed = 0
     settings = {key: value for key, value in given.items() if key not in own}
-    for model in options["model"].split(","):
+    for model in words_in(options["model"]):
         with tempfile.TemporaryDirectory() as folder:
             for name, wrong in outcomes(model, Path(folder), options["task"], **settings):
                 print(f"{model}  {name.replace('_', ' ')}: {wrong or 'yes'}", flush=True)

@@ -113,7 +113,9 @@ def test_runs_older_than_a_setting(tmp_path):
     assert set(group.members) == {"BPR", "BPR (older version)", "BPR (weight_averaging=0.9)"}
 
 
-def test_folders_are_found_by_name_pattern_and_folder(tmp_path):
+def test_folders_are_found_by_name_pattern_and_folder(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # where a name is looked for first
     a, b = write_run(tmp_path / "saved", name="a"), write_run(tmp_path / "saved", name="b")
     (tmp_path / "saved" / "tensorboard").mkdir()
     saved = tmp_path / "saved"

@@ -13,6 +13,7 @@ from recbole.utils import set_color
 from tabulate import tabulate
 from tqdm import tqdm
 
+from recbole_cdr_ext._settings import words_in
 from recbole_cdr_ext.analysis import figures
 from recbole_cdr_ext.analysis.attack import fgsm
 from recbole_cdr_ext.analysis.landscape import PAIRS, landscape
@@ -379,12 +380,8 @@ def _named(options: Options) -> tuple[list[str], str, list[str] | None, dict[str
         for key in ("data_path", "cache_dir", "use_gpu", "torch_threads")
         if options.get(key) is not None
     }
-    called = _listed(options.get("labels"))
-    return _listed(options["runs"]), options["checkpoint_dir"], called or None, given
-
-
-def _listed(words: str | None) -> list[str]:
-    return [word.strip() for word in str(words or "").split(",") if word.strip()]
+    called = words_in(options.get("labels"))
+    return words_in(options["runs"]), options["checkpoint_dir"], called or None, given
 
 
 def _check_part(part: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from recbole_cdr_ext._settings import parse_value
+from recbole_cdr_ext._settings import parse_value, words_in
 from recbole_cdr_ext.config import RUNTIME_KEYS, CDRConfig
 from recbole_cdr_ext.data.ratings import RATING_SPLIT_KEYS
 from recbole_cdr_ext.data.split import SPLIT_KEYS
@@ -249,7 +249,7 @@ def find_folders(runs: str | None, checkpoint_dir: str | Path) -> list[Path]:
         if not root.is_dir():
             raise CDRError(f"There is no folder {root}: say --checkpoint_dir=DIR or --runs=DIR.")
         return _runs_in(root)
-    words = [word.strip() for word in runs.split(",") if word.strip()]
+    words = words_in(runs)
     if not words:
         raise CDRError(
             "Which runs? Say --runs=DIR,DIR; without --runs, all in --checkpoint_dir are reported."

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_cdr_ext._checks import check_type
-from recbole_cdr_ext._settings import parse_value, types_in
+from recbole_cdr_ext._settings import parse_value, types_in, words_in
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.files import locked, make_folder
 from recbole_cdr_ext.run_folder import DEFAULT_CHECKPOINT_DIR
@@ -108,7 +108,7 @@ def _changed(study: Study, own: Mapping[str, Any]) -> Study:
 
 
 def _listed(text: str, key: str) -> list[str]:
-    found = [word.strip() for word in text.split(",") if word.strip()]
+    found = words_in(text)
     if not found:
         raise CDRError(f"--{key}={text} names nothing.")
     return found
