@@ -221,14 +221,7 @@ class CrossDomainTrainer(Trainer):
         started = perf_counter()
         seed_everything(self._seed, index, epoch)
         self.model.start_epoch(phase, epoch)
-        if phase.batches is not None:
-            rng = np.random.default_rng([self._seed, index, epoch])
-            batches: Iterable = getattr(self.model, phase.batches)(rng)
-        else:
-            if train_data is None:
-                raise CDRError(f"phase '{phase.name}' trains on the split's instances, and none were given.")
-            train_data.set_epoch(index, epoch)
-            batches = train_data
+        batches = self._batches(phase, index, epoch, train_data)
         self._rows_of = getattr(self.model, phase.rows) if phase.rows else None
         self._row_gradient = getattr(self.model, phase.row_gradient) if phase.row_gradient else None
         losses = self._train_epoch(batches, epoch, getattr(self.model, phase.loss), self.show_progress)
@@ -248,28 +241,13 @@ class CrossDomainTrainer(Trainer):
         last = epoch + 1 == epochs or self._out_of_time()
         stop = improved = False
         step = min(int(settings["eval_step"]), epochs)
-        validates = phase.validate != "" and step > 0 and (phase.validate or valid_data is not None)
-        if not validates:
-            improved = True
-            self.best_epoch = epoch
+        if phase.validate == "" or step <= 0 or not (phase.validate or valid_data is not None):
+            improved, self.best_epoch = True, epoch
         elif (epoch + 1) % step == 0 or last:
             # The last epoch is always validated: what it learnt would be lost otherwise.
-            with self._averaged():
-                score, result = self._valid_epoch(valid_data, validate=phase.validate)
-            self.best_valid_score, self.cur_step, stop, improved = early_stopping(
-                score,
-                self.best_valid_score,
-                self.cur_step,
-                max_step=int(settings["stopping_step"]),
-                bigger=self._bigger,
-            )
-            if improved:
-                self.best_epoch, self.best_valid_result = epoch, result
-            took = perf_counter() - trained
-            self.seconds["validation"] += took
-            entry["valid_score"] = score
-            line += self._validation_output(took, score, result, improved)
-            scalars["Valid_score"] = score
+            score, stop, improved, said = self._validate(phase, epoch, settings, valid_data)
+            entry["valid_score"] = scalars["Valid_score"] = score
+            line += said
         if self.tensorboard is not None:
             self.tensorboard.add_scalars(scalars, epoch, phase.name if self._title else None)
         if self.verbose:
@@ -281,26 +259,58 @@ class CrossDomainTrainer(Trainer):
             self.stopped = "early" if stop else "epochs" if epoch + 1 == epochs else "time"
             if self.verbose:
                 self.logger.info(self._ending(phase))
-        if improved or self._best is None:
-            with self._averaged():
-                self._best = checkpoint.snapshot(self.model)
-        if self.saved:
-            meta = self._meta(phase=phase.name, epoch=epoch, phase_finished=finished)
-            path = self.folder / checkpoint.LAST
-            states = {
-                "model": self.model.state_dict(),
-                "best": self._best,
-                "optimizer": self.optimizer.state_dict(),
-            }
-            if self._average is not None:
-                states["average"] = self._average.state()
-            elif improved:
-                states["best"] = states["model"]  # stored once
-            checkpoint.save(path, meta, **states)
-            self._last_saved = f"{path} (phase '{phase.name}', epoch {epoch})"
+        self._keep(phase, epoch, improved, finished)
         if self.callback_fn and "valid_score" in entry:
             self.callback_fn(epoch, entry["valid_score"])
         return finished
+
+    def _batches(self, phase: Phase, index: int, epoch: int, train_data) -> Iterable:
+        """What an epoch trains on: batches of the phase's own, or the split's instances."""
+        if phase.batches is not None:
+            return getattr(self.model, phase.batches)(np.random.default_rng([self._seed, index, epoch]))
+        if train_data is None:
+            raise CDRError(f"phase '{phase.name}' trains on the split's instances, and none were given.")
+        train_data.set_epoch(index, epoch)
+        return train_data
+
+    def _validate(self, phase: Phase, epoch: int, settings, valid_data) -> tuple[float, bool, bool, str]:
+        """Returns the score, whether patience is at its end, whether the score is the best, and what to say of it."""
+        started = perf_counter()
+        with self._averaged():
+            score, result = self._valid_epoch(valid_data, validate=phase.validate)
+        self.best_valid_score, self.cur_step, stop, improved = early_stopping(
+            score,
+            self.best_valid_score,
+            self.cur_step,
+            max_step=int(settings["stopping_step"]),
+            bigger=self._bigger,
+        )
+        if improved:
+            self.best_epoch, self.best_valid_result = epoch, result
+        took = perf_counter() - started
+        self.seconds["validation"] += took
+        return score, stop, improved, self._validation_output(took, score, result, improved)
+
+    def _keep(self, phase: Phase, epoch: int, improved: bool, finished: bool) -> None:
+        """Keeps the best weights, and writes ``last.pth``."""
+        if improved or self._best is None:
+            with self._averaged():
+                self._best = checkpoint.snapshot(self.model)
+        if not self.saved:
+            return
+        path = self.folder / checkpoint.LAST
+        states = {
+            "model": self.model.state_dict(),
+            "best": self._best,
+            "optimizer": self.optimizer.state_dict(),
+        }
+        if self._average is not None:
+            states["average"] = self._average.state()
+        elif improved:
+            states["best"] = states["model"]  # stored once
+        meta = self._meta(phase=phase.name, epoch=epoch, phase_finished=finished)
+        checkpoint.save(path, meta, **states)
+        self._last_saved = f"{path} (phase '{phase.name}', epoch {epoch})"
 
     def _averaged(self) -> AbstractContextManager[None]:
         """The time in which the weights are their average, if there is one."""
@@ -320,7 +330,6 @@ class CrossDomainTrainer(Trainer):
         )
         for number, batch in enumerate(bar):
             batch = batch.to(self.device)
-
             for name, term in self._update(loss_func, batch, number).items():
                 total[name] = total.get(name, 0.0) + term.item()
             if self.gpu_available and show_progress:
