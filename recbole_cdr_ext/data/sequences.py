@@ -112,6 +112,19 @@ class TrainingSequences:
         return SequenceBatch({name: torch.from_numpy(array) for name, array in arrays.items()}, tag)
 
 
+def reorders(config) -> bool:
+    """Whether each epoch reads training sequences in another order (``reorder``), as theirs means nothing.
+
+    The published rows are trained on as they were printed.
+    """
+    return bool(config["reorder"]) and config["order"] == "none" and config["split"] != "published"
+
+
+def new_order(events: Events, rng: np.random.Generator) -> np.ndarray:
+    """Returns the rows of the events with those of each sequence in a random order, (m,)."""
+    return np.lexsort((rng.random(len(events)), events.sequence))
+
+
 def first_of_token(events: Events, token_key: np.ndarray) -> np.ndarray:
     """Returns which events are the first with their item's token in their sequence, (m,) bool.
 

@@ -12,12 +12,15 @@ from recbole.data.interaction import Interaction
 from recbole.utils import InputType
 from torch import nn
 
+from recbole_cdr_ext.data.dataset import Events
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.data.sequences import (
     EpochBatches,
     SequenceBatch,
     TrainingSequences,
     first_of_token,
+    new_order,
+    reorders,
     shuffled_windows,
 )
 from recbole_cdr_ext.errors import CDRError
@@ -128,11 +131,9 @@ class SequenceDotBaseline(SequentialBaseline):
                 weight = model.item_embedding.weight
                 model.item_embedding = ItemTable.from_pretrained(weight, freeze=False, padding_idx=0)
         if self.one_pass:
-            events = dataset.train_events
-            masks = [(events.item >= space.first) & (events.item < space.stop) for space in self.spaces]
-            if len(self.spaces) == 1:
-                masks[0] &= first_of_token(events, dataset.token_key)
-            self.sequences_of = [TrainingSequences(events, self.max_history_length, mask) for mask in masks]
+            self._events, self._token_key = dataset.train_events, dataset.token_key
+            self._reorder = reorders(config)
+            self.sequences_of = self._sequences(self._events)
 
     def phases(self) -> list[Phase]:
         """One phase, over whole sequences with ``one_pass``."""
@@ -140,7 +141,16 @@ class SequenceDotBaseline(SequentialBaseline):
 
     def sequence_batches(self, rng: np.random.Generator) -> EpochBatches:
         """Returns the training sequences in batches of one space and about ``train_batch_size`` targets each."""
+        if self._reorder:
+            self.sequences_of = self._sequences(self._events.take(new_order(self._events, rng)))
         return shuffled_windows(self.sequences_of, int(self.config["train_batch_size"]), rng)
+
+    def _sequences(self, events: Events) -> list[TrainingSequences]:
+        """The training sequences of each space."""
+        masks = [(events.item >= space.first) & (events.item < space.stop) for space in self.spaces]
+        if len(self.spaces) == 1:
+            masks[0] &= first_of_token(events, self._token_key)
+        return [TrainingSequences(events, self.max_history_length, mask) for mask in masks]
 
     def sequence_loss(self, batch: SequenceBatch) -> torch.Tensor:
         """Softmax cross-entropy, mean over all positions: over the items of the space, or of the target's domain."""

@@ -47,6 +47,8 @@ from recbole_cdr_ext.data.sequences import (
     TrainingSequences,
     behind_the_others,
     first_of_token,
+    new_order,
+    reorders,
     shuffled_windows,
 )
 from recbole_cdr_ext.data.split import Split
@@ -97,20 +99,17 @@ class C2DSR(CrossDomainRecommender):
                 "C2DSR: without a clock, the other domains' events stand before those of the target's domain"
             )
 
-        events = split.train_events
-        events = events.take(first_of_token(events, split.token_key))
-        longest, domains = self.max_history_length, range(self.n_domains)
-        timelines = [events] if self.clock else [behind_the_others(events, k, longest) for k in domains]
-        self.sequences = [
-            TrainingSequences(e, longest, asked=None if self.clock else e.domain == k)
-            for k, e in enumerate(timelines)
-        ]
+        self._events, self._token_key = split.train_events, split.token_key
+        self._reorder = reorders(config)
+        self.sequences = self._sequences(self._events)
+        events = self._events.take(first_of_token(self._events, self._token_key))
+        domains = range(self.n_domains)
         audited = audit_edges(
             split, events.user, events.item, "the item graphs", fail=split.name != "published"
         )
         split.report.update(audited)
         # Graphs are of whole sequences: in those for training, some successions are cut and others come several times.
-        whole = timelines if self.clock else [_last(events, k) for k in domains]
+        whole = [events] if self.clock else [_last(events, k) for k in domains]
         follows = [_successions(e.item, e.sequence) for e in whole]
         graphs = [DirectedGraph(*np.concatenate(follows, 1), self.n_items, self.device)]
         for k in domains:
@@ -231,7 +230,18 @@ class C2DSR(CrossDomainRecommender):
 
     def sequence_batches(self, rng: np.random.Generator) -> EpochBatches:
         """Returns the training sequences in batches of about ``train_batch_size`` targets."""
+        if self._reorder:
+            self.sequences = self._sequences(self._events.take(new_order(self._events, rng)))
         return shuffled_windows(self.sequences, int(self.config["train_batch_size"]), rng)
+
+    def _sequences(self, events: Events) -> list[TrainingSequences]:
+        """The merged timelines, or each domain's events behind those of all others."""
+        longest = self.max_history_length
+        events = events.take(first_of_token(events, self._token_key))
+        if self.clock:
+            return [TrainingSequences(events, longest)]
+        timelines = [behind_the_others(events, k, longest) for k in range(self.n_domains)]
+        return [TrainingSequences(e, longest, asked=e.domain == k) for k, e in enumerate(timelines)]
 
     def sequence_loss(self, batch: SequenceBatch) -> Terms:
         """The objective over all positions of a batch of sequences; a domain's terms are means over its positions.

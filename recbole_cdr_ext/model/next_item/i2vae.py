@@ -39,7 +39,9 @@ from recbole_cdr_ext.data.sequences import (
     SequenceBatch,
     TrainingSequences,
     first_of_token,
+    new_order,
     recalled_by_event,
+    reorders,
     shuffled_windows,
 )
 from recbole_cdr_ext.data.split import PARTS, Split
@@ -167,11 +169,9 @@ class I2VAE(CrossDomainRecommender):
             )
         self.on_sequences = on_sequences(config)
         if self.on_sequences:
-            events = dataset.train_events
-            self.sequences = TrainingSequences(
-                events, self.max_history_length, first_of_token(events, dataset.token_key)
-            )
-            self._recalled = dataset.recalled
+            self._events, self._token_key = dataset.train_events, dataset.token_key
+            self._all_recalled, self._reorder = dataset.recalled, reorders(config)
+            self._read(np.arange(len(self._events)))
         residual = bool(config["residual_posteriors"])
         self.own_head = per_domain(lambda: GaussianHead(d, d, dropout, residual))
         self.augmented_head = per_domain(lambda: GaussianHead(d, d, dropout, residual))
@@ -383,7 +383,16 @@ class I2VAE(CrossDomainRecommender):
 
     def sequence_batches(self, rng: np.random.Generator) -> EpochBatches:
         """Returns the training sequences in batches of about ``train_batch_size`` targets."""
+        if self._reorder:
+            self._read(new_order(self._events, rng))
         return shuffled_windows([self.sequences], int(self.config["train_batch_size"]), rng)
+
+    def _read(self, rows: np.ndarray) -> None:
+        """Makes the training sequences of the events in the order of ``rows``."""
+        events = self._events.take(rows)
+        mask = first_of_token(events, self._token_key)
+        self.sequences = TrainingSequences(events, self.max_history_length, mask)
+        self._recalled = None if self._all_recalled is None else self._all_recalled[rows]
 
     def sequence_loss(self, batch: SequenceBatch) -> Terms:
         """The same terms over all positions of a batch of sequences, each domain's by its share of the positions."""

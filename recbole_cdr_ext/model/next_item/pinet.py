@@ -39,6 +39,8 @@ from recbole_cdr_ext.data.sequences import (
     TrainingSequences,
     behind_the_others,
     first_of_token,
+    new_order,
+    reorders,
     shuffled_windows,
 )
 from recbole_cdr_ext.errors import CDRError
@@ -92,8 +94,9 @@ class PiNet(CrossDomainRecommender):
         every = config["train_targets"] == "all" and not config["targets_per_sequence"]
         self.one_pass = bool(config["one_pass"]) and every
         if self.one_pass:
-            events = dataset.split.train_events
-            self.sequences = self._sequences(events.take(first_of_token(events, dataset.token_key)))
+            self._events, self._token_key = dataset.split.train_events, dataset.token_key
+            self._reorder = reorders(config)
+            self.sequences = self._sequences(self._events)
 
     @classmethod
     def check_settings(cls, config) -> None:
@@ -172,6 +175,8 @@ class PiNet(CrossDomainRecommender):
 
     def sequence_batches(self, rng: np.random.Generator) -> EpochBatches:
         """Returns the training sequences in batches of about ``train_batch_size`` positions."""
+        if self._reorder:
+            self.sequences = self._sequences(self._events.take(new_order(self._events, rng)))
         return shuffled_windows(self.sequences, int(self.config["train_batch_size"]), rng)
 
     def sequence_loss(self, batch: SequenceBatch) -> torch.Tensor:
@@ -192,6 +197,7 @@ class PiNet(CrossDomainRecommender):
     def _sequences(self, events) -> list[TrainingSequences]:
         """What training reads: the merged timelines, or each domain's events behind those of all others."""
         longest = self.max_history_length
+        events = events.take(first_of_token(events, self._token_key))
         if self.ordered:
             return [TrainingSequences(events, longest)]
         return [

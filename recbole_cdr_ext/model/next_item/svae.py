@@ -52,7 +52,9 @@ from recbole_cdr_ext.data.sequences import (
     TrainingSequences,
     behind_the_others,
     first_of_token,
+    new_order,
     next_items,
+    reorders,
     shuffled_windows,
     with_start,
 )
@@ -96,15 +98,14 @@ class SVAE(CrossDomainRecommender):
             _StepwiseVAE(config, first, stop, start_token=self.n_items)
             for first, stop in itertools.pairwise(bounds)
         )
-        start, train = self.n_items if self.bos else 0, dataset.split.train
+        train = dataset.split.train
         self.sources: list[_Source] = []
         # The sequence of each target: of a source, or where instances are trained on of a domain.
         owners = [train.sequence[train.domain == k] for k in range(self.n_domains)]
         if on_sequences(config):
-            self.sources = [
-                _Source(events, self.max_history_length, self.next_k, start, domain)
-                for events, domain in self._own_or_merged(dataset.split.train_events, dataset.token_key)
-            ]
+            self._events, self._token_key = dataset.split.train_events, dataset.token_key
+            self._reorder = reorders(config)
+            self.sources = self._sources(self._events)
             owners = [source.owner for source in self.sources]
         most = int(config["targets_per_sequence"] or 0) or np.inf
         counts = [np.minimum(np.unique(owner, return_counts=True)[1], most) for owner in owners]
@@ -113,12 +114,19 @@ class SVAE(CrossDomainRecommender):
         self._users_seen = [0.0] * len(self.nets)
         self._meter = LatentMeter()
 
-    def _own_or_merged(self, events: Events, token_key: np.ndarray) -> list[tuple[Events, int | None]]:
+    def _sources(self, events: Events) -> list[_Source]:
+        start = self.n_items if self.bos else 0
+        return [
+            _Source(read, self.max_history_length, self.next_k, start, domain)
+            for read, domain in self._own_or_merged(events)
+        ]
+
+    def _own_or_merged(self, events: Events) -> list[tuple[Events, int | None]]:
         """What the sources read, and the one domain of their targets, None for all."""
         every = range(self.n_domains)
         if not self.merged:
             return [(events.take(events.domain == k), k) for k in every]
-        events = events.take(first_of_token(events, token_key))
+        events = events.take(first_of_token(events, self._token_key))
         return (
             [(events, None)]
             if self.clock
@@ -211,6 +219,8 @@ class SVAE(CrossDomainRecommender):
 
     def sequence_batches(self, rng: np.random.Generator) -> EpochBatches:
         """Returns the training sequences in batches of one source and about ``train_batch_size`` targets each."""
+        if self._reorder:
+            self.sources = self._sources(self._events.take(new_order(self._events, rng)))
         return shuffled_windows(
             [held.sequences for held in self.sources],
             int(self.config["train_batch_size"]),

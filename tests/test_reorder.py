@@ -1,0 +1,105 @@
+"""``reorder``: where order means nothing, an epoch reads each training sequence in an order of its own."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from support import here, random_domains, write_domains
+
+from recbole_cdr_ext.config import CDRConfig
+from recbole_cdr_ext.data.dataset import Events
+from recbole_cdr_ext.data.sequences import new_order, reorders
+from recbole_cdr_ext.experiment import build
+
+MODELS = {
+    "I2VAE": {},
+    "I2VAE, recalled items": {"psg": "random", "random_recall_size": 3},
+    "SASRec": {},
+    "SASRec, merged": {"baseline_scope": "all"},
+    "PiNet": {},
+    "SVAE": {"input": "own"},
+    "SVAE, merged": {"input": "merged", "next_k": 2},
+    "C2DSR": {},
+}
+
+
+def model_of(tmp_path, name: str, **settings):
+    if not (tmp_path / "mini").exists():
+        write_domains(tmp_path / "mini", random_domains(n_users=20))
+    given = {**here(tmp_path), "domains": ["books", "films"], "order": "none", **MODELS[name], **settings}
+    return build(CDRConfig(model=name.split(",")[0], dataset="mini", config_dict=given)).model
+
+
+def read(model, seed: int) -> list[tuple[int, ...]]:
+    """The sequences that an epoch reads, each with its last target."""
+    found = []
+    for batch in model.sequence_batches(np.random.default_rng(seed)):
+        for items, targets in zip(batch.items.tolist(), batch.targets.tolist(), strict=True):
+            held = [item for item in items if item]
+            found.append((batch.tag, *held, [t for t in targets if t][-1]))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_epoch_has_an_order_of_its_own(tmp_path, name):
+    model = model_of(tmp_path, name)
+    first, second = read(model, 1), read(model, 2)
+    assert first != second and read(model, 1) == first
+    fixed = model_of(tmp_path, name, reorder=False)
+    assert read(fixed, 1) == read(fixed, 2)
+    # Of the same users' events: sequences here are shorter than what is read at most.
+    whole = Counter(frozenset(row) for row in read(fixed, 1))
+    assert Counter(map(frozenset, first)) == whole == Counter(map(frozenset, second))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_where_there_is_an_order_it_stays(tmp_path, name):
+    model = model_of(tmp_path, name, order="clock")
+    assert read(model, 1) == read(model, 2)
+
+
+def test_what_was_recalled_follows_its_event(tmp_path):
+    model = model_of(tmp_path, "I2VAE, recalled items")
+    recalled = {
+        (item, *items) for item, items in zip(model._events.item, model._all_recalled.tolist(), strict=True)
+    }
+    assert len(recalled) > 50
+    for batch in model.sequence_batches(np.random.default_rng(3)):
+        real = batch["event"] >= 0
+        for event, target in zip(batch["event"][real].tolist(), batch.targets[real].tolist(), strict=True):
+            assert (target, *model._recalled[event].tolist()) in recalled
+
+
+def test_the_next_items_are_those_of_the_new_order(tmp_path):
+    model = model_of(tmp_path, "SVAE, merged")
+    for batch in model.sequence_batches(np.random.default_rng(3)):
+        for items, following in zip(batch.items.tolist(), batch["next_seq"].tolist(), strict=True):
+            for place, coming in enumerate(following):
+                assert not set(items[: place + 1]) & {item for item in coming if item}
+
+
+def test_sequences_keep_their_events():
+    sequence = np.repeat(np.arange(3), [4, 1, 5])
+    n = len(sequence)
+    events = Events(sequence, np.arange(n), np.zeros(n, int), np.zeros(n), np.zeros(n), sequence)
+    orders = {tuple(new_order(events, np.random.default_rng(seed)).tolist()) for seed in range(20)}
+    assert len(orders) > 10
+    assert all(
+        [sorted(order[:4]), order[4], sorted(order[5:])] == [[0, 1, 2, 3], 4, [5, 6, 7, 8, 9]]
+        for order in orders
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "whether"),
+    [
+        ({"order": "none", "split": "user"}, True),
+        ({"order": "none", "split": "published"}, False),
+        ({"order": "merged", "split": "user"}, False),
+        ({"order": "none", "split": "user", "reorder": False}, False),
+    ],
+)
+def test_when_sequences_are_reordered(settings, whether):
+    assert reorders({"reorder": True, **settings}) is whether
