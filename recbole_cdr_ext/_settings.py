@@ -5,6 +5,7 @@ Imports nothing heavy, so that ``recbole-cdr --help`` answers at once.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,26 @@ def parse_value(text: str) -> Any:
         return yaml.load(text, Loader=Loader)
     except (yaml.YAMLError, ValueError):  # ValueError: a date that no calendar has
         return text
+
+
+def text_of(value: Any) -> str:
+    """Returns a setting's value on one line; equal values give equal text."""
+    if isinstance(value, str):
+        return value
+    return "-" if value is None else json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+
+
+def short(value: Any, letters: int = 28) -> str:
+    """Returns the text of a value, or its beginning."""
+    text = text_of(value)
+    return text if len(text) <= letters else text[: letters - 1] + "…"
+
+
+def as_argument(value: Any) -> str:
+    """Returns the text that a command line reads as this value."""
+    if isinstance(value, str):
+        return value if parse_value(value) == value else json.dumps(value, ensure_ascii=False)
+    return "None" if value is None else str(value) if isinstance(value, bool) else json.dumps(value)
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pandas as pd
 import yaml
 
 from recbole_cdr_ext.evaluation.report import write_instances
-from recbole_cdr_ext.reports.collect import default_settings
+from recbole_cdr_ext.reports.runs import default_settings
 
 N = 40  # test users in each domain
 

@@ -18,7 +18,8 @@ from recbole_cdr_ext.cli import main
 from recbole_cdr_ext.config import RUNTIME_KEYS, CDRConfig
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation.report import read_instances, write_instances
-from recbole_cdr_ext.reports.collect import Run, collect, find_folders, read_run
+from recbole_cdr_ext.reports.groups import collect
+from recbole_cdr_ext.reports.runs import Run, find_folders, read_run
 from recbole_cdr_ext.reports.tables import _tex, latex, markdown, tables_of
 from recbole_cdr_ext.run import run_recbole_cdr
 

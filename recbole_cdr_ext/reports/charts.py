@@ -9,7 +9,8 @@ from typing import Any
 
 from recbole_cdr_ext.analysis.figures import COLOURS
 from recbole_cdr_ext.evaluation.report import spelt
-from recbole_cdr_ext.reports.collect import Group, Run
+from recbole_cdr_ext.reports.groups import Group
+from recbole_cdr_ext.reports.runs import Run
 from recbole_cdr_ext.reports.tables import Table
 
 PATTERNS = ("", "/", "x", ".")  # for more models than there are colours

@@ -10,7 +10,7 @@ from typing import Any
 from recbole_cdr_ext import __version__
 from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.files import make_folder, replacing
-from recbole_cdr_ext.reports.collect import Collection, collect
+from recbole_cdr_ext.reports.groups import Collection, collect
 from recbole_cdr_ext.reports.page import page
 from recbole_cdr_ext.reports.tables import baseline_of, latex, markdown, tables_of
 

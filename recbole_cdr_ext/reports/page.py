@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import yaml
 
+from recbole_cdr_ext._settings import short, text_of
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation.report import spelt
 from recbole_cdr_ext.reports.assets import SCRIPT, STYLE
 from recbole_cdr_ext.reports.charts import figures
-from recbole_cdr_ext.reports.collect import Collection, Group, Run, differing, short, text_of
+from recbole_cdr_ext.reports.groups import Collection, Group, differing
+from recbole_cdr_ext.reports.runs import Run
 from recbole_cdr_ext.reports.tables import Block, Cell, Row, Table, warnings_of
 
 # Nothing may be fetched, whatever a page holds.
@@ -247,8 +249,8 @@ def _comparisons(table: Table) -> Markup | None:
             }
         )
     about = (
-        "Differences of the values as fractions (not percent), model - other, over the test instances, each averaged "
-        "over the seeds; instances are taken to be independent of each other. d_z: mean difference over its standard "
+        "Differences of the values as fractions (not percent), model - other, averaged over the seeds. n: the "
+        "test users, who are taken to be independent of each other. d_z: mean difference over its standard "
         "deviation. Rank-biserial: (W+ - W-) / (W+ + W-), from -1 to 1."
     )
     return tag(

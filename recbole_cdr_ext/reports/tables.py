@@ -13,7 +13,8 @@ import pandas as pd
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation.report import spelt
 from recbole_cdr_ext.evaluation.significance import Spread, align, compare
-from recbole_cdr_ext.reports.collect import Group, Run
+from recbole_cdr_ext.reports.groups import Group
+from recbole_cdr_ext.reports.runs import Run
 
 LEVELS = ((0.01, 2), (0.05, 1))  # p below, marks
 BETTER, WORSE = "*", "↓"
@@ -95,7 +96,7 @@ class Table:
                 f"{BETTER} / {BETTER * 2}: better {against}"
                 + (f", {WORSE} / {WORSE * 2}: worse" if self.baseline else "")
                 + f", p < .05 / .01 in the paired t-test and in Wilcoxon's signed-rank test over the test "
-                f"instances (each averaged over the seeds), both after Holm's correction over the "
+                f"users (instances averaged over the seeds), both after Holm's correction over the "
                 f"{len(self.comparisons)} comparisons of this table."
             )
         if any(FALLBACK in row.flags for row in rows):

@@ -12,9 +12,10 @@ import pandas as pd
 from tabulate import tabulate
 
 from recbole_cdr_ext import __version__
+from recbole_cdr_ext._settings import text_of
 from recbole_cdr_ext.evaluation.report import spelt
 from recbole_cdr_ext.files import replacing
-from recbole_cdr_ext.reports.collect import Collection, text_of
+from recbole_cdr_ext.reports.groups import Collection
 from recbole_cdr_ext.reports.page import Markup, page, table_markup, tag
 from recbole_cdr_ext.reports.tables import Block, Table, latex, markdown_table, md
 from recbole_cdr_ext.studies.analyses import Analysis, analyses_of

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from recbole_cdr_ext._settings import text_of
 from recbole_cdr_ext.evaluation.significance import Spread
-from recbole_cdr_ext.reports.collect import Group, notes_of, shared_settings, text_of
+from recbole_cdr_ext.reports.groups import Group, notes_of, shared_settings
 from recbole_cdr_ext.reports.tables import Block, Cell, Row, Table, tables_of, written
 from recbole_cdr_ext.studies.cells import Cell as StudyCell
 from recbole_cdr_ext.studies.state import State
@@ -72,7 +73,7 @@ def _group(state: State, place: Place, rows: Mapping[str, Sequence[StudyCell]]) 
     if len({run.value("split_seed") for run in group.runs}) > 1:
         group.notes.append(
             "Each seed has a split of its own: spreads are over both, the numbers of instances are those of the first, "
-            "and tests are over the instances of all splits, in which users may come up more than once."
+            "and tests are over the users of all splits, each of whom counts once."
         )
     return group
 

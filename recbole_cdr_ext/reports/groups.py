@@ -1,12 +1,8 @@
-"""Finished runs, found, read, and put beside what they can be compared with."""
+"""Finished runs put beside what they can be compared with, and what tables call them."""
 
 from __future__ import annotations
 
-import functools
-import glob
 import json
-import math
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +11,13 @@ from typing import Any
 
 import pandas as pd
 
-from recbole_cdr_ext._settings import parse_value, words_in
-from recbole_cdr_ext.config import RUNTIME_KEYS, CDRConfig
+from recbole_cdr_ext._settings import short, text_of
+from recbole_cdr_ext.config import RUNTIME_KEYS
 from recbole_cdr_ext.data.ratings import RATING_SPLIT_KEYS
 from recbole_cdr_ext.data.split import SPLIT_KEYS
-from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.evaluation.report import read_instances
-from recbole_cdr_ext.run_folder import RESULT, SETTINGS, how_to_resume
+from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.reports.runs import Run, Unusable, find_folders, read_run
+from recbole_cdr_ext.run_folder import RESULT
 
 # What the runs of one table have in common; what else decides a split only changes what is trained on.
 TRAINING_KEYS = {"train_targets", "train_on_histories"}
@@ -29,97 +25,8 @@ SHARED_KEYS: Mapping[str, tuple[str, ...]] = {
     "next_item": (*(key for key in SPLIT_KEYS if key not in TRAINING_KEYS), "candidate_seed"),
     "rating": RATING_SPLIT_KEYS,
 }
-# Caps on time are settings of a machine, but change what a command gives.
-CAPS = {"max_seconds", "max_processor_seconds"}
-UNKNOWN, OLDER = "?", "older version"
+OLDER = "older version"
 IN_A_LABEL = 3  # settings; more than that say less than a number does
-
-
-class Unusable(Exception):
-    """Why a folder's run can't be reported."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run.
-
-    Attributes:
-        result: what ``result.json`` holds, checked as far as it is read.
-        unknown: settings that the run is older than, and that cannot be told (:func:`find_unknown`).
-    """
-
-    folder: Path
-    result: Mapping[str, Any]
-    unknown: set[str] = field(default_factory=set, compare=False)
-
-    @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.folder.name
-
-    @property
-    def model(self) -> str:
-        """The model's name."""
-        return self.result["model"]
-
-    @property
-    def task(self) -> str:
-        """next_item or rating; runs of before there were two don't say."""
-        return self.result.get("task") or self.settings.get("task") or "next_item"
-
-    @property
-    def seed(self) -> int:
-        """The seed of training."""
-        return self.result["seed"]
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """All settings."""
-        return self.result["settings"]
-
-    @property
-    def notes(self) -> list[str]:
-        """What a reader of the result must know."""
-        return [str(note) for note in self.result.get("notes") or []]
-
-    @property
-    def leaks(self) -> dict[str, Any]:
-        """What the leak audit found, without what it did not."""
-        report = self.result.get("report")
-        found = report.items() if isinstance(report, Mapping) else ()
-        return {str(k).removeprefix("leak: "): n for k, n in found if str(k).startswith("leak: ") and n}
-
-    @functools.cached_property
-    def instances(self) -> pd.DataFrame:
-        """The per-instance table.
-
-        Raises:
-            CDRError: there is none, or it can't be read.
-        """
-        return read_instances(self.folder)
-
-    def value(self, key: str) -> Any:
-        """A setting; if the run is older than the setting, today's default, or UNKNOWN."""
-        if key in self.unknown:
-            return UNKNOWN
-        return self.settings[key] if key in self.settings else self.defaults().get(key)
-
-    def defaults(self) -> Mapping[str, Any]:
-        """What the run's settings would be if none had been given."""
-        return default_settings(self.model, self.result["dataset"], self.task)
-
-    def command(self) -> str:
-        """The command that makes such a run; without what lies on the machine, such as folders."""
-        defaults = self.defaults()
-        # Folders and other run-time settings are the reader's own.
-        passed = RUNTIME_KEYS - CAPS | {"model", "dataset", "seed", "simulated"}
-        words = [f"--model={self.model}", f"--dataset={self.result['dataset']}", f"--seed={self.seed}"]
-        if not defaults:  # a model, or a dataset, that isn't installed here
-            words = [f"--config_files={self.folder / SETTINGS}", "--run_id=None"]
-        for key, value in self.settings.items():
-            if key in defaults and key not in passed and value != defaults[key]:
-                words.append(f"--{key}={as_argument(value)}")
-        return " ".join(["recbole-cdr run", *map(shlex.quote, words)])
 
 
 @dataclass
@@ -150,11 +57,12 @@ class Group:
     def instances_of(self, label: str) -> list[pd.DataFrame]:
         """Returns the per-instance tables of a label that all labels can be compared on.
 
-        One per seed. Where each seed has a split of its own, one table of the instances of all splits that every label
-        has a run of, the users of each split apart.
+        One per seed. Where seeds have splits of their own, each table has the instances of all splits that every label
+        has a run of, one run of each.
 
         Raises:
-            CDRError: a table is missing or can't be read, or the labels have no split in common.
+            CDRError: a table is missing or can't be read, the labels have no split in common, or the splits have not
+                equally many runs.
         """
         runs = self.members[label]
         if len({run.value("split_seed") for run in self.runs}) == 1:
@@ -162,16 +70,13 @@ class Group:
         shared = set.intersection(
             *({run.value("split_seed") for run in of_label} for of_label in self.members.values())
         )
-        frames = [
-            run.instances.assign(
-                user=[f"{user}, split {run.value('split_seed')}" for user in run.instances["user"]]
-            )
-            for run in runs
-            if run.value("split_seed") in shared
-        ]
-        if not frames:
+        if not shared:
             raise CDRError("there is no split that all of them were run on")
-        return [pd.concat(frames, ignore_index=True)]
+        by_split = [[run for run in runs if run.value("split_seed") == split] for split in sorted(shared)]
+        if len({len(of_split) for of_split in by_split}) > 1:
+            raise CDRError("some of its splits have more runs than others")
+        rounds = zip(*by_split, strict=True)
+        return [pd.concat([run.instances for run in one], ignore_index=True) for one in rounds]
 
     @property
     def cells(self) -> dict[str, list[str]]:
@@ -233,124 +138,6 @@ def collect(runs: str | None, checkpoint_dir: str | Path) -> Collection:
         raise CDRError(f"There is no finished run in {where}, so there is nothing to report.{said}")
     groups, repeated = grouped(found)
     return Collection(groups, skipped + repeated)
-
-
-# -- folders --------------------------------------------------------------------------------------------------------
-
-
-def find_folders(runs: str | None, checkpoint_dir: str | Path) -> list[Path]:
-    """Returns the folders of runs, finished or not, each once.
-
-    Raises:
-        CDRError: a word names nothing.
-    """
-    root = Path(checkpoint_dir)
-    if runs is None:
-        if not root.is_dir():
-            raise CDRError(f"There is no folder {root}: say --checkpoint_dir=DIR or --runs=DIR.")
-        return _runs_in(root)
-    words = words_in(runs)
-    if not words:
-        raise CDRError(
-            "Which runs? Say --runs=DIR,DIR; without --runs, all in --checkpoint_dir are reported."
-        )
-    found: dict[Path, Path] = {}
-    for word in words:
-        named = [path for base in (Path(), root) for path in _matches(base, word)]
-        if not named:
-            known = [path.name for path in _runs_in(root)] if root.is_dir() else []
-            raise CDRError(f"--runs: there is no '{word}' here or in {root}.{did_you_mean(word, known)}")
-        for path in named:
-            path = path if path.is_dir() else path.parent
-            # A folder without runs is named as it is, and skipped with the reason.
-            for folder in [path] if _is_run(path) else _runs_in(path) or [path]:
-                found.setdefault(folder.resolve(), folder)
-    return list(found.values())
-
-
-def _matches(base: Path, word: str) -> list[Path]:
-    path = base / word
-    if path.exists():
-        return [path]
-    return sorted(Path(name) for name in glob.glob(str(path)) if Path(name).is_dir())
-
-
-def _runs_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and _is_run(path))
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / RESULT).exists() or (folder / SETTINGS).exists()
-
-
-def read_run(folder: Path) -> Run:
-    """Reads a finished run.
-
-    Raises:
-        Unusable: it isn't finished, or its result isn't one; says why.
-    """
-    path = folder / RESULT
-    if not path.exists():
-        begun = (folder / SETTINGS).exists()
-        raise Unusable(f"not finished; {how_to_resume(folder)}" if begun else "no run's folder")
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise Unusable(f"{RESULT} can't be read: {' '.join(str(error).split())}") from error
-    check_result(result)
-    return Run(folder, result)
-
-
-def check_result(result: Any) -> None:
-    """Checks what is read of a result.
-
-    Raises:
-        Unusable: it isn't one; says why.
-    """
-    if not isinstance(result, dict):
-        raise Unusable(f"{RESULT} holds no result")
-    kinds: Mapping[str, type] = {
-        "model": str, "dataset": str, "split": str, "seed": int, "test": dict, "settings": dict,
-    }  # fmt: skip
-    for key, kind in kinds.items():
-        if not isinstance(result.get(key), kind):
-            raise Unusable(f"{RESULT} is damaged: '{key}' is missing or is no {kind.__name__}")
-    if result.get("task") not in (None, *SHARED_KEYS):
-        raise Unusable(f"{RESULT}: the task '{result['task']}' is unknown here")
-    for name in ("test", "popularity", "test_among_test_items", "popularity_among_test_items"):
-        if name in result:
-            _check_table(name, result[name])
-    floors = result.get("floors") or {}
-    if not isinstance(floors, dict):
-        raise Unusable(f"{RESULT} is damaged: 'floors' is no dict")
-    for name, table in floors.items():
-        _check_table(f"floors: {name}", table)
-    if not isinstance(result.get("notes") or [], list):
-        raise Unusable(f"{RESULT} is damaged: 'notes' is no list")
-
-
-def _check_table(name: str, table: Any) -> None:
-    damaged = Unusable(f"{RESULT} is damaged: '{name}' is no table of domain, group and metrics")
-    if not isinstance(table, dict) or not table:
-        raise damaged
-    for groups in table.values():
-        if not isinstance(groups, dict) or not groups:
-            raise damaged
-        for cell in groups.values():
-            if not isinstance(cell, dict) or type(cell.get("n")) is not int:
-                raise damaged
-            _check_cell(name, cell)
-
-
-def _check_cell(name: str, cell: Mapping[str, Any]) -> None:
-    for metric, value in cell.items():
-        if value is None and not cell["n"]:
-            continue
-        if type(value) not in (int, float) or not math.isfinite(value):
-            raise Unusable(f"{RESULT}: '{name}' has a {metric} that is no number: {value}")
-
-
-# -- groups and labels ----------------------------------------------------------------------------------------------
 
 
 def grouped(runs: Iterable[Run]) -> tuple[list[Group], list[tuple[Path, str]]]:
@@ -515,35 +302,3 @@ def notes_of(group: Group) -> list[str]:
 
 def _runs(n: int) -> str:
     return "1 run" if n == 1 else f"{n} runs"
-
-
-@functools.cache
-def default_settings(model: str, dataset: str, task: str) -> Mapping[str, Any]:
-    """Returns the settings of a run that is given none; {} if this model or dataset isn't known here."""
-    try:
-        return CDRConfig(model, dataset, config_dict={"task": task}).to_dict()
-    except Exception:  # of whatever kind another package's model raises: it is only wanted for comparison
-        return {}
-
-
-# -- settings as text -----------------------------------------------------------------------------------------------
-
-
-def text_of(value: Any) -> str:
-    """Returns a setting's value on one line; equal values give equal text."""
-    if isinstance(value, str):
-        return value
-    return "-" if value is None else json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-
-
-def short(value: Any, letters: int = 28) -> str:
-    """Returns the text of a value, or its beginning."""
-    text = text_of(value)
-    return text if len(text) <= letters else text[: letters - 1] + "…"
-
-
-def as_argument(value: Any) -> str:
-    """Returns the text that a command line reads as this value."""
-    if isinstance(value, str):
-        return value if parse_value(value) == value else json.dumps(value, ensure_ascii=False)
-    return "None" if value is None else str(value) if isinstance(value, bool) else json.dumps(value)
