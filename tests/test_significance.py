@@ -176,6 +176,29 @@ def test_instances_are_averaged_over_seeds_before_they_are_compared():
     assert row["t_p"] == pytest.approx(expected.pvalue)
 
 
+def test_a_user_counts_once():
+    # u0 has one rating, u1 three; the mean over users of the scaled sums is the mean over ratings.
+    mine = rated([3, 3, 4, 5], [4, 4, 4, 4]).assign(user=["u0", "u1", "u1", "u1"])
+    its = rated([4, 4, 4, 4], [4, 4, 4, 4]).assign(user=mine["user"])
+    row = compare(align({"A": [mine], "B": [its]}, metrics=["absolute_error"]), "B").iloc[0]
+    assert (row["n"], row["difference"]) == (2, pytest.approx(3 / 4))
+    assert row["t_p"] == pytest.approx(stats.ttest_1samp([2 / 4 * 1, 2 / 4 * 2], 0).pvalue)
+
+
+def test_errors_that_go_together_within_users_are_no_finding():
+    """Two models whose differences are a matter of the user alone, zero on average: one test in twenty may err."""
+    rng, found = np.random.default_rng(0), []
+    user = np.repeat([f"u{u}" for u in range(30)], 40)
+    for _ in range(200):
+        shift = np.repeat(rng.normal(0, 0.3, 30), 40)
+        truth = np.zeros(len(user))
+        a = rated(1 + np.abs(rng.normal(0, 0.1, len(user))), truth).assign(user=user)
+        b = a.assign(prediction=a["prediction"] + shift, absolute_error=a["absolute_error"] + shift)
+        row = compare(align({"A": [a], "B": [b]}, metrics=["absolute_error"]), "B").iloc[0]
+        found.append((row["t_p"] < 0.05, row["wilcoxon_p"] < 0.05))
+    assert (np.mean(found, axis=0) < 0.1).all()
+
+
 def test_rows_in_another_order_are_the_same_instances():
     rng = np.random.default_rng(1)
     a, b = ranked(rng.integers(1, 30, 40)), ranked(rng.integers(1, 30, 40))

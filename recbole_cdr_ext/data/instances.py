@@ -102,17 +102,14 @@ class Instances:
     def gather_merged(self, rows: np.ndarray, max_length: int) -> np.ndarray:
         """Returns the most recent items of all domains on one timeline, shape (B, L), right-aligned.
 
-        Ties are broken so that the target's own domain comes last; rows may differ in their domain.
+        Events at one time stand in the order of the domains, as they do in training sequences, which have no target's
+        domain to put last; rows may differ in their domain.
         """
         n_domains = self.start.shape[1]
-        items = [self.gather(rows, k, max_length) for k in range(n_domains)]
+        item = np.concatenate([self.gather(rows, k, max_length) for k in range(n_domains)], 1)
         order = [self._gather(self.pool.order, rows, k, max_length) for k in range(n_domains)]
-        own = [
-            np.where(self.domain[rows] == k, 1, 0)[:, None].repeat(x.shape[1], 1) for k, x in enumerate(items)
-        ]
-        item, key, last = np.concatenate(items, 1), np.concatenate(order, 1), np.concatenate(own, 1)
-        key = np.where(item == 0, -1, key)
-        ranked = np.lexsort((last, key), axis=1)[:, -max_length:]
+        key = np.where(item == 0, -1, np.concatenate(order, 1))
+        ranked = np.argsort(key, axis=1, kind="stable")[:, -max_length:]
         merged = np.take_along_axis(item, ranked, 1)
         return merged[:, -max(1, int((merged != 0).sum(1).max(initial=0))) :]
 

@@ -1,16 +1,18 @@
 """Means over seeds and what of their differences is more than chance, from the per-instance tables of runs.
 
-Seeds are repetitions of one model, not further instances: an instance's values are averaged over the seeds first, and
-then models are compared instance by instance, (part, domain, user, item), per domain and user group.
+Seeds are repetitions of one model, not further instances: an instance's values are averaged over them first. Models are
+paired by instance, (part, domain, user, item), and compared user by user, per domain and user group: what one vector or
+bias says of a user's many ratings errs together, so they are one observation and not many.
 
-    d_i = a_i - b_i         difference of an instance, of the seeds' means of the two models
-    d̄ ± t_{n-1} s_d / √n    its mean with a 95 % interval, and the paired t-test
+    d_u = (n / m) Σ_i (a_i - b_i)   over the instances i of user u, of n users and m instances: where each has
+                            one, its difference; the mean over users is that over instances
+    d̄ ± t_{n-1} s_d / √n    that mean with a 95 % interval, and the paired t-test
     d_z = d̄ / s_d           Cohen's effect size of paired differences
     r = (W⁺ - W⁻) / (W⁺ + W⁻)   matched-pairs rank-biserial correlation (Kerby 2014), W± the rank sums of Wilcoxon's
                             signed-rank test, which leaves zeros out
     p̃_(i) = max_{j ≤ i} min(1, (m - j + 1) p_(j))   Holm's correction over the m comparisons of a table
 
-Two models that agree everywhere have p = 1 and effects of 0. One instance can show nothing: p = 1, no interval.
+Two models that agree everywhere have p = 1 and effects of 0. One user can show nothing: p = 1, no interval.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Paired:
-    """The difference of two models over n instances, ``a - b``; see the module's header."""
+    """The difference of two models over n users, ``a - b``; see the module's header."""
 
     n: int
     difference: float
@@ -67,10 +69,10 @@ class Paired:
 
 
 def paired(a: np.ndarray, b: np.ndarray) -> Paired:
-    """Compares two models by (n,) values of the same n instances in the same order.
+    """Compares two models by (n,) values of the same n users (or instances) in the same order.
 
     Raises:
-        CDRError: there is no instance, their numbers differ, or a value is no number.
+        CDRError: there is none, their numbers differ, or a value is no number.
     """
     a, b = np.asarray(a, float), np.asarray(b, float)
     if a.shape != b.shape or a.ndim != 1 or not len(a):
@@ -221,10 +223,12 @@ def compare(aligned: Aligned, baseline: str | None = None) -> pd.DataFrame:
         raise CDRError(f"The baseline '{baseline}' is none of the models: {', '.join(models)}.{hint}")
     rows: list[dict[str, Any]] = []
     over_seeds = {model: values.mean(axis=0) for model, values in aligned.values.items()}
+    users = aligned.instances["user"]
     for domain, group, mask in aligned.cells():
+        user = pd.factorize(users[mask])[0]
         for m, metric in enumerate(aligned.metrics):
             sign = -1 if metric in ERRORS else 1
-            found = {model: values[mask, m] for model, values in over_seeds.items()}
+            found = {model: _by_user(values[mask, m], user) for model, values in over_seeds.items()}
             if baseline is None:
                 best, second = sorted(
                     models, key=lambda model: -sign * round(found[model].mean(), _DECIMALS)
@@ -241,6 +245,12 @@ def compare(aligned: Aligned, baseline: str | None = None) -> pd.DataFrame:
         table[f"{test}_holm"] = holm(table[f"{test}_p"])
     table["p"] = table[["t_holm", "wilcoxon_holm"]].max(axis=1)
     return table
+
+
+def _by_user(values: np.ndarray, user: np.ndarray) -> np.ndarray:
+    """The (n,) users' sums of (m,) values, scaled so that their mean is that of the values."""
+    sums = np.bincount(user, values)
+    return sums * (len(sums) / len(values))
 
 
 class _Table:
