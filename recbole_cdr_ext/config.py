@@ -42,7 +42,7 @@ from recbole_cdr_ext._settings import (
     types_in,
 )
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.paths import dataset_property_files, properties_dir
+from recbole_cdr_ext.paths import dataset_property_files, prepared_order, properties_dir
 
 compat.apply()
 
@@ -285,7 +285,7 @@ class CDRConfig(Config):
         # RecBole-CDR's order and split have no say here; its defaults would only contradict `split` in print.
         settings["eval_args"] = {"mode": settings["eval_args"].get("mode", "full")}
         self._expand_blocks(settings, external)
-        self._infer_domains(settings)
+        self._infer_from_folder(settings, external)
         self._drop_negatives_of_ce(settings, external)
         if self._described:
             self.description |= {key: settings[key] for key in ("domains", "order")}
@@ -341,15 +341,17 @@ class CDRConfig(Config):
         more = settings.get("domain_settings") or {}
         settings["domain_settings"] = {name: {**own[name], **(more.get(name) or {})} for name in names}
 
-    def _infer_domains(self, settings: dict[str, Any]) -> None:
-        """Takes the domains of a dataset without a property file from its folder.
+    def _infer_from_folder(self, settings: dict[str, Any], external: Mapping[str, Any]) -> None:
+        """Takes domains, and the order at its preparation, of a dataset without a property file from its folder.
 
         Raises:
             CDRError: there is no such dataset.
         """
+        folder = Path(settings["data_path"]) / self.dataset
+        if "order" not in external and self.dataset not in dataset_property_files():
+            settings["order"] = prepared_order(folder) or settings["order"]
         if settings["domains"] is not None:
             return
-        folder = Path(settings["data_path"]) / self.dataset
         settings["domains"] = sorted(path.stem for path in folder.glob("*.inter")) or None
         if settings["domains"] is None:
             known = dataset_property_files()

@@ -1,11 +1,13 @@
-"""Where the files that belong to the package lie, in a checkout and in an installed wheel."""
+"""Where the files that belong to the package lie, in a checkout and in a wheel; the order of a prepared folder."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from recbole_cdr_ext.errors import CDRError, did_you_mean
 
+PREPARED = "statistics.json"  # what `prepare` writes of a dataset, in its folder
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -48,3 +50,12 @@ def dataset_property_file(name: str) -> Path:
             f"{properties_dir() / 'dataset'}.{did_you_mean(name, known)}"
         )
     return known[name]
+
+
+def prepared_order(folder: str | Path) -> str | None:
+    """Returns the order that a prepared dataset was described with; None where nothing says so."""
+    try:
+        report = json.loads((Path(folder) / PREPARED).read_text(encoding="utf-8"))
+        return report["order"]
+    except (OSError, ValueError, TypeError, KeyError):  # atomic files that someone else wrote
+        return None

@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.data.atomic import fingerprint, read_inter
 from recbole_cdr_ext.data.prepare import (
     ensure_dataset,
@@ -127,6 +128,17 @@ def test_a_table_keeps_ids_as_text_and_counts_what_it_met(tmp_path, table_raw):
     text = (folder / "statistics.txt").read_text()
     assert "food         2      3        1             4    2.00  66.667%" in text
     assert "rows without user or item (left out): food 1, kitchen 0" in text
+
+
+def test_item_numbers_that_each_file_gives_anew_are_no_shared_tokens(tmp_path, table_raw):
+    folder = _prepare("mine", _altered(TABLE, own_item_ids=True), table_raw, tmp_path / "out")
+    assert read_inter(folder / "food.inter")["item_id"].tolist() == [
+        "food-0012",
+        "food-NA",
+        "food-0012",
+        "food-5",
+    ]
+    assert _facts(folder)["item_ids_in_several_domains"] == 0
 
 
 def test_a_table_without_header_gzipped_with_columns_by_position(tmp_path):
@@ -476,6 +488,10 @@ def test_every_property_file_is_well_formed():
         ),
         (_altered(TABLE, separator="::"), "must be one character"),
         (_altered(TABLE, header=False), "a column is a position"),
+        (
+            _altered(TABLE, own_item_ids="yes please"),
+            "own_item_ids is 'yes please' and should be true or false",
+        ),
     ],
 )
 def test_a_description_that_contradicts_itself_is_an_error(tmp_path, table_raw, description, says):
@@ -774,3 +790,19 @@ def test_a_corrupted_copy_of_real_data_is_an_error_and_leaves_nothing(tmp_path, 
         prepare(name, raw=raw, data_path=tmp_path / "out", progress=False)
     assert str(error.value).startswith(f"{damaged}:500: 1 field instead of")
     assert _nothing_left(tmp_path / "out")
+
+
+def test_what_was_prepared_without_an_order_has_none_without_its_description(tmp_path, table_raw):
+    """`run` is told the description by --config_files, or knows from the folder what stood there."""
+    out = tmp_path / "out"
+    for name, order in (("mine", "none"), ("timed", "clock")):
+        _prepare(name, {**TABLE, "order": order}, table_raw, out)
+        config = CDRConfig("Pop", name, config_dict={"data_path": str(out), "task": "next_item"})
+        assert (config["order"], config["domains"]) == (order, ["food", "kitchen"])
+        assert next(one for one in list_datasets(out) if one["name"] == name)["order"] == order
+    told = {"data_path": str(out), "task": "next_item", "order": "merged"}
+    assert CDRConfig("Pop", "mine", config_dict=told)["order"] == "merged"
+    (out / "mine" / "statistics.json").write_text("[")
+    assert (
+        CDRConfig("Pop", "mine", config_dict={"data_path": str(out), "task": "next_item"})["order"] == "clock"
+    )

@@ -12,7 +12,7 @@ import yaml
 
 from recbole_cdr_ext._settings import TASKS
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.paths import dataset_property_files, properties_dir
+from recbole_cdr_ext.paths import dataset_property_files, prepared_order, properties_dir
 
 ORDERS = ("clock", "merged", "none")
 LAYOUTS = ("users", "rows")
@@ -21,7 +21,7 @@ LAYOUTS = ("users", "rows")
 _FILES = ({"files"}, {"urls"})
 KINDS: dict[str, tuple[set[str], set[str]]] = {
     "rows": ({"files", "columns"}, {"urls"}),
-    "table": ({"files", "columns"}, {"urls", "separator", "header"}),
+    "table": ({"files", "columns"}, {"urls", "separator", "header", "own_item_ids"}),
     "amazon_ratings": _FILES,
     "amazon_5core": _FILES,
     "movielens": ({"genres"}, {"single_domain_users", "seed"}),
@@ -225,7 +225,12 @@ def list_datasets(data_path: str | Path = "dataset_atomic") -> list[dict[str, An
     for name in prepared_folders(data_path):
         if name not in entries:
             domains = sorted(path.stem for path in (data_path / name).glob("*.inter"))
-            entries[name] = {"name": name, "domains": domains, "tasks": [], "order": None}
+            entries[name] = {
+                "name": name,
+                "domains": domains,
+                "tasks": [],
+                "order": prepared_order(data_path / name),
+            }
             entries[name] |= {**_prepared(data_path / name, domains), "simulated": False, "homepage": None}
     return [entries[name] for name in sorted(entries)]
 

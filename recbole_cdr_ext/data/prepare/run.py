@@ -19,6 +19,7 @@ from recbole_cdr_ext.data.prepare.simulate import read_simulated
 from recbole_cdr_ext.data.prepare.staging import staged_folder
 from recbole_cdr_ext.data.prepare.table import read_amazon_ratings, read_tables
 from recbole_cdr_ext.errors import CDRError, did_you_mean
+from recbole_cdr_ext.paths import PREPARED
 
 READERS: dict[str, Reader] = {
     "rows": read_rows,
@@ -123,12 +124,12 @@ def _write(folder: Path, layout: str, content: Content, report: Mapping[str, Any
         """Whatever this layout does not make itself stays: the other layout, and the user's own files."""
         if layout == "rows":
             return entry.name != "rows"
-        return not (entry.suffix == ".inter" or entry.name in ("statistics.json", "statistics.txt"))
+        return not (entry.suffix == ".inter" or entry.name in (PREPARED, "statistics.txt"))
 
     with staged_folder(folder, carry) as staging:
         inside = staging / "rows" if layout == "rows" else staging
         inside.mkdir(exist_ok=True)
         for stem, frame in content.frames.items():
             write_inter(inside / f"{stem}.inter", frame)
-        (inside / "statistics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        (inside / PREPARED).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         (inside / "statistics.txt").write_text(format_report(report), encoding="utf-8")

@@ -26,17 +26,20 @@ AMAZON_RATINGS = {
 def read_tables(description: Description, files: dict[str, Path], layout: str, progress: bool) -> Content:
     """Kind ``table``: columns by name (``header: true``) or by position from 0 (``header: false``).
 
-    Rows without user or item are left out and counted; any other fault is an error.
+    Rows without user or item are left out and counted; any other fault is an error. With ``own_item_ids`` the domain's
+    name goes before each item, so that a number that two files give to different things is no token of both.
 
     Raises:
         CDRError: names file and line of what cannot be read.
     """
-    source = {"separator": ",", "header": True, **description.source}
+    source = {"separator": ",", "header": True, "own_item_ids": False, **description.source}
     _check(source, description)
     frames: dict[str, pd.DataFrame] = {}
     dropped: dict[str, int] = {}
     for domain in tqdm(description.domains, desc="reading", unit="file", disable=not progress):
         frames[domain], dropped[domain] = _read(files[domain], source)
+        if source["own_item_ids"]:
+            frames[domain]["item_id"] = f"{domain}-" + frames[domain]["item_id"].astype(str)
     return Content(frames, {"rows_without_id": dropped})
 
 
@@ -54,6 +57,8 @@ def _check(source: Mapping[str, Any], description: Description) -> None:
     separator, columns = source["separator"], source["columns"]
     if not isinstance(separator, str) or len(separator) != 1:
         raise CDRError(f'{where}: the separator {separator!r} must be one character, such as "," or "\\t".')
+    if not isinstance(source["own_item_ids"], bool):
+        raise CDRError(f"{where}: own_item_ids is {source['own_item_ids']!r} and should be true or false.")
     if not isinstance(columns, Mapping) or not set(TOKENS) <= set(columns):
         raise CDRError(f"{where}: 'columns' must say which columns are user_id and item_id.")
     for name, column in columns.items():
