@@ -100,6 +100,18 @@ def _range(value: Any) -> bool:
     return len(value) == 2 and all(isinstance(v, (int, float)) for v in value) and value[0] < value[1]
 
 
+_NUMBER = r"[-+]?(?:inf|\d+(?:\.\d*)?(?:e[-+]?\d+)?)"
+_INTERVAL = re.compile(rf"[\[(]\s*({_NUMBER})\s*,\s*({_NUMBER})\s*[\])]", re.IGNORECASE)
+
+
+def _intervals(value: Any) -> bool:
+    """Whether a text is RecBole's intervals: it only warns of others, and filters nothing."""
+    found = [_INTERVAL.fullmatch(part.strip()) for part in str(value).split(";")]
+    return all(match and float(match[1]) <= float(match[2]) for match in found)
+
+
+_INTERVALS = ("user_inter_num_interval", "item_inter_num_interval")
+_FILTER: Rule = _intervals, "an interval such as [5,inf), or several with ; between"
 _SEED: Rule = (lambda value: 0 <= value < 2**32), "between 0 and 2**32 - 1"
 
 # One line per setting that not every value of its type suits. None always passes: the types say where it may stand.
@@ -160,11 +172,15 @@ RULES: Mapping[str, Rule] = {
     "eval_batch_size": _at_least(1),
     "metric_decimal_place": _at_least(0),
     "torch_threads": _at_least(0),
+    **dict.fromkeys(_INTERVALS, _FILTER),
 }
 
 
-def check_ranges(settings: Mapping[str, Any]) -> None:
+def check_ranges(settings: Mapping[str, Any], where: str = "") -> None:
     """Checks every setting of :data:`RULES`.
+
+    Args:
+        where: what the message begins with.
 
     Raises:
         CDRError: a value is outside of its range.
@@ -172,7 +188,7 @@ def check_ranges(settings: Mapping[str, Any]) -> None:
     for key, (holds, text) in RULES.items():
         value = settings.get(key)
         if value is not None and not holds(value):
-            raise CDRError(f"{key}={value!r} should be {text}.")
+            raise CDRError(f"{where}{key}={value!r} should be {text}.")
 
 
 # -- what stands beside what ----------------------------------------------------------------------------------------
@@ -200,11 +216,16 @@ def check_domain_settings(
             raise CDRError(
                 f"domain_settings: unknown domain '{name}'.{did_you_mean(name, settings['domains'])}"
             )
+        if own is not None and not isinstance(own, Mapping):
+            raise CDRError(
+                f"domain_settings: '{name}' has {own!r}, and should have settings: {{key: value}}."
+            )
         for key in own or {}:
             if key not in known:
                 raise CDRError(
                     f"Unknown setting '{key}' of domain '{name}'.{suggestion(key, known, renamed)}"
                 )
+        check_ranges({key: (own or {}).get(key) for key in _INTERVALS}, f"domain_settings of '{name}': ")
     for key in ("source", "target"):
         if settings.get(key) is not None and settings[key] not in settings["domains"]:
             raise CDRError(f"{key}={settings[key]} is none of the domains {', '.join(settings['domains'])}.")

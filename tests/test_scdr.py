@@ -254,7 +254,7 @@ def test_source_ratings_all_higher_change_nothing(tmp_path):
 
 
 def test_without_vectors_it_is_the_biases_alone(root):
-    experiment = build(rating_config(root, NAMES, embedding_size=0, pretrain_sharpness="none"))
+    experiment = build(rating_config(root, NAMES, embedding_size=0))
     floor = build(rating_config(root, NAMES, "BiasOnly"))
     assert experiment.model.phases() == []
     assert np.array_equal(experiment.predict("test"), floor.predict("test"))
@@ -305,3 +305,27 @@ def test_collapsed_items_are_said(root, caplog):
     with caplog.at_level(logging.WARNING):
         build(rating_config(root, NAMES, init_std=0.1, cache_dir=str(root / "collapse")))
     assert "collapsed" not in caplog.text
+
+
+# -- learners -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("learner", ["adam", "adamw", "sgd", "adagrad", "rmsprop"])
+def test_any_dense_learner_trains_the_mapping_and_gradients_can_be_clipped(root, learner):
+    short = {"epochs": 1, "pretrain_epochs": 1, "show_progress": False}
+    settings = rating_config(root, NAMES, learner=learner, clip_grad_norm={"max_norm": 0.1}, **short)
+    experiment = build(settings)
+    CrossDomainTrainer(experiment.config, experiment.model, root).fit(experiment.split, saved=False)
+    assert np.isfinite(experiment.predict("test")).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"learner": "sparse_adam"}, "learner=sparse_adam trains no mapping"),
+        ({"weight_decay": 0.1}, "weight_decay=0.1 has no effect on SCDR: set pretrain_reg_weight"),
+    ],
+)
+def test_what_a_mapping_is_not_trained_with_is_refused(root, settings, said):
+    with pytest.raises(CDRError, match=said):
+        rating_config(root, NAMES, **settings)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from support import Rows, random_ratings, rating_config, write_ratings
 
+from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.experiment import build
 from recbole_cdr_ext.model.ratings import RatingBatch, Tables
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
@@ -229,3 +230,9 @@ def test_the_papers_form_has_no_penalty(root):
     loss = experiment.model.factorization_loss(batch)
     assert loss.penalty == 0 and loss.error > 0
     assert not experiment.model.has_biases
+
+
+def test_ratings_of_the_source_are_for_stages_alone(root):
+    experiment = tgt(root, factorized="source")
+    with pytest.raises(CDRError, match="factorized=source is for stages of other models"):
+        experiment.check()

@@ -20,6 +20,7 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
 from recbole_cdr_ext.trainer import checkpoint
 from recbole_cdr_ext.trainer.averaging import WeightAverage
+from recbole_cdr_ext.trainer.clipping import clip_gradients
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 
 DATASET = SimpleNamespace(
@@ -619,3 +620,25 @@ def test_tensorboard_writes_into_the_run_folder(tmp_path, monkeypatch):
     trainer_of(TwoPhases(), tmp_path / "run", tensorboard=True).fit(None, Batches(), scripted(0.1, 0.2, 0.3))
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
     assert not (tmp_path / "log_tensorboard").exists()
+
+
+# -- the norm of gradients ------------------------------------------------------------------------------------------
+
+
+def test_sparse_gradients_are_clipped_as_dense_ones():
+    found = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        table, dense = nn.Embedding(6, 3, sparse=sparse), nn.Linear(3, 1)
+        dense(
+            table(torch.tensor([1, 4, 4]))
+        ).sum().backward()  # row 4 twice: its parts add up before the norm
+        clip_gradients([*table.parameters(), *dense.parameters()], max_norm=0.5)
+        gradients = [
+            p.grad.to_dense() if p.grad.is_sparse else p.grad
+            for p in (table.weight, dense.weight, dense.bias)
+        ]
+        assert math.sqrt(sum(float(g.square().sum()) for g in gradients)) == pytest.approx(0.5, rel=1e-4)
+        found.append(gradients)
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)

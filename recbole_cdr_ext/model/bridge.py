@@ -11,9 +11,17 @@ import torch
 from torch import nn
 
 from recbole_cdr_ext.data.ratings import RatingSplit
+from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.abstract import Phase, Stage
 from recbole_cdr_ext.model.layers import mapping
-from recbole_cdr_ext.model.ratings import RatingBatch, RatingRecommender, Shuffled, Tables, whole_batch
+from recbole_cdr_ext.model.ratings import (
+    SPARSE_LEARNERS,
+    RatingBatch,
+    RatingRecommender,
+    Shuffled,
+    Tables,
+    whole_batch,
+)
 
 # Item vectors of a smaller median length (a healthy one is about 0.3) say nothing.
 COLLAPSED = 0.1
@@ -60,7 +68,8 @@ class Bridge(RatingRecommender):
         split: RatingSplit = dataset.split
         source, target = split.tables[self.source], split.tables[self.target]
         self.size = source.user.shape[1]
-        self.source_users = nn.Embedding.from_pretrained(source.user.clone(), freeze=True, sparse=True)
+        sparse = config["learner"] in SPARSE_LEARNERS
+        self.source_users = nn.Embedding.from_pretrained(source.user.clone(), freeze=True, sparse=sparse)
         if self.learns_source_users and self.size:
             self.source_users.weight.requires_grad_(True)
         self.register_buffer("source_items", source.item)
@@ -74,6 +83,20 @@ class Bridge(RatingRecommender):
         self._shared = whole_batch(split.shared_ratings(), int(dataset.item_offset[self.target]), self.target)
         self._overlapping = torch.from_numpy(split.overlapping)
         self._batch_size = int(config["train_batch_size"])
+
+    @classmethod
+    def check_settings(cls, config) -> None:
+        """As in the base class; checks what a mapping can be trained with."""
+        super().check_settings(config)
+        if config["learner"] == "sparse_adam":
+            raise CDRError(
+                "learner=sparse_adam trains no mapping, whose weights are dense: use sgd, adagrad or adam."
+            )
+        if config["weight_decay"]:
+            raise CDRError(
+                f"weight_decay={config['weight_decay']} has no effect on {cls.__name__}: set pretrain_reg_weight, the "
+                "L2 penalty of the vectors per rating."
+            )
 
     @classmethod
     def stages(cls, config) -> list[Stage]:

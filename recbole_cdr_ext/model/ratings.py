@@ -17,6 +17,9 @@ from recbole_cdr_ext.model.abstract import CrossDomainRecommender
 if TYPE_CHECKING:
     from recbole_cdr_ext.data.dataset import CrossDomainDataset
 
+# Learners that torch can apply sparse gradients with.
+SPARSE_LEARNERS = ("sgd", "adagrad", "sparse_adam")
+
 
 @dataclass(frozen=True)
 class RatingBatch:
@@ -103,6 +106,8 @@ class RatingRecommender(CrossDomainRecommender):
     task = "rating"
     domains: ClassVar[str] = "two or more"
     cold_start = True
+    # Whether it learned what is asked for; a stage may learn the source domain's ratings alone.
+    rates_target = True
 
     def __init__(self, config, dataset: CrossDomainDataset):
         super().__init__(config, dataset)

@@ -15,6 +15,7 @@ from recbole_cdr_ext import compat
 from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.data.ratings import Ratings, RatingSplit
+from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation.metrics import mean_over_domains
 from recbole_cdr_ext.evaluation.values import ValueMetrics
 from recbole_cdr_ext.model.abstract import Stage
@@ -50,7 +51,12 @@ class RatingExperiment:
     # -- what a run asks for -------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Nothing: the split was checked when it was made."""
+        """Refuses a model of the source domain's ratings alone; the split was checked when it was made."""
+        if not self.model.rates_target:
+            raise CDRError(
+                f"{self.config['model']} with these settings learns ratings of the source domain, and those of the "
+                "target are asked for: factorized=source is for stages of other models. Leave factorized at target."
+            )
 
     def training_batches(self) -> None:
         """Nothing: rating models bring the batches of their phases."""

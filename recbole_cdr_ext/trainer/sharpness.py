@@ -172,7 +172,7 @@ class PGD(Plain):
         gradient = gradient or partial(_gradient, loss)
         radius = self._radius(rows)
         n = rows.shape[1] if self.scope == "row" else rows.numel()
-        alpha = self.step_size or 2.5 * radius / (self.steps * math.sqrt(n))
+        alpha = 2.5 * radius / (self.steps * math.sqrt(n)) if self.step_size is None else self.step_size
         delta = torch.zeros_like(rows)
         for _ in range(self.steps):
             delta = project(delta.add_(gradient(rows + delta).sign().mul_(alpha)), radius, self.scope)

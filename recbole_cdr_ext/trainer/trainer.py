@@ -17,7 +17,6 @@ import torch
 from recbole.trainer import Trainer
 from recbole.utils import early_stopping, get_gpu_usage, set_color
 from torch import nn
-from torch.nn.utils.clip_grad import clip_grad_norm_
 from tqdm import tqdm
 
 from recbole_cdr_ext import compat
@@ -26,6 +25,7 @@ from recbole_cdr_ext.evaluation.metrics import mean_over_domains
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
 from recbole_cdr_ext.trainer import checkpoint, finite, sharpness
 from recbole_cdr_ext.trainer.averaging import WeightAverage
+from recbole_cdr_ext.trainer.clipping import clip_gradients
 from recbole_cdr_ext.trainer.tensorboard import TensorBoard
 
 compat.apply()
@@ -356,7 +356,7 @@ class CrossDomainTrainer(Trainer):
         )
         terms = self._sharpness.backward(step)
         if self.clip_grad_norm:
-            clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
+            clip_gradients(self.model.parameters(), **self.clip_grad_norm)
         self.optimizer.step()
         if self._average is not None:
             self._average.update()

@@ -12,8 +12,14 @@ import torch
 from recbole_cdr_ext.data.ratings import RatingSplit
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.abstract import Phase
-from recbole_cdr_ext.model.rating.tgt import SPARSE_LEARNERS, FactorizationLoss, _table
-from recbole_cdr_ext.model.ratings import RatingBatch, RatingRecommender, Shuffled, whole_batch
+from recbole_cdr_ext.model.rating.tgt import FactorizationLoss, _table
+from recbole_cdr_ext.model.ratings import (
+    SPARSE_LEARNERS,
+    RatingBatch,
+    RatingRecommender,
+    Shuffled,
+    whole_batch,
+)
 
 
 @dataclass(frozen=True)

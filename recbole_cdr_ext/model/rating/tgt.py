@@ -14,11 +14,14 @@ from recbole_cdr_ext.data.dataset import hash_arrays
 from recbole_cdr_ext.data.ratings import RatingSplit
 from recbole_cdr_ext.model import backbones
 from recbole_cdr_ext.model.abstract import Phase
-from recbole_cdr_ext.model.ratings import RatingBatch, RatingRecommender, Shuffled, Tables, whole_batch
-
-# Learners that torch can apply sparse gradients with.
-SPARSE_LEARNERS = ("sgd", "adagrad", "sparse_adam")
-
+from recbole_cdr_ext.model.ratings import (
+    SPARSE_LEARNERS,
+    RatingBatch,
+    RatingRecommender,
+    Shuffled,
+    Tables,
+    whole_batch,
+)
 
 # What other models call the settings of their training: TGT's are those of all models' pre-training.
 PRETRAINED = {
@@ -84,6 +87,7 @@ class TGT(RatingRecommender):
         super().__init__(config, dataset)
         split = dataset.split
         self.domain = split.source if config["factorized"] == "source" else split.target
+        self.rates_target = self.domain == split.target
         ratings = split.train[self.domain]
         self.size = int(config["embedding_size"])
         own = dataset.item_range(self.domain)
@@ -142,6 +146,8 @@ class TGT(RatingRecommender):
         names = ("epochs", "learner", "learning_rate", "stopping_step", "sharpness", "pgd_steps")
         settings = {name: config[f"pretrain_{name}"] for name in names}
         settings |= {"rho": config["rho_pretrain"], "weight_decay": 0.0}
+        if not self.size:  # biases alone have no rows to move
+            settings["sharpness"] = "none"
         return [
             Phase(
                 "pretrain",
