@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from support import load, random_domains
+from support import here, load, random_domains
 from torch.distributions import Independent, Normal, kl_divergence
 
+from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.data.instances import Batch, random_recall
 from recbole_cdr_ext.data.loader import CrossDomainLoader
 from recbole_cdr_ext.data.sampler import CrossDomainSampler
@@ -306,6 +307,31 @@ def test_it_learns_its_training_targets_by_heart(tmp_path, settings):
 def test_settings_that_cannot_be_are_one_clear_error(tmp_path, settings):
     with pytest.raises(CDRError, match=next(iter(settings))):
         load(tmp_path, random_domains(n_users=10), **{**SMALL, **FORM, **settings})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"psg": "lightgcn", "psg_settings": {"recall_size": 10, "recall_rounds": 4}},
+        {"psg": "random", "random_recall_size": 40},
+    ],
+)
+def test_recalled_items_leave_room_for_real_ones(tmp_path, settings):
+    given = {**here(tmp_path), "domains": ["books", "films"], "pseudo_length": 40, **settings}
+    assert (
+        CDRConfig("I2VAE", "mini", config_dict=given)["psg"] == settings["psg"]
+    )  # in one pass it plays no part
+    given["config_files"] = "I2VAE_paper.yaml"
+    given |= settings
+    with pytest.raises(CDRError, match="leaves no room for real items beside 40 recalled ones"):
+        CDRConfig("I2VAE", "mini", config_dict=given)
+
+
+def test_heads_that_play_no_part_forbid_nothing(tmp_path):
+    given = {**here(tmp_path), "domains": ["books", "films"], "embedding_size": 50}
+    assert CDRConfig("I2VAE", "mini", config_dict=given)["n_cross_heads"] == 4
+    with pytest.raises(CDRError, match="n_cross_heads"):
+        CDRConfig("I2VAE", "mini", config_dict={**given, "cross_encoder": "attention"})
 
 
 def test_the_papers_text_depends_on_no_default_of_ours():

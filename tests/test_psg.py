@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support import load, load_written, random_domains
+from support import here, load, load_written, random_domains
 
+from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.data.audit import LeakError, audit_recalled, recall_rates
 from recbole_cdr_ext.data.loader import CrossDomainLoader
+from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.graph.lightgcn_psg import LightGCNPSG, graph_edges
 from recbole_cdr_ext.model.graph.propagation import BipartiteGraph
 
@@ -232,3 +234,20 @@ def test_training_and_held_out_targets_are_recalled_alike(tmp_path_factory, trai
     error = (pooled * (1 - pooled) * (1 / n + 1 / m)) ** 0.5
     assert abs(a / n - b / m) < 3 * error
     assert a / n > 1.2 * 20 / 130, "better than chance: twenty of 120 to 130 items"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"validation_edges": 0}, "validation_edges=0 should be between 0 and 1"),
+        ({"validation_edges": 1.5}, "validation_edges=1.5"),
+        ({"recall_size": 0}, "recall_size=0 should be at least 1"),
+        ({"n_layers": -1}, "n_layers=-1 should be at least 0"),
+        ({"train_neg_num": 5}, "draws one negative per edge"),
+    ],
+)
+def test_settings_that_leave_nothing_to_choose_or_recall_are_refused(tmp_path, settings, said):
+    with pytest.raises(CDRError, match=said):
+        CDRConfig(
+            "LightGCNPSG", "mini", config_dict={**here(tmp_path), "domains": ["books", "films"], **settings}
+        )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from support import load, load_written, random_domains
+import torch
+from support import here, load, load_written, random_domains
 
+from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.data import atomic
 from recbole_cdr_ext.data.split import groups
 from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.experiment import build
 from recbole_cdr_ext.run import run_recbole_cdr
 
 DOMAINS = ["books", "films"]
@@ -86,3 +89,13 @@ def test_a_run_reports_both_pools(tmp_path, capsys):
     ours = np.mean([result["test"][d]["all"]["ndcg@10"] for d in DOMAINS])
     popular = np.mean([result["popularity"][d]["all"]["ndcg@10"] for d in DOMAINS])
     assert ours > 1.2 * popular
+
+
+def test_recalled_items_of_repeated_rows_stand_with_their_first_events(tmp_path):
+    write_rows(tmp_path)
+    settings = {**here(tmp_path), "domains": DOMAINS, "split": "published", "order": "none"}
+    recalled = {"psg": "random", "random_recall_size": 3}
+    model = build(CDRConfig("I2VAE", "mini", config_dict={**settings, **recalled})).model
+    assert len(model._all_recalled) == len(model._events) and model._all_recalled.any(1).mean() > 0.5
+    for batch in model.sequence_batches(np.random.default_rng(0)):
+        assert all(torch.isfinite(term) for term in model.sequence_loss(batch))

@@ -6,12 +6,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from support import here, random_domains, write_domains
 
 from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.data.dataset import Events
 from recbole_cdr_ext.data.sequences import new_order, reorders
 from recbole_cdr_ext.experiment import build
+from recbole_cdr_ext.model.next_item.i2vae import _without_known
 
 MODELS = {
     "I2VAE": {},
@@ -70,6 +72,30 @@ def test_what_was_recalled_follows_its_event(tmp_path):
         real = batch["event"] >= 0
         for event, target in zip(batch["event"][real].tolist(), batch.targets[real].tolist(), strict=True):
             assert (target, *model._recalled[event].tolist()) in recalled
+
+
+def test_what_has_become_history_is_no_recalled_item():
+    items = torch.tensor([[5, 7, 9, 0], [5, 7, 9, 0]])
+    recalled = torch.tensor([[9, 7, 3, 0], [9, 7, 3, 0]])
+    left = _without_known(recalled, items, torch.tensor([1, 2]))
+    assert left.tolist() == [[9, 0, 3, 0], [0, 0, 3, 0]]
+
+
+def test_training_reads_no_recalled_item_that_is_history(tmp_path, monkeypatch):
+    model = model_of(tmp_path, "I2VAE, recalled items")
+    seen, views = [], model.positions.views
+
+    def spy(states, x, row, place, recalled):
+        seen.append((row, place, recalled))
+        return views(states, x, row, place, recalled)
+
+    monkeypatch.setattr(model.positions, "views", spy)
+    for batch in model.sequence_batches(np.random.default_rng(3)):
+        seen.clear()
+        model.sequence_loss(batch)
+        for rows, places, recalled in seen:
+            for row, place, found in zip(rows.tolist(), places.tolist(), recalled.tolist(), strict=True):
+                assert not set(batch.items[row, : place + 1].tolist()) & set(found) - {0}
 
 
 def test_the_next_items_are_those_of_the_new_order(tmp_path):

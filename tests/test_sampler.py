@@ -64,6 +64,20 @@ def test_a_user_with_every_item_gets_one_clear_error(tmp_path):
         sampler.negatives(everything, 0, 1, np.random.default_rng(0))
 
 
+def test_a_user_with_nearly_every_item_gets_the_candidates_there_are(tmp_path):
+    rows = random_domains(n_users=40, n_items=40, length=4)
+    rows["books"] += [("glutton", f"b{i}", float(i)) for i in range(33)]
+    loaded = load(tmp_path, rows, split="leave_one_out")
+    test, user = loaded.split.test, loaded.user("glutton")
+    candidates = CrossDomainSampler(loaded.split, 3).candidates(test, "uni10")
+    (row,) = np.flatnonzero((test.user == user) & (test.domain == 0))
+    assert candidates.counts[row] == 40 - 33 + 1
+    for rows_, block in candidates.blocks():
+        for place, ids in zip(rows_, block, strict=True):
+            real = ids[ids > 0]
+            assert len(set(real)) == len(real) == candidates.counts[place]
+
+
 @pytest.mark.parametrize("mode", ["uni5", "pop5", "uni40", "uni999", "pop999"])
 def test_candidates_are_distinct_and_untouched(loaded, mode):
     split = loaded.split

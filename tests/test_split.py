@@ -172,6 +172,21 @@ def test_overlap_ratio_removes_overlapping_training_users_and_keeps_the_test(tmp
     )
 
 
+def test_overlap_ratio_leaves_the_groups_of_test_users(tmp_path):
+    """Users of both domains have the long histories: thresholds without them would be others."""
+    rows = {
+        name: [(f"u{u}", f"{name}{u % 7}-{i}", 10 * i + k) for u in users for i in range(2 + (u < 60) * 8)]
+        for k, (name, users) in enumerate(
+            {"books": range(160), "films": (*range(60), *range(160, 260))}.items()
+        )
+    }
+    full, none = load(tmp_path / "a", rows), load(tmp_path / "b", rows, overlap_ratio=0.0)
+    assert none.split.thresholds == full.split.thresholds
+    assert max(full.split.thresholds) > 1  # what the single-domain users alone would give
+    a, b = (groups(of.split, of.split.test) for of in (full, none))
+    assert all((a[name] == b[name]).all() for name in a)
+
+
 def test_target_token_is_removed_from_the_other_domain(tmp_path):
     rows = {
         "books": [(f"u{u}", i, t) for u in range(30) for i, t in (("same", 1), ("b1", 2), ("b2", 3))],

@@ -16,7 +16,7 @@ from recbole.utils import FeatureSource, FeatureType
 
 from recbole_cdr_ext import compat
 from recbole_cdr_ext.data import atomic
-from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.errors import CDRError, did_you_mean
 
 compat.apply()
 
@@ -127,6 +127,12 @@ class CrossDomainDataset(Dataset):
         own = (general["domain_settings"] or {}).get(name, {})
         self.config = {key: own.get(key, general[key]) for key in FILTERS}
         self._declare_fields(self.inter_feat)
+        for field in self.config["val_interval"] or {}:
+            if field not in self.inter_feat:
+                raise CDRError(
+                    f"val_interval: {path} has no column '{field}', only {', '.join(self.inter_feat)}."
+                    f"{did_you_mean(field, self.inter_feat)}"
+                )
         try:
             self._filter_by_field_value()
             self._filter_by_inter_num()

@@ -196,6 +196,9 @@ class Candidates:
         touched = self.touched_or_target(rows)
         blocked = np.repeat(~allowed[None], b, 0)
         blocked[touched] = True
+        if (size - blocked.sum(1)).min(initial=size) < n:
+            # Rejection would not end for a user who has touched nearly everything.
+            return self._draw_popular(rows, np.ones(size), allowed, rng)
         out = np.full((b, n), -1)
         filled = np.zeros(b, np.int64)
         seen = np.zeros(b * size, np.int32)

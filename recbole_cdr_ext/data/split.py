@@ -258,7 +258,8 @@ def _user_split(
     for index, name in ((1, "valid"), (2, "test")):
         ranks = rank[asked & (part[kept.user] == index)]
         parts[name] = timeline.instances(ranks, others=others, withheld=withheld)
-    in_training = kept.take(part[kept.user] == 0)
+    # Of all training users, so that the groups of test users are the same whatever overlap_ratio leaves.
+    in_training = events.take((part[events.user] == 0) & ~thinned)
     return parts, kept.take(learns), _thresholds(in_training.sequence, in_training.domain, n_domains)
 
 

@@ -35,6 +35,7 @@ from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.data.instances import Batch, Instances
 from recbole_cdr_ext.data.sampler import CrossDomainSampler
 from recbole_cdr_ext.data.split import PARTS, Split, UserItems, users_as_instances
+from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
 from recbole_cdr_ext.model.graph.propagation import BipartiteGraph
 
@@ -92,6 +93,22 @@ class LightGCNPSG(CrossDomainRecommender):
         self._recall_graph = self._train_graph if every else self._full_graph
         self._sampler = CrossDomainSampler(self.split)
         self._final: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @classmethod
+    def check_settings(cls, config) -> None:
+        """What decides the graph and the recall."""
+        super().check_settings(config)
+        if not 0 < config["validation_edges"] < 1:
+            raise CDRError(
+                f"validation_edges={config['validation_edges']} should be between 0 and 1: the epoch is chosen on them."
+            )
+        for key, low in (("n_layers", 0), ("recall_rounds", 1), ("recall_size", 1)):
+            if config[key] < low:
+                raise CDRError(f"{key}={config[key]} should be at least {low}.")
+        if config["train_neg_num"] != 1:
+            raise CDRError(
+                f"train_neg_num={config['train_neg_num']}: LightGCNPSG draws one negative per edge, as BPR does."
+            )
 
     def _graph(self, user: np.ndarray, item: np.ndarray) -> BipartiteGraph:
         return BipartiteGraph(user, item, self.n_users, self.n_items, self.device)

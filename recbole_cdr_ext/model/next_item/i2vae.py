@@ -33,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from recbole_cdr_ext._settings import read_mapping
 from recbole_cdr_ext.data.instances import Batch, random_recall
 from recbole_cdr_ext.data.sequences import (
     EpochBatches,
@@ -62,6 +63,7 @@ from recbole_cdr_ext.model.layers import (
 from recbole_cdr_ext.model.losses import sampled_softmax_loss, softmax_loss
 from recbole_cdr_ext.model.next_item.i2vae_positions import PositionEncoder, Views
 from recbole_cdr_ext.model.next_item.latents import LatentMeter
+from recbole_cdr_ext.paths import properties_dir
 
 CHOICES = {
     "loss_type": ("BCE", "CE", "sampled"),
@@ -79,6 +81,17 @@ def on_sequences(config) -> bool:
     """Whether training batches are whole sequences: every position is a target, and one pass encodes all of them."""
     every = config["train_targets"] == "all" and not config["targets_per_sequence"]
     return bool(config["one_pass"]) and every and config["loss_type"] != "BCE"
+
+
+def recalled_width(config) -> int:
+    """How many items a pseudo-sequence generator recalls for an instance at most."""
+    if config["psg"] == "none":
+        return 0
+    if config["psg"] == "random":
+        return int(config["random_recall_size"])
+    defaults = read_mapping(properties_dir() / "model" / "LightGCNPSG.yaml")
+    given = {**defaults, **(config["psg_settings"] or {})}
+    return int(given["recall_rounds"]) * int(given["recall_size"])
 
 
 @dataclass
@@ -221,14 +234,20 @@ class I2VAE(CrossDomainRecommender):
                 raise CDRError(
                     f"{key}={config[key]!r} is out of range: weights from 0, probabilities from 0 below 1."
                 )
-        for key in ("n_heads", "n_cross_heads"):
+        for key in ("n_heads", *(("n_cross_heads",) if config["cross_encoder"] == "attention" else ())):
             if config[key] < 1 or config["embedding_size"] % config[key]:
                 raise CDRError(
                     f"embedding_size={config['embedding_size']} is no multiple of {key}={config[key]}."
                 )
-        recalled = config["random_recall_size"] if config["psg"] == "random" else 1
-        if not 1 <= recalled <= config["pseudo_length"]:
-            raise CDRError("pseudo_length must hold the recalled items: at least random_recall_size.")
+        if config["psg"] == "random" and config["random_recall_size"] < 1:
+            raise CDRError(f"random_recall_size={config['random_recall_size']} should be at least 1.")
+        # One pass reads what was recalled beside the history, and not in one sequence with it.
+        recalled = 0 if config["one_pass"] else recalled_width(config)
+        if recalled >= config["pseudo_length"]:
+            raise CDRError(
+                f"pseudo_length={config['pseudo_length']} leaves no room for real items beside {recalled} recalled "
+                "ones (random_recall_size, or recall_rounds times recall_size of psg_settings)."
+            )
 
     @classmethod
     def stages(cls, config) -> list[Stage]:
@@ -411,6 +430,8 @@ class I2VAE(CrossDomainRecommender):
                 recalled = torch.from_numpy(self._recalled[event[own].cpu().numpy()].astype(np.int64)).to(
                     row.device
                 )
+                if self._reorder:
+                    recalled = _without_known(recalled, batch.items[row[own]], place[own])
             views = self.positions.views(states, x, row[own], place[own], recalled)
             views = self._hide_some(views)
             latents = self._posteriors(x, views)
@@ -514,6 +535,16 @@ class _SumDecoder(nn.Module):
         for z, part, norm in zip(latents.chunk(3, 1), self.parts, self.norms, strict=True):
             out = out + norm(z + part(z)) * z.any(1, keepdim=True)
         return out
+
+
+def _without_known(recalled: torch.Tensor, items: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """Returns (N, r) recalled items without those that stand in the (N, L) sequences up to ``place`` (N,).
+
+    They were recalled for one order of a sequence, where they stood behind; in another one they may be history.
+    """
+    behind = torch.arange(items.shape[1], device=items.device) > place.unsqueeze(1)
+    known = items.masked_fill(behind, 0)
+    return recalled.masked_fill((recalled.unsqueeze(2) == known.unsqueeze(1)).any(2), 0)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -22,7 +22,7 @@ from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
 class OrderPop(CrossDomainRecommender):
     """Ranks by training popularity, items that do not stand after the last of the history behind all others."""
 
-    cold_start = True
+    cold_start = False
     paper = "none: a yardstick for sequences without an order"
 
     def __init__(self, config, dataset):
