@@ -43,14 +43,31 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         what: the kind of work that is done in it, for the message.
 
     Raises:
-        CDRError: another process holds it.
+        CDRError: another process holds it, or it can't be written to.
     """
-    with (folder / ".lock").open("w") as file:
-        if not hold(file.fileno()):
+    path = folder / ".lock"
+    try:
+        opened = path.open("w")
+    except OSError as error:
+        raise unwritable(path, error) from error
+    with opened as file:
+        if not hold(file.fileno()) or not _is_at(file.fileno(), path):
             raise CDRError(
-                f"Another {what} is at work in {folder}: wait for its end, or choose another --out."
+                f"Another {what} is at work in {folder}: wait for its end, or choose another folder."
             )
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # gone with its folder, or open, where that forbids it
+                path.unlink()
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still that of its name: one that ended just now has taken it away."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def hold(descriptor: int) -> bool:
@@ -88,5 +105,5 @@ def unwritable(path: str | Path, error: OSError) -> CDRError:
     """The error to raise when ``path`` could not be written."""
     return CDRError(
         f"cannot write {path}: {error.strerror or error}. What was written before is untouched; make room or "
-        "get permission there, or choose another folder (--checkpoint_dir)."
+        "get permission there, or choose another place."
     )

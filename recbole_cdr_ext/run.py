@@ -18,7 +18,7 @@ from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation import report
 from recbole_cdr_ext.experiment import build, check_metrics, ensure_data, load_data, set_threads
-from recbole_cdr_ext.files import make_folder
+from recbole_cdr_ext.files import locked, make_folder
 from recbole_cdr_ext.run_folder import (
     LOG,
     RESULT,
@@ -90,6 +90,11 @@ def run_recbole_cdr(
 
 
 def _run(config: CDRConfig, folder: Path, notes: list[str], *, new: bool) -> dict[str, Any]:
+    with locked(folder, "run"):
+        return _run_alone(config, folder, notes, new=new)
+
+
+def _run_alone(config: CDRConfig, folder: Path, notes: list[str], *, new: bool) -> dict[str, Any]:
     write_settings(config, folder / SETTINGS)
     hint = f"interrupted; {how_to_resume(folder)}"
     try:

@@ -353,6 +353,41 @@ def test_landscape_command(saved, tmp_path):
     assert grid["EMCDR", 0.5, -1.0] == pytest.approx(expected.mae[3, 0])
 
 
+def test_a_ball_that_a_batch_shares_is_as_large_as_its_batches(linear):
+    ball = PGD(1.0, 3, 10.0, scope="batch")
+    small, large = (lipschitz(linear, ball, chunk=size)["delta"] for size in (4, 64))
+    assert small > 2 * large  # one radius for 4 rows, and for 64
+
+
+@pytest.mark.parametrize("size", [0, -0.3])
+def test_a_search_that_would_not_climb_is_refused(saved, size, capsys):
+    assert (
+        main(
+            [
+                "analyse",
+                "lipschitz",
+                "--runs=sharp",
+                f"--checkpoint_dir={saved}",
+                f"--pgd_step_size={size}",
+            ]
+        )
+        == 2
+    )
+    assert f"pgd_step_size={size} should be above 0, or None" in capsys.readouterr().err
+
+
+def test_both_stages_set_what_the_first_one_does():
+    given = {
+        "steps": [2],
+        "rhos": [3.0],
+        "step_size": None,
+        "words": ["--task=rating", "--pretrain_sharpness=none"],
+    }
+    assert grids.cells("SCDR", "toy", **given)[0].config["pretrain_sharpness"] == "none"
+    with pytest.raises(CDRError, match="'pretrain_sharpness' is set for each cell"):
+        grids.cells("SCDR", "toy", **given, both_stages=True)
+
+
 def test_lipschitz_command(saved, tmp_path):
     words = ("--runs=sharp,linear", "--rho=0.1", "--pgd_steps=2", "--part=test")
     assert analyse("lipschitz", saved, tmp_path, *words) == 0

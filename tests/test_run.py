@@ -19,6 +19,7 @@ from recbole_cdr_ext.data.loader import CrossDomainLoader
 from recbole_cdr_ext.data.prepare import Ensured
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.experiment import build
+from recbole_cdr_ext.files import locked
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Stage
 from recbole_cdr_ext.run import run_recbole_cdr
 from recbole_cdr_ext.serve import load_model, recommend
@@ -216,6 +217,28 @@ def test_finished_run_gives_its_result_again(settings, tmp_path, capsys, monkeyp
         words = [f"--resume={resume}", f"--checkpoint_dir={settings['checkpoint_dir']}"]
         assert run_recbole_cdr(ToyMLP, argv=words) == result
         assert "Pop NDCG@10" in capsys.readouterr().out
+
+
+def test_a_folder_that_a_run_is_at_work_in_is_not_for_another(settings, interrupting):
+    interrupting.at = 2
+    with pytest.raises(KeyboardInterrupt):
+        go(settings, interrupting, run_id="held")
+    folder = Path(settings["checkpoint_dir"]) / "held"
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in folder.iterdir())
+    where = {"checkpoint_dir": settings["checkpoint_dir"], "resume": "held"}
+    with locked(folder, "run"):
+        with pytest.raises(CDRError, match=r"Another run is at work in .*held"):
+            run_recbole_cdr(interrupting, config_dict=where)
+        after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    del after[".lock"]
+    assert sorted(after.items()) == before
+
+
+def test_a_filter_of_a_column_that_is_not_there(settings):
+    with pytest.raises(
+        CDRError, match=r"val_interval: .*books.inter has no column 'ratng'.*Did you mean 'rating'"
+    ):
+        go(settings, val_interval={"ratng": "[3,inf)"})
 
 
 def test_settings_that_contradict_the_resumed_run(settings, interrupting):

@@ -392,6 +392,8 @@ def _check_part(part: str) -> None:
 def _ball(options: Options) -> PGD:
     if not options["rho"] > 0 or not options["pgd_steps"] > 0:
         raise CDRError(f"rho={options['rho']} and pgd_steps={options['pgd_steps']} should be above 0.")
+    if options["pgd_step_size"] is not None and not options["pgd_step_size"] > 0:
+        raise CDRError(f"pgd_step_size={options['pgd_step_size']} should be above 0, or None.")
     return PGD(
         options["rho"], options["pgd_steps"], options["pgd_step_size"], relative=bool(options["rho_relative"])
     )

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_cdr_ext.analysis.runs import bridge_of, chunks, median_norm, ratings_of
+from recbole_cdr_ext.analysis.runs import CHUNK, bridge_of, chunks, median_norm, ratings_of
 from recbole_cdr_ext.tasks.rating import RatingExperiment
 from recbole_cdr_ext.trainer.sharpness import PGD
 
 
-def lipschitz(experiment: RatingExperiment, ball: PGD, *, part: str = "train") -> dict[str, Any]:
+def lipschitz(
+    experiment: RatingExperiment, ball: PGD, *, part: str = "train", chunk: int = CHUNK
+) -> dict[str, Any]:
     """Estimates E ‖f(u^s) - f(u^s + δ*)‖ / ‖δ*‖, with the δ* that projected gradient ascent finds for each rating.
 
     δ* is that of Eq. 12: it raises the squared error of the rating. So the estimate is of slopes in directions that
@@ -22,6 +24,7 @@ def lipschitz(experiment: RatingExperiment, ball: PGD, *, part: str = "train") -
         ball: radius and steps of the search, the same for all runs that are compared: a larger ball gives a smaller
             slope by itself where f saturates.
         part: "train" for the ratings that the mapping was learned from (as the paper), "test" or "valid".
+        chunk: rows that are searched at once, which a ball per batch is shared by.
 
     Returns:
         n (ratings with δ* ≠ 0 and a known item), median_norm (of u^s), delta (median ‖δ*‖), lipschitz (the
@@ -34,7 +37,7 @@ def lipschitz(experiment: RatingExperiment, ball: PGD, *, part: str = "train") -
     # Items without a training rating are predicted without any vector.
     batch = batch.take(model.known_items[batch.item])
     found: list[torch.Tensor] = []
-    for rows in chunks(batch):
+    for rows in chunks(batch, chunk):
         start = model.source_rows(rows).detach()
 
         def loss(moved: torch.Tensor, rows=rows) -> torch.Tensor:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from recbole_cdr_ext.analysis.attack import EPSILONS, fgsm
 from recbole_cdr_ext.analysis.lipschitz import lipschitz
-from recbole_cdr_ext.analysis.runs import check_bridge
+from recbole_cdr_ext.analysis.runs import CHUNK, check_bridge
 from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.run import run_recbole_cdr
@@ -66,7 +66,8 @@ def cells(
         CDRError: a setting is unknown, wrong, or one of those that vary; the model is no bridge.
     """
     keys = [word[2:].partition("=")[0] for word in words] + list(settings or {})
-    varied = next((key for key in keys if key in VARIED), None)
+    set_here = {*VARIED, "pretrain_sharpness"} if both_stages else VARIED
+    varied = next((key for key in keys if key in set_here), None)
     if varied:
         raise CDRError(
             f"'{varied}' is set for each cell by the analysis: leave it out (--pgd_steps, --rhos)."
@@ -185,7 +186,9 @@ def _in_own_ball(cell: Cell, experiment: RatingExperiment) -> float:
     config = cell.config
     scope, relative = config["rho_scope"], bool(config["rho_relative"])
     ball = PGD(cell.rho, cell.steps, config["pgd_step_size"], scope=scope, relative=relative)
-    return lipschitz(experiment, ball)["lipschitz"]
+    # A ball of a batch is as large as in training only with as many rows.
+    size = int(config["train_batch_size"]) if scope == "batch" else CHUNK
+    return lipschitz(experiment, ball, chunk=size)["lipschitz"]
 
 
 def _floor(result: Mapping[str, Any], name: str) -> float | None:

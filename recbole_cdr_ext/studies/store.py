@@ -22,7 +22,7 @@ import pandas as pd
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation.metrics import RankingMetrics
 from recbole_cdr_ext.files import make_folder, replacing
-from recbole_cdr_ext.reports.collect import Run, Unusable, check_result, default_settings
+from recbole_cdr_ext.reports.runs import Run, Unusable, check_result, default_settings
 from recbole_cdr_ext.studies.cells import Cell, deciding
 
 CELLS, INSTANCES = "cells.jsonl", "instances"
