@@ -1,10 +1,11 @@
-"""Writes what can be looked up into the pages of the next-item models: capabilities, settings, results.
+"""Writes what can be looked up into the pages of the models: capabilities, settings, results.
 
     python benchmarks/model_pages.py [--check]
 
-Three sections of docs/models/NAME.md are made: "At a glance" (what the class says of itself), "Settings" (its property
-file) and "Result" (its rows in results/*.jsonl). All else on a page is written by hand. `--check` writes nothing, and
-fails if a page is missing or what its code says is out of date.
+Three sections of a next-item model's docs/models/NAME.md are made: "At a glance" (what the class says of itself),
+"Settings" (its property file) and "Result" (its rows in results/*.jsonl and studies/); of a rating model the last only.
+All else on a page is written by hand. `--check` writes nothing, and fails if a page is missing or what its code says is
+out of date.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from recbole_cdr_ext.studies.definition import shipped_studies
 PAGES = ROOT / "docs" / "models"
 GLANCE, SETTINGS, RESULT = "At a glance", "Settings", "Result"
 PRINTED = ("ndcg@10", "hit@10")
+RATING_STUDIES, RATING_SCENE = ("scdr_results", "scdr_ablation", "scdr_backbones"), "books → movies"
+RATING_PRINTED = ("mae", "rmse")
 
 
 def page_of(info: ModelInfo) -> Path:
@@ -105,8 +108,78 @@ def all_rows() -> Iterator[tuple[str, str, dict]]:
 
 
 def _mean(rows: list[dict], column: tuple[str, str], metric: str) -> str:
-    values = [100 * row["test"][column[0]][column[1]][metric] for row in rows]
-    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+    return _spread([100 * row["test"][column[0]][column[1]][metric] for row in rows], 1)
+
+
+def _spread(values: list[float], digits: int) -> str:
+    """Mean ± standard deviation; a dash for no values."""
+    if not values:
+        return "–"
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
+
+
+def rating_results(wanted: Callable[[dict], bool]) -> list[str]:
+    """MAE / RMSE by β of the rows of one direction whose settings are wanted, mean ± standard deviation over seeds."""
+    seen: set[str] = set()
+    found: dict[tuple[str, str], dict[float, list[dict]]] = defaultdict(lambda: defaultdict(list))
+    for study, line in rating_lines():
+        # What stands in several studies is shown from the first.
+        if wanted(line["settings"]) and line["command"] not in seen:
+            seen.add(line["command"])
+            found[study, line["row"]][line["varied"][1]].append(_only_cell(line["result"]["test"]))
+    return _rating_table(found)
+
+
+def floor_results() -> list[str]:
+    """The same of the floors, which stand beside every run."""
+    found: dict[tuple[str, str], dict[float, list[dict]]] = defaultdict(lambda: defaultdict(list))
+    seen = set()
+    for study, line in rating_lines():
+        place = line["varied"][1], line["seed"]
+        if study == RATING_STUDIES[0] and place not in seen:
+            seen.add(place)
+            for name, table in line["result"]["floors"].items():
+                found[study, name][place[0]].append(_only_cell(table))
+    return _rating_table(found)
+
+
+def rating_lines() -> Iterator[tuple[str, dict]]:
+    """The runs of one direction, with the studies that they stand in."""
+    for study in RATING_STUDIES:
+        path = ROOT / "studies" / study / "cells.jsonl"
+        for line in read_rows(path, lambda line: line["key"]).values():
+            if line["scene"] == RATING_SCENE:
+                yield study, line
+
+
+def _only_cell(table: dict) -> dict:
+    """What a table of one domain and one group holds."""
+    (groups,) = table.values()
+    (cell,) = groups.values()
+    return cell
+
+
+def _rating_table(found: dict[tuple[str, str], dict[float, list[dict]]]) -> list[str]:
+    betas = sorted({beta for cells in found.values() for beta in cells})
+    lines: list[str] = []
+    for study in dict.fromkeys(study for study, _ in found):
+        lines += [
+            "",
+            f"{RATING_SCENE}, MAE / RMSE of cold-start users by their share β (seeds after the name; made by",
+            f"`recbole-cdr study {study}`, [all of it](../../studies/{study}/tables.md)):",
+            "",
+            "| | " + " | ".join(f"β = {beta}" for beta in betas) + " |",
+            "|---|" + "---|" * len(betas),
+        ]
+        for label, cells in ((label, cells) for (of, label), cells in found.items() if of == study):
+            shown = [
+                " / ".join(_spread([cell[m] for cell in cells[beta]], 3) for m in RATING_PRINTED)
+                for beta in betas
+            ]
+            seeds = max(len(of_beta) for of_beta in cells.values())
+            lines.append(f"| {label} ({seeds}) | " + " | ".join(shown) + " |")
+    return lines[1:] or ["No row yet."]
 
 
 def with_section(text: str, heading: str, body: list[str], *, before: str = "") -> str:
@@ -166,7 +239,21 @@ def write(*, check: bool = False) -> list[str]:
             behind.append(f"{path.relative_to(ROOT)} is not what the code says.")
         elif text != old:
             path.write_text(text, encoding="utf-8")
+    if not check:
+        for path, lines in rating_pages():
+            text = with_section(path.read_text(encoding="utf-8"), RESULT, lines)
+            path.write_text(text, encoding="utf-8")
     return behind
+
+
+def rating_pages() -> Iterator[tuple[Path, list[str]]]:
+    """The pages of the rating models, of the backbones and of the floors, with their results."""
+    for info in list_models():
+        path = PAGES / f"{info.name}.md"
+        if info.task == "rating" and path.exists():
+            yield path, rating_results(lambda settings, name=info.name: settings["model"] == name)
+    yield PAGES / "backbones.md", rating_results(lambda settings: settings.get("backbone", "MF") != "MF")
+    yield PAGES / "floors.md", floor_results()
 
 
 if __name__ == "__main__":
