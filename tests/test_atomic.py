@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from support import load_written
 
 from recbole_cdr_ext.data.atomic import fingerprint, format_statistics, read_inter, statistics, write_inter
 from recbole_cdr_ext.errors import CDRError
@@ -172,3 +173,21 @@ def test_half_a_million_rows_are_read_fast(tmp_path):
     again = read_inter(tmp_path / "a.inter")
     assert len(again) == n
     assert time.perf_counter() - start < 3  # about 0.2 s; reading line by line would take longer than this
+
+
+def test_load_col_reads_the_columns_it_names_and_a_domain_may_have_its_own(tmp_path):
+    rows = {name: [(f"u{u}", f"i{i}", 10 * u + i) for u in range(8) for i in range(4)] for name in "ab"}
+    for name, table in rows.items():
+        frame = pd.DataFrame(table, columns=["user_id", "item_id", "timestamp"])
+        path = tmp_path / "mini" / f"{name}.inter"
+        path.parent.mkdir(exist_ok=True)
+        write_inter(path, frame.assign(timestamp=frame.timestamp.astype(float), rating=3.0))
+    three = {"inter": ["user_id", "item_id", "timestamp"]}
+    assert not np.isnan(load_written(tmp_path, ["a", "b"]).dataset.events.rating).any()
+    assert np.isnan(load_written(tmp_path, ["a", "b"], load_col=three).dataset.events.rating).all()
+    events = load_written(tmp_path, ["a", "b"], domain_settings={"b": {"load_col": three}}).dataset.events
+    assert (np.isnan(events.rating) == (events.domain == 1)).all()
+    with pytest.raises(CDRError, match="no timestamp column"):
+        load_written(tmp_path, ["a", "b"], load_col={"inter": ["user_id", "item_id"]})
+    with pytest.raises(CDRError, match=r"a.inter:1: the header has no column 'stars'"):
+        load_written(tmp_path, ["a", "b"], load_col={"inter": ["user_id", "item_id", "stars"]})

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from recbole_cdr_ext._checks import RULES
+from recbole_cdr_ext._checks import RULES, UNUSED
 from recbole_cdr_ext._settings import (
     documented_keys,
     find_config_file,
@@ -327,6 +327,9 @@ def test_recbole_cdrs_blocks_load_unchanged(tmp_path):
         (lambda c: c.pop("target_domain"), "both blocks are needed"),
         (lambda c: c["source_domain"].pop("dataset"), "should be a block with 'dataset: NAME'"),
         (lambda c: c["source_domain"].update(val_intervl={}), "Did you mean 'val_interval'?"),
+        (lambda c: c["source_domain"].update(epochs=7), "epochs=7 of domain 'ml-1m' has no effect"),
+        (lambda c: c["source_domain"].update(TIME_FIELD="when"), "are called user_id, item_id"),
+        (lambda c: c["source_domain"].update(load_col={"inter": ["user_id"]}), "lacks item_id"),
         (lambda c: c["source_domain"].update(dataset="ml-100k"), "one or more different names"),
         (lambda c: c.update(domains=["a", "b"]), "contradicts the blocks"),
     ],
@@ -335,6 +338,61 @@ def test_bad_blocks(change, message):
     content = yaml.safe_load(RECBOLE_CDR)
     change(content)
     assert message in refusal(dataset="pair", **content)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"MAX_ITEM_LIST_LENGTH": 30}, "say max_history_length"),
+        ({"rm_dup_inter": "last"}, "the first is kept"),
+        ({"unload_col": {"inter": ["rating"]}}, "in load_col"),
+        ({"benchmark_filename": ["a", "b", "c"]}, "say split"),
+        ({"normalize_all": True}, "as they stand"),
+        ({"encoding": "gbk"}, "UTF-8"),
+        ({"save_dataset": True}, "keeps its folder"),
+        ({"load_col": {"user": ["user_id"]}}, "should be None or {inter:"),
+        ({"load_col": ["user_id"]}, "should be of type"),
+        ({"load_col": {"inter": ["user_id", "rating"]}}, "lacks item_id"),
+    ],
+)
+def test_settings_of_recbole_that_would_be_ignored_are_refused(settings, message):
+    assert message in refusal(**settings)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        ("BPR", {"embedding_size": 0}, "at least 1"),  # of RecBole's own files
+        ("SASRec", {"hidden_size": 63}, "no multiple of n_heads=2"),
+        ("SASRec", {"n_layers": 0}, "at least 1"),
+        ("SASRec", {"attn_dropout_prob": 1.0}, "below 1"),
+        ("MultiVAE", {"latent_dimension": -4}, "at least 1"),
+        ("MultiVAE", {"mlp_hidden_size": [600, 0]}, "at least 1"),
+        ("I2VAE", {"kl_warmup_epochs": -1}, "at least 0"),
+        ("LightGCN", {"n_layers": -1}, "at least 0"),
+    ],
+)
+def test_sizes_are_checked_before_anything_is_read(model, settings, message):
+    error = refusal(model=model, **settings)
+    assert message in error
+    assert next(iter(settings)) in error
+
+
+def test_a_graph_may_have_no_layer_and_rating_models_no_vectors():
+    assert configure(model="LightGCN", n_layers=0)["n_layers"] == 0
+    assert configure(model="SCDR", dataset="ml100k_genres", embedding_size=0)["embedding_size"] == 0
+
+
+def test_what_is_ignored_may_be_said_as_it_is():
+    said = {"MAX_ITEM_LIST_LENGTH": 50, "rm_dup_inter": None, "enable_scaler": False}
+    assert configure(**said).fingerprint() == configure().fingerprint()
+    assert configure(shuffle=True, encoding="utf-8")["shuffle"] is True
+
+
+def test_every_setting_that_is_refused_as_ignored_is_one_of_recboles():
+    known = configure()._known_keys()
+    assert set(UNUSED) <= known
+    assert {"load_col", "max_history_length", "val_interval", "tensorboard", "split"} <= known - set(UNUSED)
 
 
 def test_one_domain_and_three_are_lists_too(tmp_path):

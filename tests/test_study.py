@@ -36,8 +36,18 @@ def test_what_is_done_is_not_done_again(here):
     assert "| The popular (2) |" in renamed and not calls()
     go(TWO.replace("k: 5", "k: 6"))
     assert len(found := calls()) == 2 and all("--k=6" in words for words in found)
-    go(TWO, "--seeds=2,3")
-    assert len(calls()) == 2  # of the third seed
+
+
+def test_some_seeds_of_a_study_are_a_part_of_it_and_others_have_a_folder_of_their_own(here, capsys):
+    part = go(TWO, "--seeds=2")
+    assert len(calls()) == 2 and "2 of 4 runs" in part
+    assert "2 of 4 runs are missing and were not asked for" in capsys.readouterr().out
+    whole = go(TWO)
+    assert len(calls()) == 2 and "4 of 4 runs" in whole
+    assert go(TWO, "--seeds=1") == whole  # whose tables keep the other seed
+    path = str(written(here, TWO))
+    assert main(["study", path, "--seeds=2,3", "--dry_run"]) == 0
+    assert "seeds=2_3" in capsys.readouterr().out
 
 
 def test_figures_of_others_and_notes_stand_in_the_tables(here):
@@ -195,13 +205,13 @@ def test_two_calls_at_once(here, capsys):
 
 def test_from_python(here):
     found = study(
-        written(here, TWO), {"seeds": [1], "show_progress": False, "data_path": str(ROOT / "dataset_atomic")}
+        written(here, TWO), {"seeds": [3], "show_progress": False, "data_path": str(ROOT / "dataset_atomic")}
     )
     assert found["done"] == 2 and not found["missing"] and not found["failed"]
     (group,) = found["groups"]
     assert {label: [run.seed for run in runs] for label, runs in group.members.items()} == {
-        "Popular": [1],
-        "Neighbours": [1],
+        "Popular": [3],
+        "Neighbours": [3],
     }
 
 

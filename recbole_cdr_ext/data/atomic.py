@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,18 @@ TYPES = ("token", "float", "token_seq", "float_seq")
 STATISTICS = ("users", "items", "overlapping_users", "interactions", "mean_length", "density")
 
 
-def read_inter(path: str | Path, *, required: Iterable[str] = ("user_id", "item_id")) -> pd.DataFrame:
+def read_inter(
+    path: str | Path,
+    *,
+    required: Iterable[str] = ("user_id", "item_id"),
+    columns: Collection[str] | None = None,
+) -> pd.DataFrame:
     """Reads one ``.inter`` file.
 
     Args:
         path: the file.
-        required: columns that must be there; all others are read too.
+        required: columns that must be there.
+        columns: the columns to read; None: all.
 
     Returns:
         One row per interaction in the file's order, columns named without their types; ``token`` columns are
@@ -41,13 +47,13 @@ def read_inter(path: str | Path, *, required: Iterable[str] = ("user_id", "item_
     """
     path = Path(path)
     types = _header(path, tuple(required))
-    position = {name: index for index, name in enumerate(types)}
-    numbers = {name: position[name] for name, type_ in types.items() if type_ == "float"}
+    position = {name: index for index, name in enumerate(types) if columns is None or name in columns}
+    numbers = {name: index for name, index in position.items() if types[name] == "float"}
     tokens = {name: index for name, index in position.items() if name not in numbers}
     frame, _ = read_columns(path, Delimited(len(types)), tokens, numbers, drop_empty=False)
     if frame.empty:
         raise CDRError(f"{path}:2: the file has a header but no interactions; prepare the dataset again.")
-    return frame[list(types)]
+    return frame[list(position)]
 
 
 def _header(path: Path, required: tuple[str, ...]) -> dict[str, str]:

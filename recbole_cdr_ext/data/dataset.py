@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -118,13 +119,13 @@ class CrossDomainDataset(Dataset):
                 f"{path} is missing: dataset '{self.dataset_name}' names the domain '{name}'. "
                 f"Prepare it (recbole-cdr prepare {self.dataset_name}) or mend 'domains' in its property file."
             )
-        frame = atomic.read_inter(path)
+        general = self.config
+        own = (general["domain_settings"] or {}).get(name) or {}
+        frame = self._read_columns(path, own.get("load_col", general["load_col"]))
         frame = frame.rename(columns={"user_id": self.uid_field, "item_id": self.iid_field})
         found = len(frame)
         self.inter_feat = self._without_duplicates(frame, name)
-        general = self.config
         # RecBole's filters read their settings from self.config: lend them this domain's for as long as they run.
-        own = (general["domain_settings"] or {}).get(name, {})
         self.config = {key: own.get(key, general[key]) for key in FILTERS}
         self._declare_fields(self.inter_feat)
         for field in self.config["val_interval"] or {}:
@@ -148,6 +149,15 @@ class CrossDomainDataset(Dataset):
             )
         kept[DOMAIN_FIELD] = index
         return kept
+
+    @staticmethod
+    def _read_columns(path: Path, load_col: Mapping[str, list[str]] | None) -> pd.DataFrame:
+        """Reads a domain's file, or those of its columns that ``load_col`` names."""
+        if load_col is None:
+            return atomic.read_inter(path)
+        named = load_col["inter"]
+        # Rows of the layout `rows` are what they are: the column that tells them apart is not the user's to choose.
+        return atomic.read_inter(path, required=named, columns={*named, "row_id"})
 
     def _without_duplicates(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:
         """next_item keeps the first of a user's interactions with an item; rating averages them."""

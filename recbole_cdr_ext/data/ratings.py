@@ -166,9 +166,10 @@ def _rated(
     events = events.take(np.isin(events.domain, domains))
     missing = np.isnan(events.rating)
     if missing.any():
-        name = dataset.domains[events.domain[missing][0]]
+        first = events.domain[missing][0]
+        name, count = dataset.domains[first], int(missing[events.domain == first].sum())
         raise CDRError(
-            f"{int(missing.sum()):,} interactions of domain '{name}' have no rating: task=rating needs the column "
+            f"{count:,} interactions of domain '{name}' have no rating: task=rating needs the column "
             f"rating:float in {name}.inter."
         )
     outside = (events.rating < allowed[0]) | (events.rating > allowed[1])

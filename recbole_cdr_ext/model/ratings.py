@@ -125,10 +125,6 @@ class RatingRecommender(CrossDomainRecommender):
     @classmethod
     def check_settings(cls, config) -> None:
         """As in the base class; checks what all rating models read."""
-        if config["embedding_size"] < 0:
-            raise CDRError(
-                f"embedding_size={config['embedding_size']} should be at least 0 (0: biases alone)."
-            )
         if config["embedding_size"] == 0 and not config["biases"]:
             raise CDRError("embedding_size=0 with biases=False leaves nothing to learn: set one of them.")
         if config["pretrain_reduction"] == "sum" and config["pretrain_batch_size"] > 1024:

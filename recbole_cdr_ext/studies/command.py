@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,10 @@ def run_study(name: str | Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """See :func:`recbole_cdr_ext.studies.study`."""
     own = _own(options)
     passed = {key: value for key, value in options.items() if key not in DEFAULTS}
-    study = _changed(read_study(name), own)
+    study, own, some = _changed(read_study(name), own, passed)
     cells = make_cells(study, passed)
     folder = Path(own["out"] or Path("studies") / default_name(study, own, passed))
-    wanted = chosen(cells, own["only"])
+    wanted = [cell for cell in chosen(cells, own["only"]) if not some or cell.seed in some]
     place = study, cells, folder, Path(own["checkpoint_dir"])
     if own["dry_run"]:
         state = State.of(*place)
@@ -66,7 +66,7 @@ def run_study(name: str | Path, options: Mapping[str, Any]) -> dict[str, Any]:
         pairs = tables_by_group(state)
         files = pages.write(state, pairs, final=True)
     print(pages.as_text(state, pairs))
-    _conclude(state, files)
+    _conclude(state, files, {cell.name for cell in wanted})
     return _outcome(state, pairs)
 
 
@@ -99,12 +99,24 @@ def _own(options: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _changed(study: Study, own: Mapping[str, Any]) -> Study:
+def _changed(
+    study: Study, own: Mapping[str, Any], passed: Mapping[str, Any]
+) -> tuple[Study, Mapping[str, Any], Collection[int]]:
+    """Puts the options into the study.
+
+    Returns:
+        The study; the options that it is changed by; the seeds to run now, where they are some of the study's own and
+        nothing else is changed: its tables keep the others then. Empty for all.
+    """
     if own["dataset"] is not None:
         study = study.on(dict.fromkeys(_listed(own["dataset"], "dataset")))
-    if own["seeds"] is not None:
-        study = study.with_seeds(_listed(own["seeds"], "seeds"))
-    return study
+    if own["seeds"] is None:
+        return study, own, ()
+    other = study.with_seeds(_listed(own["seeds"], "seeds"))
+    known = {seed for scene in study.scenes for seed in study.seeds_of(scene)}
+    if set(other.seeds) <= known and default_name(study, {**own, "seeds": None}, passed) == study.name:
+        return study, {**own, "seeds": None}, set(other.seeds)
+    return other, own, ()
 
 
 def _listed(text: str, key: str) -> list[str]:
@@ -115,8 +127,8 @@ def _listed(text: str, key: str) -> list[str]:
 
 
 def default_name(study: Study, own: Mapping[str, Any], passed: Mapping[str, Any]) -> str:
-    """The folder's name: a quick look with other settings does not replace the tables of the study itself."""
-    changes = {"dataset": own["dataset"]} if own["dataset"] is not None else {}
+    """The folder's name: a look with other seeds or settings does not replace the tables of the study itself."""
+    changes = {key: own[key] for key in ("dataset", "seeds") if own[key] is not None}
     changes |= {key: value for key, value in passed.items() if key not in MACHINE_KEYS - {"torch_threads"}}
     told = [re.sub(r"[^\w.=-]+", "_", f"{key}={value}") for key, value in sorted(changes.items())]
     return "-".join([study.name, *told])[:120]
@@ -158,15 +170,19 @@ def dry_run(state: State, wanted: Iterable[str]) -> str:
     return "\n".join([*lines, f"{len(state.cells)} runs, {todo} to do. Folder: {state.folder}"])
 
 
-def _conclude(state: State, files: Iterable[str]) -> None:
+def _conclude(state: State, files: Iterable[str], wanted: Collection[str]) -> None:
     print(f"\nWritten to {state.folder}: {', '.join(files)}")
     if state.store.damaged:
         print(
             f"{state.store.damaged} lines of its cells.jsonl could not be read; their runs count as not done."
         )
-    missing = len(state.missing())
-    if missing:
-        print(f"{missing} of {len(state.cells)} runs are missing; the same command goes on with them.")
+    missing = [cell.name in wanted for cell in state.missing()]
+    if any(missing):
+        print(f"{sum(missing)} of {len(state.cells)} runs are missing; the same command goes on with them.")
+    if not all(missing):
+        print(
+            f"{missing.count(False)} of {len(state.cells)} runs are missing and were not asked for (--only, --seeds)."
+        )
     for name, reason in state.failed.items():
         print(f"Failed: {name}: {reason}")
         print("".join(f"    {line}\n" for line in state.output.get(name, [])), end="")

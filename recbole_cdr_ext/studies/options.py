@@ -12,7 +12,11 @@ def _option(key: str, types: str, meaning: str, default: str = "~") -> Documente
 # What the command takes besides checkpoint_dir, show_progress and the settings of runs.
 OPTIONS: tuple[Documented, ...] = (
     _option("dataset", "str or None", "Datasets, with commas between, in place of the study's."),
-    _option("seeds", "str or None", "Seeds of training, with commas between, in place of the study's."),
+    _option(
+        "seeds",
+        "str or None",
+        "Seeds of training, with commas between: some of the study's to do now, or others in place of them.",
+    ),
     _option("jobs", "int or None", "Runs at a time; None: as many as there are processors for."),
     _option(
         "out",

@@ -102,9 +102,8 @@ class LightGCNPSG(CrossDomainRecommender):
             raise CDRError(
                 f"validation_edges={config['validation_edges']} should be between 0 and 1: the epoch is chosen on them."
             )
-        for key, low in (("n_layers", 0), ("recall_rounds", 1), ("recall_size", 1)):
-            if config[key] < low:
-                raise CDRError(f"{key}={config[key]} should be at least {low}.")
+        if config["recall_rounds"] < 1:
+            raise CDRError(f"recall_rounds={config['recall_rounds']} should be at least 1.")
         if config["train_neg_num"] != 1:
             raise CDRError(
                 f"train_neg_num={config['train_neg_num']}: LightGCNPSG draws one negative per edge, as BPR does."

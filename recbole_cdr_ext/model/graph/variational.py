@@ -242,9 +242,8 @@ class PairwiseGraphModel(CrossDomainRecommender, ABC):
         for key, lowest in (("n_layers", 1), ("kl_weight", 0)):
             if config[key] < lowest:
                 raise CDRError(f"{key}={config[key]!r} should be at least {lowest}.")
-        for key in ("dropout", "leaky_slope"):
-            if not 0 <= config[key] < 1:
-                raise CDRError(f"{key}={config[key]!r} should be from 0 and below 1.")
+        if not 0 <= config["leaky_slope"] < 1:
+            raise CDRError(f"leaky_slope={config['leaky_slope']!r} should be at least 0 and below 1.")
 
     def encoder(self, cap: float | None = None) -> GaussianLayers:
         """What the model's encoders are to be, by its settings."""

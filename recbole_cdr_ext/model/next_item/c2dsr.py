@@ -153,14 +153,8 @@ class C2DSR(CrossDomainRecommender):
             )
         if not 0 < config["next_item_weight"] <= 1:
             raise CDRError(f"next_item_weight={config['next_item_weight']!r} should be above 0, at most 1.")
-        if not 0 <= config["dropout"] < 1:
-            raise CDRError(f"dropout={config['dropout']!r} should be from 0 below 1.")
         if config["n_graph_layers"] < 0:
             raise CDRError(f"n_graph_layers={config['n_graph_layers']!r} should be 0 or more.")
-        if config["n_heads"] < 1 or config["embedding_size"] % config["n_heads"]:
-            raise CDRError(
-                f"embedding_size={config['embedding_size']} is no multiple of n_heads={config['n_heads']}."
-            )
 
     def phases(self) -> list[Phase]:
         """One phase, over whole sequences."""

@@ -103,18 +103,13 @@ class DASL(CrossDomainRecommender):
                 "train_on_histories=False leaves the evaluated users without vectors. "
                 "Set train_on_histories=True, or user_embedding=False."
             )
-        if config["embedding_size"] < 2 or config["embedding_size"] % 2:
+        if config["embedding_size"] % 2:
             raise CDRError(
                 f"embedding_size={config['embedding_size']!r} should be even: tables get half of it."
             )
-        if not 0 <= config["dropout"] < 1:
-            raise CDRError(f"dropout={config['dropout']!r} should be from 0 to below 1.")
         for key in ("map_weight", "orthogonality_weight"):
             if config[key] < 0:
                 raise CDRError(f"{key}={config[key]!r} should not be negative.")
-        for key in ("attention_size", "train_neg_num"):
-            if config[key] < 1:
-                raise CDRError(f"{key}={config[key]!r} should be at least 1.")
         sizes = config["mlp_hidden_size"]
         if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
             raise CDRError(f"mlp_hidden_size={sizes!r} should be a list of sizes, such as [80, 40].")

@@ -106,7 +106,7 @@ class EMCDR(CrossDomainRecommender):
         for key, known in CHOICES.items():
             if config[key] not in known:
                 raise CDRError(f"{key}={config[key]} should be one of {', '.join(known)}.")
-        for key in ("embedding_size", "mapping_hidden_size", "map_min_items", "map_batch_size"):
+        for key in ("mapping_hidden_size", "map_min_items"):
             if config[key] < 1:
                 raise CDRError(f"{key}={config[key]} should be at least 1.")
         for key in ("reg_weight", "map_reg_weight"):

@@ -229,18 +229,16 @@ class I2VAE(CrossDomainRecommender):
                 )
         if config["temperature"] <= 0:
             raise CDRError(f"temperature={config['temperature']!r} should be above 0.")
-        for key in ("kl_weight", "lambda_a", "lambda_c", "free_bits", "dropout", "cold_start_mask_prob"):
-            if not 0 <= config[key] < (1 if key in ("dropout", "cold_start_mask_prob") else float("inf")):
+        for key in ("kl_weight", "lambda_a", "lambda_c", "free_bits", "cold_start_mask_prob"):
+            if not 0 <= config[key] < (1 if key == "cold_start_mask_prob" else float("inf")):
                 raise CDRError(
                     f"{key}={config[key]!r} is out of range: weights from 0, probabilities from 0 below 1."
                 )
-        for key in ("n_heads", *(("n_cross_heads",) if config["cross_encoder"] == "attention" else ())):
-            if config[key] < 1 or config["embedding_size"] % config[key]:
-                raise CDRError(
-                    f"embedding_size={config['embedding_size']} is no multiple of {key}={config[key]}."
-                )
-        if config["psg"] == "random" and config["random_recall_size"] < 1:
-            raise CDRError(f"random_recall_size={config['random_recall_size']} should be at least 1.")
+        heads = config["n_cross_heads"]
+        if config["cross_encoder"] == "attention" and (heads < 1 or config["embedding_size"] % heads):
+            raise CDRError(
+                f"embedding_size={config['embedding_size']} is no multiple of n_cross_heads={heads}."
+            )
         # One pass reads what was recalled beside the history, and not in one sequence with it.
         recalled = 0 if config["one_pass"] else recalled_width(config)
         if recalled >= config["pseudo_length"]:

@@ -100,13 +100,13 @@ class PiNet(CrossDomainRecommender):
 
     @classmethod
     def check_settings(cls, config) -> None:
-        """Sizes from 1, probabilities from 0 below 1."""
-        for key in ("embedding_size", "n_members"):
-            if config[key] < 1:
-                raise CDRError(f"{key}={config[key]!r} should be 1 or more.")
-        for key in ("dropout", "cold_start_mask_prob"):
-            if not 0 <= config[key] < 1:
-                raise CDRError(f"{key}={config[key]!r} is a probability: from 0, below 1.")
+        """One member or more, and a probability from 0 below 1."""
+        if config["n_members"] < 1:
+            raise CDRError(f"n_members={config['n_members']!r} should be at least 1.")
+        if not 0 <= config["cold_start_mask_prob"] < 1:
+            raise CDRError(
+                f"cold_start_mask_prob={config['cold_start_mask_prob']!r} should be at least 0 and below 1."
+            )
 
     def phases(self) -> list[Phase]:
         """One phase, over whole sequences or over instances."""

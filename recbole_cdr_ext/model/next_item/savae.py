@@ -121,11 +121,9 @@ class SAVAE(CrossDomainRecommender):
         """The alignment, and the ranges of weights and shares."""
         if config["alignment"] not in ALIGNMENTS:
             raise CDRError(f"alignment={config['alignment']!r} should be one of {', '.join(ALIGNMENTS)}.")
-        for key in ("align_weight", "anneal_cap", "total_anneal_steps"):
+        for key in ("align_weight", "anneal_cap"):
             if not 0 <= config[key] < float("inf"):
                 raise CDRError(f"{key}={config[key]} should be at least 0.")
-        if not 0 <= config["dropout"] < 1:
-            raise CDRError(f"dropout={config['dropout']} should be at least 0 and below 1.")
         if not 0 <= config["decode_source_prob"] <= 1:
             raise CDRError(f"decode_source_prob={config['decode_source_prob']} should be between 0 and 1.")
         if config["alignment"] == "rigid" and config["decode_source_prob"]:
