@@ -110,6 +110,7 @@ def _intervals(value: Any) -> bool:
     return all(match and float(match[1]) <= float(match[2]) for match in found)
 
 
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _INTERVALS = ("user_inter_num_interval", "item_inter_num_interval")
 _FILTER: Rule = _intervals, "an interval such as [5,inf), or several with ; between"
 _SEED: Rule = (lambda value: 0 <= value < 2**32), "between 0 and 2**32 - 1"
@@ -117,6 +118,10 @@ _SEED: Rule = (lambda value: 0 <= value < 2**32), "between 0 and 2**32 - 1"
 # One line per setting that not every value of its type suits. None always passes: the types say where it may stand.
 RULES: Mapping[str, Rule] = {
     "task": _one_of("next_item", "rating"),
+    "state": (
+        (lambda value: str(value).upper() in _LEVELS),
+        "one of " + ", ".join(_LEVELS),
+    ),
     "domains": (_names, "a list of one or more different names, without slashes and colons"),
     "order": _one_of("clock", "merged", "none"),
     "split": _one_of("user", "leave_one_out", "published", "cold_start"),

@@ -125,11 +125,16 @@ def find_config_file(name: str | Path) -> Path:
     )
 
 
+# Settings whose value is a name, so that the key alone, which means True, is a slip.
+_NAMED = ("model", "dataset", "config_files", "resume", "run_id", "task", "split", "source", "target", "raw")
+
+
 def parse_arguments(argv: Iterable[str]) -> dict[str, str]:
     """Returns the settings in command-line words of the form ``--key=value``; ``--key`` alone is True.
 
     Raises:
-        CDRError: a word has another form, or a key stands there twice with different values.
+        CDRError: a word has another form, a key stands there twice with different values, or alone where only a name
+            makes sense.
     """
     settings: dict[str, str] = {}
     last = ""
@@ -140,6 +145,8 @@ def parse_arguments(argv: Iterable[str]) -> dict[str, str]:
                 continue
             raise CDRError(f"'{word}' is not of the form --key=value.")
         last, equals, value = word[2:].partition("=")
+        if not equals and last in _NAMED:
+            raise CDRError(f"'{word}' stands alone: say --{last}=NAME.")
         value = value if equals else "True"
         if not last or settings.get(last, value) != value:
             raise CDRError(f"'{word}': give each key once, as --key=value.")

@@ -142,14 +142,25 @@ def write_settings(config: CDRConfig, path: Path) -> None:
 
 
 def finished_result(folder: Path) -> dict[str, Any] | None:
-    """Returns the result of a run, None if it is not finished."""
+    """Returns the result of a run, None if it is not finished.
+
+    Raises:
+        CDRError: its file can't be read, or holds no result.
+    """
     path = folder / RESULT
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CDRError(f"cannot read {path}: {error}.") from error
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CDRError(f"cannot read {path}: {error.strerror or error}.") from error
+    except ValueError as error:
+        result, reason = None, str(error)
+    else:
+        reason = "it holds no result"
+    if not isinstance(result, dict) or not {"model", "dataset", "test"} <= set(result):
+        raise CDRError(f"{path} is damaged ({reason}). Delete it, and --resume={folder.name} makes it anew.")
+    return result
 
 
 def write_result(result: Mapping[str, Any], path: str | Path | None) -> None:

@@ -148,7 +148,7 @@ def test_a_table_without_header_gzipped_with_columns_by_position(tmp_path):
     described = _altered(
         TABLE, header=False, separator="\t", columns={"user_id": 1, "item_id": 2, "rating": 0}
     )
-    folder = _prepare("mine", described, tmp_path, tmp_path / "out")
+    folder = _prepare("mine", {**described, "order": "none"}, tmp_path, tmp_path / "out")
     food = read_inter(folder / "food.inter")
     assert food.to_dict("list") == {"user_id": ["u1", "u2"], "item_id": ["i1", "i2"], "rating": [3.0, 4.0]}
 
@@ -177,6 +177,7 @@ def test_amazon_ratings_need_no_columns(tmp_path):
         ("who,what,stars,when\nu,i,1,2\n,,1\n", 3, "no finite number|3 fields instead of 4"),
         ("who,what,stars,when\nu,i,1,2,3\n", 2, "5 fields instead of 4"),
         ("who,what,stars,when\nu,i,good,2\n", 2, "rating 'good' is no finite number"),
+        ("who,what,stars,when\nu,i,1,2\nu,j,1,1_000\n", 3, "timestamp '1_000' is no finite number"),
         ('who,what,stars,when\nu,"i,1,2\nu,j,1,2\n', 2, "2 fields instead of 4"),
     ],
 )
@@ -476,6 +477,20 @@ def test_every_property_file_is_well_formed():
         ({**TABLE, "domains": ["food", "rows"]}, "'rows' cannot be a domain"),
         ({**TABLE, "order": "clocks"}, "Did you mean 'clock'"),
         ({**TABLE, "task": "next_items"}, "Did you mean 'next_item'"),
+        ({**TABLE, "ordr": "none"}, "unknown key 'ordr'.* Did you mean 'order'"),
+        ({**TABLE, "homepge": "x"}, "Did you mean 'homepage'"),
+        (
+            _altered(TABLE, columns={"user_id": "who", "item_id": "what", "rating": "stars"}),
+            "order: clock needs the column timestamp",
+        ),
+        (
+            {
+                **_altered(TABLE, columns={"user_id": "who", "item_id": "what", "timestamp": "when"}),
+                "task": "rating",
+            },
+            "task: rating needs the column rating",
+        ),
+        (_altered(TABLE, files={"food": "food.csv", "kitchen": None}), "'files' must have exactly one entry"),
         ({"domains": ["a", "b"]}, "no 'source' block"),
         (_altered(TABLE, kind="tables"), "Did you mean 'table'"),
         (_altered(TABLE, seperator=","), "Did you mean 'separator'"),

@@ -270,6 +270,18 @@ def test_run_to_resume_that_is_not_there(settings, tmp_path):
         run_recbole_cdr(config_dict={"checkpoint_dir": settings["checkpoint_dir"], "resume": "monday"})
 
 
+@pytest.mark.parametrize("text", ["[]", '{"model": "Pop"}', '{"mod'])
+def test_a_damaged_result_says_how_to_go_on_and_then_it_does(settings, tmp_path, text):
+    expected = go(settings, "Pop", run_id="monday")
+    path = tmp_path / "saved" / "monday" / "result.json"
+    path.write_text(text)
+    where = {"checkpoint_dir": settings["checkpoint_dir"], "resume": "monday"}
+    with pytest.raises(CDRError, match=r"result.json is damaged .*Delete it, and --resume=monday"):
+        run_recbole_cdr(config_dict=where)
+    path.unlink()
+    assert run_recbole_cdr(config_dict=where)["test"] == expected["test"]
+
+
 def test_run_ids_do_not_collide(settings, interrupting):
     go(settings, "Pop", run_id="mine")
     with pytest.raises(CDRError, match="run 'mine' is finished"):

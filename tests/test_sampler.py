@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import numpy as np
 import pytest
 from recbole.sampler import Sampler
@@ -165,3 +168,13 @@ def test_a_pool_restricts_the_negatives(loaded):
         for rows, block in candidates.blocks():
             assert pool[block[:, 1:][block[:, 1:] > 0]].all()
             assert ((block > 0).sum(1) == candidates.counts[rows]).all()
+
+
+def test_candidates_that_find_no_room_are_one_clear_error(loaded, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    # A page of a sparse file that the disk has no room for ends the program by a signal, so the room is taken first.
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(CDRError, match=r"need .* MiB in .*No space left.* TMPDIR"):
+        CrossDomainSampler(loaded.split).candidates(loaded.split.test, "uni9")

@@ -225,7 +225,8 @@ def check_number(where: str, name: str, text: object) -> float:
         CDRError: it is none; the message begins with ``where`` (file and line) and names the column.
     """
     try:
-        value = float(text)  # type: ignore[arg-type]
+        # Python alone reads 1_000 as a number.
+        value = math.nan if "_" in str(text) else float(text)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):

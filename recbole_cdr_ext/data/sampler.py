@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
+from typing import IO
 
 import numpy as np
 import torch
@@ -101,6 +103,22 @@ class CrossDomainSampler(Sampler):
         return Candidates(self.split, instances, mode, self.candidate_seed, allowed)
 
 
+def _take_room(file: IO[bytes], n_bytes: int) -> None:
+    """Takes the room of a file that is to be mapped: a full disk would end the program when a page is written.
+
+    Raises:
+        CDRError: there is not so much.
+    """
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
+        except OSError as error:
+            raise CDRError(
+                f"The candidates of the evaluation need {n_bytes / 2**20:,.0f} MiB in {tempfile.gettempdir()}: "
+                f"{error.strerror}. Make room there, or name another folder with TMPDIR."
+            ) from error
+
+
 class Candidates:
     """What each instance's target is ranked against, drawn once.
 
@@ -172,6 +190,7 @@ class Candidates:
     def _draw(self, rng: np.random.Generator) -> np.ndarray:
         instances, offset = self._instances, self._split.item_offset
         with tempfile.TemporaryFile() as file:
+            _take_room(file, max(1, len(self)) * self.width * np.dtype(np.int32).itemsize)
             table = np.memmap(file, np.int32, "w+", shape=(max(1, len(self)), self.width))
         table[: len(self), 0] = instances.target
         popularity = np.bincount(self._split.train_events.item, minlength=int(offset[-1]))

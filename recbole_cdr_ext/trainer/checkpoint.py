@@ -69,14 +69,14 @@ def load(
     except OSError as error:
         raise CDRError(f"cannot read checkpoint {path}: {error.strerror or error}.") from error
     if not looks_right:
-        raise CDRError(f"{path} is not a checkpoint (or an empty one): choose another file.")
+        raise CDRError(f"{path} is not a checkpoint (or an empty one): choose another file, or delete it.")
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # zip, pickle and torch each have errors of their own for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CDRError(
-            f"checkpoint {path} is truncated, damaged, or holds more than tensors ({reason}). Train again, "
-            "or use another checkpoint."
+            f"checkpoint {path} is truncated, damaged, or holds more than tensors ({reason}). Delete it, "
+            "and its run trains anew; or use another checkpoint."
         ) from error
     try:
         meta = json.loads(content.pop("meta"))

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from recbole_cdr_ext._settings import TASKS
+from recbole_cdr_ext._settings import TASKS, documented_keys
 from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.paths import dataset_property_files, prepared_order, properties_dir
 
@@ -125,7 +125,17 @@ def read_property_file(path: Path) -> dict[str, Any]:
     return content
 
 
+# Keys of a property file that say what a dataset is.
+_KEYS = ("domains", "task", "order", "source", "homepage")
+
+
 def _checked(name: str, content: Mapping[str, Any], origin: str) -> Description:
+    # The file may hold any setting of a run as well, which the run checks; only a slip in one of these is found here.
+    settings = documented_keys(properties_dir() / "overall.yaml")
+    for key in content:
+        hint = "" if key in (*_KEYS, *TASKS, *settings) else did_you_mean(str(key), _KEYS)
+        if hint:
+            raise CDRError(f"{origin}: unknown key '{key}'.{hint}")
     domains = tuple(str(domain) for domain in _as_list(content.get("domains")))
     tasks = tuple(str(task) for task in _as_list(content.get("task")))
     order = str(content.get("order", "none"))  # YAML reads 'none' as text, unlike '~' and 'null'
@@ -182,7 +192,11 @@ def _check_files(described: Description, where: str) -> None:
         given = described.source.get(block)
         if given is None:
             continue
-        if not isinstance(given, Mapping) or sorted(given) != sorted(wanted):
+        if (
+            not isinstance(given, Mapping)
+            or sorted(map(str, given)) != sorted(wanted)
+            or not all(given.values())
+        ):
             raise CDRError(f"{where}: '{block}' must have exactly one entry for each of {', '.join(wanted)}.")
     for file in described.files.values():
         if Path(str(file)).name != str(file):

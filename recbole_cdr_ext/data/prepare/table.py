@@ -71,6 +71,20 @@ def _check(source: Mapping[str, Any], description: Description) -> None:
             raise CDRError(
                 f"{where}: without a header, a column is a position counted from 0, not {column!r}."
             )
+    _check_needed(columns, description)
+
+
+def _check_needed(columns: Mapping[str, Any], description: Description) -> None:
+    """Checks that the columns serve the order and the tasks: a run would find that late."""
+    for needed, column, reason in (
+        (description.order != "none", "timestamp", f"order: {description.order}"),
+        ("rating" in description.tasks, "rating", "task: rating"),
+    ):
+        if needed and column not in columns:
+            raise CDRError(
+                f"{description.origin}: {reason} needs the column {column}, and 'columns' of the 'source' block "
+                f"names only {', '.join(columns)}."
+            )
 
 
 def _read(path: Path, source: Mapping[str, Any]) -> tuple[pd.DataFrame, int]:
