@@ -58,7 +58,7 @@ def load_model(run: str | Path, model: type | None = None, **settings: Any) -> A
 
 @torch.no_grad()
 def recommend(
-    experiment: NextItemExperiment, users: Sequence[str], k: int = 10, domain: str | None = None
+    experiment: NextItemExperiment, users: Sequence[str] | str, k: int = 10, domain: str | None = None
 ) -> pd.DataFrame:
     """Returns each user's best items of a domain that the user has not touched.
 
@@ -67,7 +67,7 @@ def recommend(
     score, gets the most popular items of the domain instead, and the column ``source`` says so.
 
     Args:
-        users: external ids.
+        users: external ids; one alone may be text.
         k: how many items each; fewer where the domain has fewer that the user has not touched.
         domain: its name; None: the settings' ``target``, or the only domain there is.
 
@@ -88,7 +88,7 @@ def recommend(
         raise CDRError(f"Which domain? Give one of {', '.join(dataset.domains)}.")
     target = dataset.domain_index(name)
     own = dataset.item_range(target)
-    tokens = [str(user) for user in users]
+    tokens = [users] if isinstance(users, str) else [str(user) for user in users]
     ids = np.array([dataset.field2token_id[dataset.uid_field].get(token, 0) for token in tokens], np.int64)
     known = np.unique(ids[ids > 0])
     popular = torch.from_numpy(experiment.popularity[own].astype(np.float64))

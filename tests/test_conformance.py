@@ -294,5 +294,10 @@ def test_a_check_catches_who_it_is_for(tmp_path, check, model):
         function(Subject(model, tmp_path))
 
 
+def test_a_setting_that_a_model_cannot_have_is_one_error(tmp_path):
+    with pytest.raises(CDRError, match="embedding_size=0 should be at least 1"):
+        next(outcomes("BPR", tmp_path, embedding_size=0))
+
+
 def test_every_check_has_its_liar():
     assert {check.__name__ for check in checks_of(Honest)} == set(LIARS)

@@ -414,6 +414,7 @@ def test_recommendations_are_the_best_untouched_items(experiment):
     assert list(frame.columns) == ["user", "rank", "item", "score", "source"]
     assert list(frame["user"]) == [t for t in tokens for _ in range(4)] and set(frame["source"]) == {"model"}
     assert list(frame["rank"]) == [1, 2, 3, 4] * 3
+    assert list(recommend(experiment, tokens[0], k=4, domain="films")["user"]) == [tokens[0]] * 4
     for token, part in frame.groupby("user"):
         user = dataset.token2id("user_id", token)
         own = split.touched.items[split.touched.indptr[user] : split.touched.indptr[user + 1]]

@@ -40,6 +40,14 @@ def changed(**lines: str) -> str:
         (changed(quoted="{Theirs: {toys: {}}}"), "quoted, 'Theirs': there is no scene 'toys'"),
         (changed(quoted="{Theirs: {toy: [1]}}"), "quoted, 'Theirs', 'toy': should be lines"),
         (changed(quoted="{Theirs: {toy: {books: {all: {ndcg@10: a}}}}}"), "ndcg@10: a is no number"),
+        (
+            changed(quoted="{Theirs: {toy: {books: {all: {ndgc@10: 0.1}}}}}", metrics="[ndcg@10]"),
+            "no metric 'ndgc@10'.*Did you mean 'ndcg@10'",
+        ),
+        (
+            changed(quoted="{Theirs: {toy: {books: {cool: {ndcg@10: 0.1}}}}}", groups="[all, cold]"),
+            "no user group 'cool'.*Did you mean 'cold'",
+        ),
         (changed(rows="{}"), "'rows' and 'models' are missing"),
         (changed(rows=None), "'rows' and 'models' are missing"),
         (changed(models="[Pop]"), "'rows' and 'models' both stand here"),

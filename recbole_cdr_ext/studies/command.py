@@ -35,9 +35,9 @@ def run_study(name: str | Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """See :func:`recbole_cdr_ext.studies.study`."""
     own = _own(options)
     passed = {key: value for key, value in options.items() if key not in DEFAULTS}
-    study, own, some = _changed(read_study(name), own, passed)
+    study, changed, some = _changed(read_study(name), own, passed)
     cells = make_cells(study, passed)
-    folder = Path(own["out"] or Path("studies") / default_name(study, own, passed))
+    folder = Path(own["out"] or Path("studies") / default_name(study, changed, passed))
     wanted = [cell for cell in chosen(cells, own["only"]) if not some or cell.seed in some]
     place = study, cells, folder, Path(own["checkpoint_dir"])
     if own["dry_run"]:
@@ -49,7 +49,7 @@ def run_study(name: str | Path, options: Mapping[str, Any]) -> dict[str, Any]:
     make_folder(folder)
     with locked(folder, "study"), ends_on_sigterm():
         state = State.of(*place)
-        state.command = _command(name, own, passed)
+        state.command = _command(name, changed, passed)
         writer = _Writer(state)
         try:
             if own["adopt"]:

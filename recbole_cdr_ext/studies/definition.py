@@ -195,7 +195,7 @@ def _read(path: Path, content: Mapping[str, Any]) -> Study:
         groups=_names(content, "groups"),
         baseline=baseline,
         analyses=_analyses(content.get("analyses") or {}),
-        quoted=_quoted(content.get("quoted") or {}, scenes, rows),
+        quoted=_quoted(content, scenes, rows),
         notes=_notes(content.get("notes") or {}, scenes),
     )
 
@@ -315,10 +315,20 @@ def _analyses(block: Any) -> dict[str, Settings]:
 
 
 def _quoted(
-    block: Any, scenes: Mapping[str, Settings], rows: Mapping[str, Settings]
+    content: Mapping[str, Any], scenes: Mapping[str, Settings], rows: Mapping[str, Settings]
 ) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    for label, of_scenes in _mapping(block, "quoted").items():
+    shown = {"user group": _names(content, "groups"), "metric": _names(content, "metrics")}
+
+    def check_shown(name: str, what: str, where: str) -> None:
+        known = shown[what] or ()
+        if known and name not in known:
+            raise CDRError(
+                f"{where}: the tables have no {what} '{name}', only {', '.join(known)}."
+                f"{did_you_mean(name, known)}"
+            )
+
+    for label, of_scenes in _mapping(content.get("quoted") or {}, "quoted").items():
         if label in rows:
             raise CDRError(f"quoted: '{label}' is a row: call the figures of others something else.")
         for scene, of_domains in _mapping(of_scenes, f"quoted, '{label}'").items():
@@ -326,7 +336,9 @@ def _quoted(
             where = f"quoted, '{label}', '{scene}'"
             for domain, of_groups in _mapping(of_domains, where).items():
                 for group, values in _mapping(of_groups, f"{where}, '{domain}'").items():
+                    check_shown(group, "user group", f"{where}, '{domain}'")
                     for metric, value in _mapping(values, f"{where}, '{domain}', '{group}'").items():
+                        check_shown(metric, "metric", f"{where}, '{domain}', '{group}'")
                         if isinstance(value, bool) or not isinstance(value, int | float):
                             raise CDRError(f"{where}: {domain}, {group}, {metric}: {value} is no number.")
         found[label] = of_scenes

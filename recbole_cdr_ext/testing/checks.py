@@ -56,8 +56,13 @@ def checks_of(model: str | type, task: str | None = None) -> list[Check]:
 def outcomes(
     model: str | type, folder: Path, task: str | None = None, **settings: Any
 ) -> Iterator[tuple[str, str]]:
-    """Runs all checks; yields each one's name, and what is wrong ("" if nothing is), as soon as it is known."""
+    """Runs all checks; yields each one's name, and what is wrong ("" if nothing is), as soon as it is known.
+
+    Raises:
+        CDRError: there is no such model, or it can't have these settings.
+    """
     subject = Subject(model, folder, task=task, **settings)
+    subject.config()  # whose error would be every check's
     for check in checks_of(model, task):
         try:
             check(subject)
