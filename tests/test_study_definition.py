@@ -126,7 +126,7 @@ def test_a_study_that_is_none(capsys):
 
 COUNTS = {
     "i2vae_groups": (3 * 3 + 2) * 20, "i2vae_ablation": 4 * 6, "i2vae_published": 4,
-    "i2vae_density": 3 * 4 * 5, "i2vae_overlap": 3 * 4 * 5,
+    "i2vae_density": 4 * 4 * 6, "i2vae_overlap": 4 * 4 * 6,
     "i2vae_sensitivity": 25 * 5, "scdr_results": 4 * 17 * 3 * 3, "scdr_robustness": 2 * 5, "scdr_backbones": 6 * 3 * 3,
     "scdr_ablation": 4 * 6 * 3 * 3, "scdr_sensitivity": 2, "i2vae_tuned": 6 * 5,
     "i2vae_user": 6 * 5, "i2vae_tuned_ablation": 6 * 3,
@@ -157,7 +157,7 @@ def test_studies_are_listed_and_described(capsys):
         assert re.search(rf"{name} .* {COUNTS[name]}\n", shown)
     assert main(["study", "i2vae_density", "--help"]) == 0
     shown = capsys.readouterr().out
-    assert "density in 0.25, 0.5, 0.75, 1.0" in shown and "60 runs" in shown and "--dry_run" in shown
+    assert "density in 0.25, 0.5, 0.75, 1.0" in shown and "96 runs" in shown and "--dry_run" in shown
 
 
 def test_first_seeds_come_first_and_each_value_is_a_run_of_each_row(tmp_path):
