@@ -196,7 +196,7 @@ def check_ranges(settings: Mapping[str, Any], where: str = "") -> None:
             raise CDRError(f"{where}{key}={value!r} should be {text}.")
 
 
-_SIZE = re.compile(r"(\w+_)?(size|dimension)")
+_SIZE = re.compile(r"(?!\w*step_size)(\w+_)?(size|dimension)")  # a step's is no count
 
 
 def check_sizes(settings: Mapping[str, Any]) -> None:

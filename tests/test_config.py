@@ -383,7 +383,8 @@ def test_sizes_are_checked_before_anything_is_read(model, settings, message):
 
 def test_a_graph_may_have_no_layer_and_rating_models_no_vectors():
     assert configure(model="LightGCN", n_layers=0)["n_layers"] == 0
-    assert configure(model="SCDR", dataset="ml100k_genres", embedding_size=0)["embedding_size"] == 0
+    ratings = configure(model="SCDR", dataset="ml100k_genres", embedding_size=0, pgd_step_size=0.3)
+    assert (ratings["embedding_size"], ratings["pgd_step_size"]) == (0, 0.3)
 
 
 def test_what_is_ignored_may_be_said_as_it_is():
