@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation.significance import Spread, align, compare, holm, paired, summary
+from recbole_cdr_ext.evaluation.significance import Spread, align, compare, holm, paired, per_user, summary
 
 
 def ranked(rank, *, domain="books", part="test", tailed=None, candidates=1000) -> pd.DataFrame:
@@ -46,6 +46,28 @@ def rated(prediction, rating) -> pd.DataFrame:
 
 
 # -- two models -----------------------------------------------------------------------------------------------------
+
+
+def test_a_row_per_user_says_what_a_row_per_rating_does():
+    rng = np.random.default_rng(4)
+    user, item = np.array(["a", "a", "a", "b", "b", "c", "d"]), np.arange(7).astype(str)
+    whole = {
+        name: [
+            pd.DataFrame(
+                {"part": "test", "domain": "books", "user": user, "item": item, "rating": 3.0}
+            ).assign(prediction=3.0, absolute_error=np.abs(rng.normal(size=7)))
+            for _ in range(2)
+        ]
+        for name in "AB"
+    }
+    short = {name: [per_user(frame) for frame in frames] for name, frames in whole.items()}
+    assert list(short["A"][0]["ratings"]) == [3, 2, 1, 1]
+    for table in (summary, lambda found: compare(found, "B")):
+        pd.testing.assert_frame_equal(table(align(whole)), table(align(short)))
+    # The same number of ratings, but not the same ratings.
+    other = per_user(whole["B"][0].assign(item=item[::-1]))
+    with pytest.raises(CDRError, match="'asked' differs in 4 of them"):
+        align({"A": short["A"][:1], "B": [other]})
 
 
 def test_paired_by_hand():

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 import warnings
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, nan, sqrt
@@ -135,11 +136,13 @@ class Aligned:
         instances: (n) rows with domain, user, item and one boolean column per group.
         metrics: the names.
         values: {model: (seeds, n, metrics)}.
+        weights: (n,) how many instances a row stands for: 1, or a user's ratings (:func:`per_user`).
     """
 
     instances: pd.DataFrame
     metrics: tuple[str, ...]
     values: dict[str, np.ndarray]
+    weights: np.ndarray
 
     @property
     def groups(self) -> list[str]:
@@ -182,7 +185,7 @@ def align(models: Runs, *, part: str = "test", metrics: Sequence[str] | None = N
             of_model.append(np.column_stack([table.values(name)[order] for name in names]))
         values[model] = np.stack(of_model)
     assert first is not None and names is not None
-    return Aligned(first.instances(), names, values)
+    return Aligned(first.instances(), names, values, first.weights())
 
 
 def summary(aligned: Aligned) -> pd.DataFrame:
@@ -191,11 +194,16 @@ def summary(aligned: Aligned) -> pd.DataFrame:
     for domain, group, mask in aligned.cells():
         for m, metric in enumerate(aligned.metrics):
             for model, values in aligned.values.items():
-                of = Spread.of(values[:, mask, m].mean(axis=1))
+                of = Spread.of(np.average(values[:, mask, m], axis=1, weights=aligned.weights[mask]))
                 rows.append(
                     {
                         **{"domain": domain, "group": group, "metric": metric, "model": model},
-                        **{"n": int(mask.sum()), "seeds": of.n, "mean": of.mean, "std": of.std},
+                        **{
+                            "n": int(aligned.weights[mask].sum()),
+                            "seeds": of.n,
+                            "mean": of.mean,
+                            "std": of.std,
+                        },
                     }
                 )
     return pd.DataFrame(rows)
@@ -228,7 +236,10 @@ def compare(aligned: Aligned, baseline: str | None = None) -> pd.DataFrame:
         user = pd.factorize(users[mask])[0]
         for m, metric in enumerate(aligned.metrics):
             sign = -1 if metric in ERRORS else 1
-            found = {model: _by_user(values[mask, m], user) for model, values in over_seeds.items()}
+            found = {
+                model: _by_user(values[mask, m], user, aligned.weights[mask])
+                for model, values in over_seeds.items()
+            }
             if baseline is None:
                 best, second = sorted(
                     models, key=lambda model: -sign * round(found[model].mean(), _DECIMALS)
@@ -247,10 +258,33 @@ def compare(aligned: Aligned, baseline: str | None = None) -> pd.DataFrame:
     return table
 
 
-def _by_user(values: np.ndarray, user: np.ndarray) -> np.ndarray:
-    """The (n,) users' sums of (m,) values, scaled so that their mean is that of the values."""
-    sums = np.bincount(user, values)
-    return sums * (len(sums) / len(values))
+def _by_user(values: np.ndarray, user: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The (n,) users' sums of (m,) weighted values, scaled so that their mean is that of the values."""
+    sums = np.bincount(user, values * weights)
+    return sums * (len(sums) / weights.sum())
+
+
+def per_user(frame: pd.DataFrame) -> pd.DataFrame:
+    """Returns what comparisons read of a per-rating table, in a row per part, domain, user and groups.
+
+    Columns besides these: ``ratings``, how many there are; ``asked``, a checksum of their items and values; and the
+    means ``absolute_error`` and ``squared_error``.
+    """
+    flags = [name for name in frame if pd.api.types.is_bool_dtype(frame[name]) and name not in _NO_GROUPS]
+    error = frame["absolute_error"].to_numpy(float)
+    question = frame["item"].astype(str) + "=" + frame["rating"].astype(float).astype(str) + ";"
+    table = frame[["part", "domain", "user", *flags]].assign(
+        ratings=1, asked=question, absolute_error=error, squared_error=error**2
+    )
+    found = table.groupby(["part", "domain", "user", *flags], sort=False, as_index=False).agg(
+        {"ratings": "sum", "asked": _checksum, "absolute_error": "mean", "squared_error": "mean"}
+    )
+    return found.assign(item="")
+
+
+def _checksum(texts: pd.Series) -> str:
+    """Eight hexadecimal digits of texts, whatever their order."""
+    return f"{zlib.crc32(''.join(sorted(texts)).encode()):08x}"
 
 
 class _Table:
@@ -283,10 +317,16 @@ class _Table:
             if name not in _NO_GROUPS and pd.api.types.is_bool_dtype(self.frame[name])
         ]
 
+    def weights(self) -> np.ndarray:
+        """Returns (n,) how many instances the rows stand for."""
+        return self.frame["ratings"].to_numpy(float) if "ratings" in self.frame else np.ones(len(self.frame))
+
     def values(self, metric: str) -> np.ndarray:
         """Returns (n,) values of a metric."""
         frame = self.frame
         if metric in ERRORS:
+            if metric in self.frame:
+                return self._column(metric, metric)
             error = self._column("absolute_error", metric)
             return error if metric == "absolute_error" else error**2
         if (match := _AT.fullmatch(metric)) and "rank" in frame.columns:
@@ -331,7 +371,7 @@ class _Table:
             )
         if sorted(self.groups) != sorted(other.groups):
             raise self._differ(other, f"their groups are {self.groups} and {other.groups}")
-        for name in [*self.groups, *(("rating",) if self.rated else ("candidates",))]:
+        for name in [*self.groups, *(("rating", "ratings", "asked") if self.rated else ("candidates",))]:
             if name not in self.frame.columns or name not in other.frame.columns:
                 continue
             mine, its = self.frame[name].to_numpy(), other.frame[name].to_numpy()[order]

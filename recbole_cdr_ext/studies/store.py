@@ -1,8 +1,9 @@
 """What is kept of the runs of a study: small enough for version control, and enough for all of its tables.
 
-``cells.jsonl`` has a line per run, ``instances/`` what paired tests read: ``run-KEY.npz``, the ranks (or the absolute
-errors, in thousandths of a rating point) of one run's test instances, and ``set-DIGEST.csv.xz``, the instances
-themselves, once for all runs that were asked the same.
+``cells.jsonl`` has a line per run, ``instances/`` what paired tests read: ``run-KEY.npz``, the ranks of one run's test
+instances (of ratings: the sums of each test user's absolute and squared errors, in thousandths of a rating point and
+their squares), and ``set-DIGEST.csv.xz``, the instances themselves (of ratings: the users, how many ratings
+they were asked for, and a checksum of these), once for all runs that were asked the same.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import pandas as pd
 
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation.metrics import RankingMetrics
+from recbole_cdr_ext.evaluation.significance import per_user
 from recbole_cdr_ext.files import make_folder, replacing
 from recbole_cdr_ext.reports.runs import Run, Unusable, check_result, default_settings
 from recbole_cdr_ext.studies.cells import Cell, deciding
@@ -28,8 +30,8 @@ from recbole_cdr_ext.studies.cells import Cell, deciding
 CELLS, INSTANCES = "cells.jsonl", "instances"
 ERROR_UNIT = 0.001  # of a rating point
 _LARGE = ("history", "settings", "report")  # of a result; a line has the settings that decide
-_ASKED = ("domain", "user", "target", "item", "candidates", "rating")
-_TEXT = dict.fromkeys(("domain", "user", "target", "item"), str)
+_ASKED = ("domain", "user", "target", "candidates", "ratings", "asked")
+_TEXT = dict.fromkeys(("domain", "user", "target", "asked"), str)
 Line = Mapping[str, Any]
 
 
@@ -39,7 +41,7 @@ class StoredRun(Run):
 
     Attributes:
         words: the command that makes it.
-        kept: its ranks or errors, and its instances; None where it has none.
+        kept: its ranks or sums of errors, and its instances; None where it has none.
         groups: the user groups to compare; None: all.
     """
 
@@ -53,7 +55,7 @@ class StoredRun(Run):
 
     @functools.cached_property
     def instances(self) -> pd.DataFrame:
-        """The per-instance table of the test part, as far as tests read it.
+        """The per-instance table of the test part, as far as tests read it; of ratings a row per user.
 
         Raises:
             CDRError: it is not there, or can't be read.
@@ -61,13 +63,24 @@ class StoredRun(Run):
         if self.kept is None:
             raise CDRError(f"{self.name} has no per-instance table.")
         values, table = _read_values(self.kept[0]), _read_table(self.kept[1])
-        if len(values) != len(table):
+        rated = "ratings" in table
+        if "rating" in table:
+            raise CDRError(
+                f"{self.kept[1]} has a row per rating, as an older version kept them: delete the study's folder."
+            )
+        if len(values) != len(table) * (2 if rated else 1):
             raise CDRError(f"{self.kept[0]} is damaged: {len(values)} values of {len(table)} instances.")
         if self.groups is not None:
             flags = [name for name in table if pd.api.types.is_bool_dtype(table[name])]
             table = table.drop(columns=[name for name in flags if name not in self.groups])
-        if "rating" in table:
-            return table.assign(part="test", absolute_error=values * ERROR_UNIT)
+        if rated:
+            absolute, squared = values.reshape(2, -1) / table["ratings"].to_numpy()
+            return table.assign(
+                part="test",
+                item="",
+                absolute_error=absolute * ERROR_UNIT,
+                squared_error=squared * ERROR_UNIT**2,
+            )
         return table.assign(part="test", rank=values, **RankingMetrics(self.settings).per_instance(values))
 
 
@@ -160,7 +173,11 @@ class Store:
             return None
         frame = frame[frame["part"] == "test"]
         if "rating" in frame:
-            values = np.round(frame["absolute_error"].to_numpy(float) / ERROR_UNIT)
+            frame = per_user(frame)
+            errors = (
+                frame[["absolute_error", "squared_error"]].to_numpy(float).T * frame["ratings"].to_numpy()
+            )
+            values = np.round(errors / [[ERROR_UNIT], [ERROR_UNIT**2]]).ravel()
         else:
             values = frame["rank"].to_numpy()
         flags = [
