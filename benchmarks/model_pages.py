@@ -3,7 +3,7 @@
     python benchmarks/model_pages.py [--check]
 
 Three sections of a next-item model's docs/models/NAME.md are made: "At a glance" (what the class says of itself),
-"Settings" (its property file) and "Result" (its rows in results/*.jsonl and studies/); of a rating model the last only.
+"Settings" (its property file) and "Result" (its rows in studies/); of a rating model the last only.
 All else on a page is written by hand. `--check` writes nothing, and fails if a page is missing or what its code says is
 out of date.
 """
@@ -95,13 +95,11 @@ def results(info: ModelInfo) -> list[str]:
 
 def all_rows() -> Iterator[tuple[str, str, dict]]:
     """Every row of next-item results: its dataset and split, what made it, and label, command and test table."""
-    for row in read_rows(ROOT / "results/next_item.jsonl").values():
-        yield f"{row['dataset']}, split={row['split']}", "python benchmarks/next_item_table.py", row
     for name in sorted(shipped_studies()):
         path = ROOT / "studies" / name / "cells.jsonl"
         for line in read_rows(path, lambda line: line["key"]).values():
             result = line["result"]
-            if result.get("task") == "next_item":
+            if line["settings"]["task"] == "next_item" and line["varied"] is None:  # else of thinned data
                 scene = f"{result['dataset']}, split={result['split']}"
                 row = {"label": line["row"], "command": line["command"], "test": result["test"]}
                 yield scene, f"recbole-cdr study {path.parent.name}", row
