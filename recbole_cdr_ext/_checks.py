@@ -196,7 +196,8 @@ def check_ranges(settings: Mapping[str, Any], where: str = "") -> None:
             raise CDRError(f"{where}{key}={value!r} should be {text}.")
 
 
-_SIZE = re.compile(r"(?!\w*step_size)(\w+_)?(size|dimension)")  # a step's is no count
+# A step's size is no count, and RecBole's number of processes may be -1.
+_SIZE = re.compile(r"(?!\w*step_size|world_size)(\w+_)?(size|dimension)")
 
 
 def check_sizes(settings: Mapping[str, Any]) -> None:

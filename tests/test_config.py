@@ -385,6 +385,7 @@ def test_a_graph_may_have_no_layer_and_rating_models_no_vectors():
     assert configure(model="LightGCN", n_layers=0)["n_layers"] == 0
     ratings = configure(model="SCDR", dataset="ml100k_genres", embedding_size=0, pgd_step_size=0.3)
     assert (ratings["embedding_size"], ratings["pgd_step_size"]) == (0, 0.3)
+    assert configure(world_size=-1)["world_size"] == -1  # as RecBole's own run script says it
 
 
 def test_what_is_ignored_may_be_said_as_it_is():
