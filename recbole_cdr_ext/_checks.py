@@ -201,7 +201,7 @@ _SIZE = re.compile(r"(?!\w*step_size|world_size)(\w+_)?(size|dimension)")
 
 
 def check_sizes(settings: Mapping[str, Any]) -> None:
-    """Checks what all models, RecBole's too, call by the same names: sizes, layers, heads and dropout.
+    """Checks what all models, RecBole's too, call by the same names: sizes, numbers, heads and dropout.
 
     ``embedding_size`` may be 0 for ratings, where the biases are a model of their own.
 
@@ -220,7 +220,7 @@ def check_sizes(settings: Mapping[str, Any]) -> None:
             if not all(0 <= number < 1 for number in numbers):
                 raise CDRError(f"{key}={value!r} should be at least 0 and below 1.")
             continue
-        elif re.fullmatch(r"\w+_(epochs|steps)", key):
+        elif re.fullmatch(r"\w+_(epochs|steps)|softmax_negatives", key):
             low = 0
         elif key not in ("n_layers", "n_heads") and not _SIZE.fullmatch(key):
             continue

@@ -15,7 +15,11 @@ from recbole_cdr_ext.data.sequences import (
     next_items,
     with_start,
 )
-from recbole_cdr_ext.model.losses import softmax_loss, softmax_loss_of_several
+from recbole_cdr_ext.model.losses import (
+    sampled_softmax_loss_of_several,
+    softmax_loss,
+    softmax_loss_of_several,
+)
 
 
 def events(lengths: list[int]) -> Events:
@@ -138,6 +142,39 @@ def test_next_items_are_those_of_the_sequence_and_domain():
     ]
     assert next_items(held, 3).tolist() == expected
     assert next_items(held.take(np.zeros(0, int)), 3).shape == (0, 3)
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_sampled_softmax_of_several_is_the_mean_over_each_rows_targets(columns):
+    vectors = torch.randn(9, 6, requires_grad=True)
+    items = torch.randn(17, 6, requires_grad=True)
+    targets = torch.randint(0, 17, (9, 3))
+    targets[2:, 2], targets[5:, 1] = -1, -1
+    targets = targets[:, :columns]
+    torch.manual_seed(3)
+    found = sampled_softmax_loss_of_several(vectors, items, targets, 11)
+    torch.manual_seed(3)
+    drawn, rows = torch.randint(17, (11,)).tolist(), []
+    for vector, row in zip(vectors, targets.tolist(), strict=True):
+        others = [items[i] @ vector for i in drawn if i not in row]
+        own = [items[i] @ vector for i in row if i >= 0]
+        rows.append(torch.stack([-torch.stack([s, *others]).log_softmax(0)[0] for s in own]).mean())
+    truth = torch.stack(rows).mean()
+    torch.testing.assert_close(found, truth)
+    for a, b in zip(
+        torch.autograd.grad(found, (vectors, items)),
+        torch.autograd.grad(truth, (vectors, items)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_row_whose_own_targets_are_all_that_was_drawn_has_no_loss_and_no_gradient():
+    vectors, items = torch.randn(2, 4, requires_grad=True), torch.randn(2, 4)
+    loss = sampled_softmax_loss_of_several(vectors, items, torch.tensor([[0, 1], [1, 0]]), 5)
+    loss.backward()
+    assert loss.item() == 0
+    assert not vectors.grad.any()
 
 
 def test_softmax_loss_of_several_is_the_mean_over_each_rows_targets():

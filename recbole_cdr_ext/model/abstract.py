@@ -9,6 +9,8 @@ import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import InputType, ModelType
 
+from recbole_cdr_ext.model.losses import sampled_softmax_loss_of_several, softmax_loss_of_several
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -151,6 +153,25 @@ class CrossDomainRecommender(AbstractRecommender):
     def item_vectors(self, domain: int) -> torch.Tensor:
         """Returns the vectors of a domain's items, (n_k, d), in the order of their ids."""
         raise NotImplementedError(f"{type(self).__name__}.item_vectors (or override score)")
+
+    def softmax_loss_in(self, domain: int, vectors: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Returns the mean of −log softmax at the targets, a scalar, by ``item_vectors``.
+
+        The softmax is over the domain's items, or, with ``softmax_negatives`` above 0, over the target and that many
+        items that all rows of the batch share, drawn uniformly: with tens of thousands of items, that is most of a
+        training step on a processor.
+
+        Args:
+            vectors: (N, d), N ≥ 1.
+            targets: (N,) or (N, k) global ids of the domain, 0 where a row has fewer, but never in the first column;
+                a row's loss is the mean over its targets.
+        """
+        items = self.item_vectors(domain)
+        local = (targets - self.item_offsets[domain]).clamp_(min=-1).view(len(targets), -1)
+        drawn = int(self.config["softmax_negatives"] or 0)
+        if drawn:
+            return sampled_softmax_loss_of_several(vectors, items, local, drawn)
+        return softmax_loss_of_several(vectors, items, local)
 
     def score(self, batch: Batch, candidates: torch.Tensor | None = None) -> torch.Tensor:
         """Returns the scores of candidates.

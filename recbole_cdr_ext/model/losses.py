@@ -185,3 +185,32 @@ def sampled_softmax_loss(
     drawn = torch.randint(n_items, (n_negatives,), device=target.device)
     shift = math.log(n_items / n_negatives) if log_q else 0.0
     return with_products(_SampledSoftmaxLoss, vectors, items(target), items(drawn), target, drawn, shift)
+
+
+def sampled_softmax_loss_of_several(
+    vectors: torch.Tensor, items: torch.Tensor, targets: torch.Tensor, n_negatives: int
+) -> torch.Tensor:
+    """As ``softmax_loss_of_several``, of each target against negatives that all rows share, a scalar.
+
+    A row's other targets are not among a target's negatives.
+
+    Args:
+        vectors: (N, d), N ≥ 1.
+        items: (M, d); negatives are drawn from them uniformly and with replacement, by torch's generator.
+        targets: (N, k) rows of ``items``, -1 where there are fewer, but never in the first column.
+        n_negatives: how many are drawn.
+    """
+    drawn = torch.randint(len(items), (n_negatives,), device=targets.device)
+    # One lookup, since each makes a gradient of the whole table.
+    asked = torch.cat([targets.clamp(min=0).flatten(), drawn])
+    own, negatives = F.embedding(asked, items).split([targets.numel(), n_negatives])
+    if targets.shape[1] == 1:
+        return with_products(_SampledSoftmaxLoss, vectors, own, negatives, targets[:, 0], drawn, 0.0)
+    real = (targets >= 0).float()
+    scores = (vectors @ negatives.T).float()
+    for column in targets.unbind(1):
+        scores.masked_fill_(drawn == column.unsqueeze(1), -1e9)
+    mine = torch.bmm(own.view(*targets.shape, -1), vectors.unsqueeze(2)).squeeze(2).float()
+    # -log(e^s / (e^s + Σ e^negatives)) = softplus(log Σ e^negatives - s)
+    each = F.softplus(scores.logsumexp(1, keepdim=True) - mine) * real
+    return (each.sum(1) / real.sum(1)).mean()

@@ -20,6 +20,7 @@ Decided here: users of a single domain train too, and I_X is a mean over the seq
 without any); all means are over valid positions; items are replaced anew in each step. Without a clock (``order:
 none``), what is asked of X reads a sequence with the other domains' events in front and X's behind them, in training
 and in use. I_X is then taken where X's items stand in front: h^M does not look ahead.
+``softmax_negatives`` takes each CE over the target and so many drawn items.
 
 Differs from the paper's code in: attention is SASRec's in the pre-norm form of ``layers.py``, and padding is never
 attended to; all positions of a sequence are trained, not the last ten, and a sequence longer than T is cut into
@@ -56,7 +57,6 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
 from recbole_cdr_ext.model.graph.propagation import DirectedGraph
 from recbole_cdr_ext.model.layers import Dropout, SequenceEncoder, left_aligned, masked_mean, stream
-from recbole_cdr_ext.model.losses import softmax_loss
 
 
 class Terms(NamedTuple):
@@ -291,7 +291,7 @@ class C2DSR(CrossDomainRecommender):
         """Mean cross-entropy of targets (N,) in X from states (N, d); 0 without any."""
         if not len(target):
             return states.new_zeros(())
-        return softmax_loss(_with_one(states), self.item_vectors(x), target - self.item_offsets[x])
+        return self.softmax_loss_in(x, _with_one(states), target)
 
     def _infomax(
         self, x: int, r_single: torch.Tensor, r_merged: torch.Tensor, r_false: torch.Tensor

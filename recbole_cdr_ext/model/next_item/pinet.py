@@ -11,10 +11,10 @@ x_1, x_2, ... and y_1, y_2, ... the account's events, and n(j) the number of X e
     transfer unit   r_j  = GRU_{Y→X}(s_1, ..., s_j);   r_0 = 0
     score of i      w_i · [r_J; h^X_N] + b_i
 
-The loss is the cross-entropy of the target among all items of its domain: the mean over each domain's targets, summed
-over the domains. Nothing here looks ahead, so one pass over an account's merged timeline gives [r; h^X] at each of its
-positions, for every X, and trains them all. No Y history: r = 0. No X history (cold start): h^X = 0, so that r and the
-bias rank. No history at all: the bias alone.
+The loss is the cross-entropy of the target among all items of its domain (``softmax_negatives``: among so many drawn
+ones): the mean over each domain's targets, summed over the domains. Nothing here looks ahead, so one pass over an
+account's merged timeline gives [r; h^X] at each of its positions, for every X, and trains them all. No Y history:
+r = 0. No X history (cold start): h^X = 0, so that r and the bias rank. No history at all: the bias alone.
 
 Where there is no order between domains, all Y events stand before the X events of each X target: n(j) = 0.
 
@@ -46,7 +46,6 @@ from recbole_cdr_ext.data.sequences import (
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
 from recbole_cdr_ext.model.layers import Dropout
-from recbole_cdr_ext.model.losses import softmax_loss
 
 
 @dataclass
@@ -169,7 +168,7 @@ class PiNet(CrossDomainRecommender):
 
     def calculate_loss(self, interaction: Batch) -> torch.Tensor:
         """The mean cross-entropy of a batch of instances."""
-        return self._softmax(
+        return self.softmax_loss_in(
             interaction.target_domain, self._at_end(interaction, hide=True), interaction.targets
         )
 
@@ -188,11 +187,8 @@ class PiNet(CrossDomainRecommender):
             asked = (batch.targets >= span.start) & (batch.targets < span.stop)
             if asked.any():
                 vectors = self.vectors(encoded, x, hide=True)[asked]
-                loss = loss + self._softmax(x, vectors, batch.targets[asked])
+                loss = loss + self.softmax_loss_in(x, vectors, batch.targets[asked])
         return loss
-
-    def _softmax(self, x: int, vectors: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return softmax_loss(vectors, self.item_vectors(x), targets - self.item_offsets[x])
 
     def _sequences(self, events) -> list[TrainingSequences]:
         """What training reads: the merged timelines, or each domain's events behind those of all others."""

@@ -27,6 +27,7 @@ Decided here:
 - ``input: merged`` is one net over all domains' items on one timeline. A position's targets are the next item and those
   behind it in the same domain, and the softmax is over that domain. Without a clock every other domain's events
   stand before those of the target's domain.
+- With ``softmax_negatives``, the softmax of a target is over it and so many drawn items, not the k − 1 others.
 - ``train_targets: last`` trains on the split's instances: one target, at the last step.
 
 Differs from the code in: s is the log-deviation everywhere (there the KL takes it for a log-variance); the divisor is
@@ -61,7 +62,6 @@ from recbole_cdr_ext.data.sequences import (
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
 from recbole_cdr_ext.model.layers import Gaussian, kl, left_aligned
-from recbole_cdr_ext.model.losses import softmax_loss_of_several
 from recbole_cdr_ext.model.next_item.latents import LatentMeter
 
 CHOICES = {"input": ("own", "merged"), "kl_reduction": ("mean", "sum")}
@@ -262,9 +262,8 @@ class SVAE(CrossDomainRecommender):
             span = self.item_slice(k)
             own = (targets[:, 0] >= span.start) & (targets[:, 0] < span.stop)
             if own.any():
-                local = (targets[own] - span.start).clamp(min=-1)
                 share = own.sum() / len(own)
-                recon = recon + share * softmax_loss_of_several(decoded[own], net.output_of(span), local)
+                recon = recon + share * self.softmax_loss_in(k, decoded[own], targets[own])
         if self.training:
             self._users_seen[index] += len(targets) / per_user
             self._meter.add("z", index, posterior.mean, divergence)
