@@ -49,9 +49,11 @@ def trial(label: str, model: str, settings: Mapping, dataset: str) -> dict:
             verbose=False,
             callback_fn=lambda epoch, score: print(f"{label}: epoch {epoch}, {score:.4f}", flush=True),
         )
+    valid = {name: groups["all"] for name, groups in experiment.validate().items()}
     return {
-        "valid": {name: groups["all"] for name, groups in experiment.validate().items()},
-        "score": trainer.best_valid_score,
+        "valid": valid,
+        # Not the trainer's, which is that of the last phase: a mapping is validated by its error.
+        "score": sum(found["ndcg@10"] for found in valid.values()) / len(valid),
         "best_epoch": trainer.best_epoch,
         "epochs": trainer.epochs_run,
         "stopped": trainer.stopped,

@@ -64,7 +64,7 @@ def write_page(found: dict[str, dict]) -> None:
         for row in rows:
             text = f"{100 * row['score']:.2f}{'⏱' * (row['stopped'] == 'time')}" if row else ""
             cells.append(f"**{text}**" if row and row["score"] == best else text)
-        epochs = ", ".join(f"{row['best_epoch']} / {row['epochs']}" if row else "–" for row in rows)
+        epochs = ", ".join(str(row["epochs"]) if row else "–" for row in rows)
         lines.append(f"| {model} | {step_size(model):g} | {' | '.join(cells)} | {epochs} |")
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
