@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -251,3 +252,17 @@ def test_a_scene_may_have_seeds_of_its_own(tmp_path):
     bad = SOME.replace("seeds: 2}", "seeds: [2, 2]}")
     with pytest.raises(CDRError, match="scenes, 'one', seeds: 2 stands there twice"):
         read_study(written(tmp_path, bad))
+
+
+def test_the_zoo_has_the_best_step_size_of_its_trials():
+    trials = [json.loads(line) for line in (ROOT / "results/zoo_trials.jsonl").read_text().splitlines()]
+    best = {}
+    for trial in sorted(trials, key=lambda trial: trial["score"]):
+        best[trial["model"]] = trial["settings"]["learning_rate"]
+    taken = {
+        cell.row: cell.settings["learning_rate"]
+        for cell in make_cells(read_study("i2vae_groups"))
+        if cell.row in best
+    }
+    assert len(best) == 12
+    assert taken == pytest.approx(best, rel=1e-2)
