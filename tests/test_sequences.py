@@ -15,6 +15,7 @@ from recbole_cdr_ext.data.sequences import (
     next_items,
     with_start,
 )
+from recbole_cdr_ext.model.layers import Gaussian, kl
 from recbole_cdr_ext.model.losses import (
     sampled_softmax_loss_of_several,
     softmax_loss,
@@ -232,3 +233,10 @@ def test_in_mixed_precision_products_are_rounded_and_sums_are_not(n_items):
     torch.testing.assert_close(loss, softmax_loss(vectors, items, target), rtol=1e-3, atol=0)
     for one, other in zip(mixed, single, strict=True):
         assert 0 < (one - other).norm() < 0.02 * other.norm()
+
+
+def test_in_mixed_precision_the_kl_is_not_rounded():
+    mean, logvar = 0.05 * torch.randn(200, 64), 0.05 * torch.randn(200, 64)
+    half = kl(Gaussian(mean.bfloat16(), logvar.bfloat16()))
+    exact = kl(Gaussian(mean.bfloat16().double(), logvar.bfloat16().double()))
+    torch.testing.assert_close(half.double(), exact, rtol=1e-4, atol=0)

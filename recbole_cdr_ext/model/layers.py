@@ -11,21 +11,25 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from recbole_cdr_ext.model.losses import in_single
+
 # Log-variances outside this range mean a deviation below 0.7 % or above 150 times the prior's; clamped, exp() and
 # the KL stay finite in single precision.
 LOGVAR_RANGE = (-10.0, 10.0)
 
 
 class Gaussian:
-    """A diagonal Gaussian.
+    """A diagonal Gaussian, in single precision.
+
+    In the eight bits that mixed precision leaves, the KL of a posterior near its prior is all rounding, and negative.
 
     Args:
         mean, logvar: (..., d); ``logvar`` is clamped to ``LOGVAR_RANGE``.
     """
 
     def __init__(self, mean: torch.Tensor, logvar: torch.Tensor):
-        self.mean = mean
-        self.logvar = logvar.clamp(*LOGVAR_RANGE)
+        self.mean = in_single(mean)
+        self.logvar = in_single(logvar).clamp(*LOGVAR_RANGE)
 
     def sample(self, training: bool) -> torch.Tensor:
         """The reparameterised sample in training, the mean otherwise."""

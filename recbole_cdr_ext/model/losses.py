@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,11 +55,13 @@ def with_products(loss: type[torch.autograd.Function], *arguments) -> torch.Tens
     device = arguments[0].device
     products = Products(device)
     with torch.autocast(device.type, enabled=False):
-        return loss.apply(products, *(one.float() if _is_half(one) else one for one in arguments))
+        return loss.apply(products, *map(in_single, arguments))
 
 
-def _is_half(value) -> bool:
-    return isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+def in_single(value: Any) -> Any:
+    """Returns a tensor of half precision in single precision, anything else as it is."""
+    half = isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+    return value.float() if half else value
 
 
 class _SoftmaxLoss(torch.autograd.Function):
