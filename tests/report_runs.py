@@ -1,4 +1,4 @@
-"""Folders as runs leave them, made without training."""
+"""Folders as runs leave them, made without training, and the report on them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from recbole_cdr_ext.cli import main
 from recbole_cdr_ext.evaluation.report import write_instances
+from recbole_cdr_ext.reports.groups import collect
 from recbole_cdr_ext.reports.runs import default_settings
 
 N = 40  # test users in each domain
@@ -84,3 +86,13 @@ def _means(rows: pd.DataFrame) -> dict[str, Any]:
         "ndcg@10": round(float(gain.mean()), 6),
         "hit@10": round(float((rank <= 10).mean()), 6),
     }
+
+
+def only_group(root: Path):
+    (group,) = collect(None, root).groups
+    return group
+
+
+def written(root: Path, out: Path, *words: str) -> dict[str, str]:
+    assert main(["report", f"--checkpoint_dir={root}", f"--out={out}", *words]) == 0
+    return {path.name: path.read_text(encoding="utf-8") for path in out.iterdir()}

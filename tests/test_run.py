@@ -1,4 +1,4 @@
-"""One run from settings to result: what it writes, resuming, bad input, and serving from what it saved."""
+"""One run from settings to result: what it writes, its stages, and bad input."""
 
 from __future__ import annotations
 
@@ -9,75 +9,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import run_toys
 import torch
+from run_toys import DATA, WHAT_IT_COMPUTES, Staged, go
 from toy_models import ToyMLP, write_toy_domains
 
 from recbole_cdr_ext import run as runs
-from recbole_cdr_ext import serve
 from recbole_cdr_ext.config import CDRConfig
-from recbole_cdr_ext.data.loader import CrossDomainLoader
 from recbole_cdr_ext.data.prepare import Ensured
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.experiment import build
-from recbole_cdr_ext.files import locked
-from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Stage
 from recbole_cdr_ext.run import run_recbole_cdr
-from recbole_cdr_ext.serve import load_model, recommend
 from recbole_cdr_ext.trainer import checkpoint
 
-DATA = Path(__file__).parents[1] / "dataset_atomic"
-WHAT_IT_COMPUTES = (
-    "best_valid_score",
-    "valid",
-    "test",
-    "popularity",
-    "fallback",
-    "stopped",
-    "epochs_run",
-    "notes",
-)
-
-
-@pytest.fixture
-def settings(tmp_path, monkeypatch):
-    """Settings of a run that takes a second, and writes into the test's own folder only."""
-    monkeypatch.chdir(tmp_path)
-    return {
-        "data_path": str(DATA),
-        "checkpoint_dir": str(tmp_path / "saved"),
-        "cache_dir": str(tmp_path / "cache"),
-        "show_progress": False,
-        "tensorboard": False,
-        "torch_threads": 1,
-        "epochs": 2,
-        "train_targets": "last",
-        "train_batch_size": 128,
-        "eval_args": {"mode": "uni50"},
-    }
-
-
-def go(settings, model=ToyMLP, **more):
-    return run_recbole_cdr(model, "toy", config_dict={**settings, **more})
-
-
-class Interrupting(ToyMLP):
-    """Presses Ctrl-C at the loss of a certain number."""
-
-    at = 10**9
-    calls = 0
-
-    def calculate_loss(self, interaction):
-        """Returns the loss, or does not."""
-        type(self).calls += 1
-        if type(self).calls == type(self).at:
-            raise KeyboardInterrupt
-        return super().calculate_loss(interaction)
-
-
-@pytest.fixture
-def interrupting():
-    Interrupting.calls, Interrupting.at = 0, 10**9
-    return Interrupting
+settings = run_toys.settings
 
 
 # -- what a run leaves ---------------------------------------------------------------------------------------
@@ -179,122 +124,6 @@ def test_stand_in_for_data_that_are_not_there_runs_under_its_own_name(settings, 
     assert "'cloth_sport' was not found." in (tmp_path / "saved" / "stand-in" / "run.log").read_text()
 
 
-# -- resuming ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("epoch", [0, 1, 2])
-def test_interrupted_run_resumes_to_the_result_of_an_unbroken_one(settings, tmp_path, interrupting, epoch):
-    settings = {**settings, "epochs": 3, "split": "leave_one_out"}
-    whole = go(settings, interrupting, run_id="whole")
-    per_epoch = interrupting.calls // 3
-    assert per_epoch > 2
-
-    interrupting.calls, interrupting.at = 0, epoch * per_epoch + 2  # in the middle of an epoch
-    with pytest.raises(KeyboardInterrupt, match=r"--resume=.*saved/broken"):
-        go(settings, interrupting, run_id="broken")
-    folder = tmp_path / "saved" / "broken"
-    assert (folder / "last.pth").exists() == (epoch > 0) and not (folder / "result.json").exists()
-
-    interrupting.at = 10**9
-    where = {"checkpoint_dir": settings["checkpoint_dir"], "resume": "broken"}
-    resumed = run_recbole_cdr(interrupting, config_dict=where)
-    assert [resumed[key] for key in WHAT_IT_COMPUTES] == [whole[key] for key in WHAT_IT_COMPUTES]
-    states = [
-        checkpoint.load(tmp_path / "saved" / name / "model.pth")[1]["model"] for name in ("whole", "broken")
-    ]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    frames = [
-        pd.read_parquet(tmp_path / "saved" / name / "instances.parquet") for name in ("whole", "broken")
-    ]
-    pd.testing.assert_frame_equal(*frames)
-
-
-def test_finished_run_gives_its_result_again(settings, tmp_path, capsys, monkeypatch):
-    result = go(settings, run_id="done", epochs=1)
-    capsys.readouterr()
-    monkeypatch.setattr(runs, "_train_and_evaluate", lambda *a: pytest.fail("nothing is to be computed"))
-    for resume in ("done", str(tmp_path / "saved" / "done")):
-        words = [f"--resume={resume}", f"--checkpoint_dir={settings['checkpoint_dir']}"]
-        assert run_recbole_cdr(ToyMLP, argv=words) == result
-        assert "Pop NDCG@10" in capsys.readouterr().out
-
-
-def test_a_folder_that_a_run_is_at_work_in_is_not_for_another(settings, interrupting):
-    interrupting.at = 2
-    with pytest.raises(KeyboardInterrupt):
-        go(settings, interrupting, run_id="held")
-    folder = Path(settings["checkpoint_dir"]) / "held"
-    before = sorted((path.name, path.stat().st_mtime_ns) for path in folder.iterdir())
-    where = {"checkpoint_dir": settings["checkpoint_dir"], "resume": "held"}
-    with locked(folder, "run"):
-        with pytest.raises(CDRError, match=r"Another run is at work in .*held"):
-            run_recbole_cdr(interrupting, config_dict=where)
-        after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    del after[".lock"]
-    assert sorted(after.items()) == before
-
-
-def test_a_filter_of_a_column_that_is_not_there(settings):
-    with pytest.raises(
-        CDRError, match=r"val_interval: .*books.inter has no column 'ratng'.*Did you mean 'rating'"
-    ):
-        go(settings, val_interval={"ratng": "[3,inf)"})
-
-
-def test_settings_that_contradict_the_resumed_run(settings, interrupting):
-    interrupting.at = 1
-    with pytest.raises(KeyboardInterrupt):
-        go(settings, interrupting, run_id="begun")
-    where = {"checkpoint_dir": settings["checkpoint_dir"], "resume": "begun"}
-    with pytest.raises(CDRError, match=r"epochs=5 contradicts the run .*epochs=2"):
-        run_recbole_cdr(interrupting, config_dict=where, argv=["--epochs=5"])
-    with pytest.raises(CDRError, match=r"learning_rate=0\.5 contradicts"):
-        run_recbole_cdr(interrupting, config_dict={**where, "learning_rate": 0.5})
-    Path("more.yaml").write_text("seed: 3\n")
-    with pytest.raises(CDRError, match="seed=3 contradicts"):
-        run_recbole_cdr(interrupting, config_file_list=["more.yaml"], config_dict=where)
-    with pytest.raises(CDRError, match="model=Pop contradicts"):
-        run_recbole_cdr("Pop", config_dict={**where})
-    # What only says how to run may change, and what agrees may be repeated.
-    interrupting.at = 10**9
-    result = run_recbole_cdr(interrupting, "toy", config_dict={**where, "torch_threads": 1, "epochs": 2})
-    assert result["run_id"] == "begun" and result["epochs_run"] == 2
-
-
-def test_run_to_resume_that_is_not_there(settings, tmp_path):
-    go(settings, "Pop", run_id="monday")
-    with pytest.raises(CDRError, match=r"There is no run 'mondai'.*Did you mean 'monday'"):
-        run_recbole_cdr(config_dict={"checkpoint_dir": settings["checkpoint_dir"], "resume": "mondai"})
-    (tmp_path / "saved" / "monday" / "config.yaml").write_text("- a\n")
-    with pytest.raises(CDRError, match="damaged"):
-        run_recbole_cdr(config_dict={"checkpoint_dir": settings["checkpoint_dir"], "resume": "monday"})
-
-
-@pytest.mark.parametrize("text", ["[]", '{"model": "Pop"}', '{"mod'])
-def test_a_damaged_result_says_how_to_go_on_and_then_it_does(settings, tmp_path, text):
-    expected = go(settings, "Pop", run_id="monday")
-    path = tmp_path / "saved" / "monday" / "result.json"
-    path.write_text(text)
-    where = {"checkpoint_dir": settings["checkpoint_dir"], "resume": "monday"}
-    with pytest.raises(CDRError, match=r"result.json is damaged .*Delete it, and --resume=monday"):
-        run_recbole_cdr(config_dict=where)
-    path.unlink()
-    assert run_recbole_cdr(config_dict=where)["test"] == expected["test"]
-
-
-def test_run_ids_do_not_collide(settings, interrupting):
-    go(settings, "Pop", run_id="mine")
-    with pytest.raises(CDRError, match="run 'mine' is finished"):
-        go(settings, "Pop", run_id="mine")
-    interrupting.at = 1
-    with pytest.raises(KeyboardInterrupt):
-        go(settings, interrupting, run_id="open")
-    with pytest.raises(CDRError, match="go on with --resume=open"):
-        go(settings, interrupting, run_id="open")
-    with pytest.raises(CDRError, match="names a folder"):
-        go(settings, "Pop", run_id="../elsewhere")
-
-
 # -- bad input -----------------------------------------------------------------------------------------------
 
 
@@ -338,25 +167,6 @@ def test_metric_that_needs_more_than_ranks_is_refused_before_the_data(settings, 
 # -- stages --------------------------------------------------------------------------------------------------
 
 
-class Staged(ToyMLP):
-    """Has LightGCN-PSG run before it, and reads what that recalled."""
-
-    needs_pseudo = True
-
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
-        self.pseudo_length = int(config["pseudo_length"])  # reading a key declares it
-
-    @classmethod
-    def stages(cls, config):
-        """One stage of one epoch."""
-        return [Stage("LightGCNPSG", {"epochs": 1, "embedding_size": 8})]
-
-    def score(self, batch, candidates=None):
-        """Returns scores that depend on the recalled items."""
-        return super().score(batch.with_fields(history_0=batch.pseudo), candidates)
-
-
 def test_stage_runs_once_and_a_damaged_cache_is_made_again(settings, tmp_path, caplog):
     more = {**settings, "pseudo_length": 12, "epochs": 1}
     config = CDRConfig(Staged, "toy", config_dict=more)
@@ -377,115 +187,6 @@ def test_stage_runs_once_and_a_damaged_cache_is_made_again(settings, tmp_path, c
         assert torch.equal(tensor, third.model.state_dict()[name])
     other = build(CDRConfig(Staged, "toy", config_dict={**more, "psg_seed": 9}))
     assert (other.split.test.recalled != first.split.test.recalled).any()
-
-
-# -- serving -------------------------------------------------------------------------------------------------
-
-
-def test_saved_model_scores_as_it_did(settings, tmp_path):
-    result = go(settings, run_id="kept")
-    experiment = load_model(tmp_path / "saved" / "kept", ToyMLP)
-    assert experiment.table("test") == result["test"]
-    with pytest.raises(CDRError, match="'seed' decides what the run"):
-        load_model(tmp_path / "saved" / "kept", ToyMLP, seed=3)
-    with pytest.raises(CDRError, match="no run's folder"):
-        load_model(tmp_path / "nothing")
-
-
-def test_saved_model_of_changed_data_is_refused(settings, tmp_path):
-    write_toy_domains(tmp_path / "own" / "mine", 2)
-    own = {**settings, "data_path": str(tmp_path / "own"), "run_id": "old"}
-    run_recbole_cdr(ToyMLP, "mine", config_dict=own)
-    with (tmp_path / "own" / "mine" / "books.inter").open("a") as file:
-        file.write("u0\tbooks-2\t99999\n")
-    with pytest.raises(CDRError, match="other data or another split"):
-        load_model(tmp_path / "saved" / "old", ToyMLP)
-
-
-@pytest.fixture
-def experiment(settings):
-    return build(CDRConfig(ToyMLP, "toy", config_dict=settings))
-
-
-def test_recommendations_are_the_best_untouched_items(experiment):
-    dataset, split, model = experiment.dataset, experiment.split, experiment.model
-    tokens = [dataset.id2token("user_id", int(u)) for u in np.unique(split.train_events.user)[:3]]
-    frame = recommend(experiment, tokens, k=4, domain="films")
-    assert list(frame.columns) == ["user", "rank", "item", "score", "source"]
-    assert list(frame["user"]) == [t for t in tokens for _ in range(4)] and set(frame["source"]) == {"model"}
-    assert list(frame["rank"]) == [1, 2, 3, 4] * 3
-    assert list(recommend(experiment, tokens[0], k=4, domain="films")["user"]) == [tokens[0]] * 4
-    for token, part in frame.groupby("user"):
-        user = dataset.token2id("user_id", token)
-        own = split.touched.items[split.touched.indptr[user] : split.touched.indptr[user + 1]]
-        recommended = dataset.item_ids(1, list(part["item"]))
-        assert not np.isin(recommended, own).any()
-        assert (np.diff(part["score"]) <= 0).all()
-        # By hand: a batch of one, over what the user did in training.
-        instances = serve._serving_instances(dataset, split, np.array([user]), 1)
-        for k in range(2):
-            events = split.train_events
-            known = events.item[(events.user == user) & (events.domain == k)]
-            assert set(known) <= set(instances.history(0, k))
-        (batch,) = CrossDomainLoader(experiment.config, instances, model)
-        with torch.no_grad():
-            scores = model.eval().score(batch)[0]
-        scores[own[(own >= dataset.item_range(1).start)] - dataset.item_range(1).start] = -torch.inf
-        best = scores.topk(4).indices.numpy() + dataset.item_range(1).start
-        assert list(best) == list(recommended)
-
-
-def test_held_out_users_are_served_from_all_their_histories_but_not_their_last_target(experiment):
-    split, dataset = experiment.split, experiment.dataset
-    for row in range(len(split.test)):
-        user = split.test.user[row : row + 1]
-        instances = serve._serving_instances(dataset, split, user, int(split.test.domain[row]))
-        for k in range(dataset.n_domains):
-            assert set(split.test.history(row, k)) <= set(instances.history(0, k))
-        # The earlier of two targets stands in the history of the later one; the later stands in none.
-        last = row == max(np.flatnonzero(split.test.user == user), key=lambda r: split.test.time[r])
-        assert not last or split.test.target[row] not in instances.pool.item
-
-
-def test_unknown_users_get_what_is_popular_and_are_told(experiment):
-    known = experiment.dataset.id2token("user_id", 1)
-    frame = recommend(experiment, ["nobody", known, "nobody either"], k=3, domain="books")
-    assert list(frame["source"]) == ["popularity"] * 3 + ["model"] * 3 + ["popularity"] * 3
-    own = experiment.dataset.item_range(0)
-    top = np.sort(experiment.popularity[own])[::-1][:3]
-    assert list(frame["score"][:3]) == list(top)
-    with pytest.raises(CDRError, match="Which domain"):
-        recommend(experiment, [known])
-    with pytest.raises(CDRError, match="Unknown domain 'music'"):
-        recommend(experiment, [known], domain="music")
-    everything = recommend(experiment, [known], k=10_000, domain="books")
-    touched = experiment.split.touched.rows(np.array([1]))[1]
-    assert len(everything) == experiment.dataset.n_domain_items(0) - (touched < own.stop).sum()
-    assert recommend(experiment, [], domain="books").empty
-
-
-def test_users_whom_the_model_cannot_score_are_told(settings):
-    class Blind(CrossDomainRecommender):
-        def score(self, batch, candidates=None):
-            raise AssertionError("no one is scored")
-
-        def can_score(self, batch):
-            return torch.zeros(len(batch), dtype=torch.bool)
-
-        def phases(self):
-            return []
-
-    experiment = build(CDRConfig(Blind, "toy", config_dict=settings))
-    frame = recommend(experiment, [experiment.dataset.id2token("user_id", 1)], k=2, domain="books")
-    assert list(frame["source"]) == ["popularity"] * 2
-
-
-def test_staged_model_serves_users_with_pseudo_sequences_of_their_own(settings):
-    experiment = build(CDRConfig(Staged, "toy", config_dict={**settings, "pseudo_length": 12}))
-    tokens = [experiment.dataset.id2token("user_id", u) for u in (1, 2)]
-    both = recommend(experiment, tokens, k=3, domain="films")
-    one = recommend(experiment, tokens[1:], k=3, domain="films")
-    assert list(both["item"][3:]) == list(one["item"]) and set(both["source"]) == {"model"}
 
 
 # -- sharpness -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,149 @@
+"""A sweep's folder, page and summary, without Ray."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import socket
+
+import numpy as np
+import pytest
+import tuning_toys
+from tuning_toys import prepared, space_file
+
+from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.tuning import page, sweep
+from recbole_cdr_ext.tuning.records import CUT, FAILED, FINISHED, Record, best_first
+from recbole_cdr_ext.tuning.space import Parameter
+from recbole_cdr_ext.tuning.sweep import DEFAULTS, prepare, tune
+
+quick = tuning_toys.quick
+
+
+# -- the folder, without Ray -----------------------------------------------------------------------------------------
+
+
+def test_two_sweeps_in_one_folder(quick, tmp_path):
+    (tmp_path / "sweep").mkdir()
+    with (tmp_path / "sweep" / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(CDRError, match="Another sweep is at work in"):
+            tune("BPR", "toy", config_dict=quick, space=space_file(tmp_path), out=str(tmp_path / "sweep"))
+
+
+def test_another_sweep_in_the_folder(quick, tmp_path):
+    made = prepared(tmp_path, quick, "BPR")
+    sweep._begin(made)
+    sweep._begin(prepared(tmp_path, quick, "BPR", jobs=2))  # how it runs may change
+    options = {**DEFAULTS, "resume": True, "out": str(made.folder)}
+    found = sweep._stored(None, None, options, None, (), None)
+    assert prepare(*found[:3], None, found[3]).identity() == made.identity()
+    with pytest.raises(CDRError, match="model=Pop contradicts the sweep"):
+        sweep._stored("Pop", None, options, None, (), None)
+    with pytest.raises(CDRError, match=r"holds another sweep \(settings: .*epochs.: 4.*epochs.: 5"):
+        sweep._begin(prepared(tmp_path, {**quick, "epochs": 5}, "BPR"))
+    with pytest.raises(CDRError, match=r"holds another sweep \(space"):
+        sweep._begin(prepared(tmp_path, quick, "BPR", space="learning_rate: {choice: [0.01, 0.004]}\n"))
+
+
+def test_a_sweep_does_not_go_on_where_defaults_have_changed(quick, tmp_path):
+    made = prepared(tmp_path, quick, "BPR")
+    sweep._begin(made)
+    path = made.folder / "sweep.json"
+    state = json.loads(path.read_text())
+    sweep._begin(made)
+    state["resolved"]["embedding_size"] = 7
+    path.write_text(json.dumps(state))
+    with pytest.raises(CDRError, match="where embedding_size is 7 unless it is given, and here it is 64"):
+        sweep._begin(made)
+    path.write_text(json.dumps({**state, "finished": True}))
+    sweep._begin(made)  # there is nothing to go on with
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(CDRError, match="There is no sweep to resume"):
+        tune(resume=True, out=str(tmp_path))
+    with pytest.raises(CDRError, match="Which sweep is to go on"):
+        tune(resume=True)
+
+
+def test_an_address_that_does_not_answer(quick, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    for given, message in (
+        (address, f"No Ray cluster answers at {address}"),
+        ("nowhere", "should be HOST:PORT"),
+    ):
+        with pytest.raises(CDRError, match=message):
+            tune(
+                "BPR",
+                "toy",
+                config_dict=quick,
+                space=space_file(tmp_path),
+                out=str(tmp_path / "s"),
+                ray_address=given,
+            )
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "optuna" else object())
+    sweep.require("random")
+    with pytest.raises(CDRError, match=r"needs optuna.*pip install 'recbole_cdr_ext\[tune\]'"):
+        sweep.require("optuna")
+
+
+# -- page and summary ------------------------------------------------------------------------------------------------
+
+PARAMETERS = (
+    Parameter("learning_rate", "loguniform", (1e-4, 1e-1)),
+    Parameter("kind", "choice", ("a", "b")),
+    Parameter("size", "int", (1, 9), {"kind": ("b",)}),
+)
+
+
+def made_up(n, seed=0):
+    """Trials whose score depends on the learning rate alone."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for i in range(n):
+        rate, kind = float(10 ** rng.uniform(-4, -1)), "ab"[i % 2]
+        settings = {"learning_rate": rate, "kind": kind} | (
+            {"size": int(rng.integers(1, 9))} if kind == "b" else {}
+        )
+        score = 1 - abs(np.log10(rate) + 2.5) / 3
+        found.append(Record(f"{i:04d}", settings, FINISHED, score, 2, "epochs", [[1, score / 2], [2, score]]))
+    return found
+
+
+def test_importance_finds_what_matters():
+    found = page.importance(made_up(40), PARAMETERS)
+    assert next(iter(found)) == "learning_rate" and found["learning_rate"][0] > 10 * abs(found["kind"][0])
+    assert page.importance(made_up(7), PARAMETERS) is None
+
+
+@pytest.mark.parametrize("n", [3, 12])
+def test_page_and_summary(tmp_path, n):
+    failed = Record("9999", {"kind": "a", "learning_rate": 0.5}, FAILED, reason="<b>out</b> | of memory")
+    records = best_first([*made_up(n), failed], True)
+    about = page.About("M", "D", "NDCG@10", True, PARAMETERS, "recbole-cdr run --x", "how")
+    page.write_page(records, about, tmp_path / "p.html")
+    page.write_summary(records, about, tmp_path / "p.md")
+    text, summary = (tmp_path / "p.html").read_text(), (tmp_path / "p.md").read_text()
+    own = text.replace(page._plotly_source(), "")
+    assert "<script src" not in text and "http" not in own.replace("http-equiv", "")
+    assert "<b>out" not in text and "&lt;b&gt;out" in text and "recbole-cdr run --x" in text
+    assert ('id="importance"' in text) == (n == 12) and 'id="parallel"' in text and 'id="curves"' in text
+    assert ("there are fewer" in text) == (n == 3)
+    assert records[0].trial in summary and f"{n + 1} trials: {n} finished, 1 failed" in summary
+
+
+def test_order_of_records():
+    records = [
+        Record("a", {}, FINISHED, 0.1),
+        Record("b", {}, CUT, 0.3),
+        Record("c", {}, FAILED, 0.9),
+        Record("d", {}, FINISHED, 0.3),
+    ]
+    assert [r.trial for r in best_first(records, True)] == ["b", "d", "a", "c"]
+    assert [r.trial for r in best_first(records, False)] == ["a", "b", "d", "c"]
