@@ -41,16 +41,17 @@ from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoa
 from recbole.model.sequential_recommender import SASRec
 from recbole.trainer import Trainer
 
-from recbole_cdr_ext.config import CDRConfig
+from recbole_cdr_ext.baselines.adapter import adapt
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.data.instances import Instances
-from recbole_cdr_ext.data.loader import CrossDomainLoader
-from recbole_cdr_ext.data.sampler import Candidates, CrossDomainSampler
-from recbole_cdr_ext.data.split import Split, make_split
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation.metrics import RankingMetrics
 from recbole_cdr_ext.evaluation.ranking import evaluate, popularity_scores
-from recbole_cdr_ext.model.recbole_adapter import adapt
+from recbole_cdr_ext.evaluation.ranking_metrics import RankingMetrics
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.loader import CrossDomainLoader
+from recbole_cdr_ext.splits.making import make_split
+from recbole_cdr_ext.splits.sampler import Candidates, CrossDomainSampler
 
 METRICS = ("ndcg@10", "hit@10")
 # Two batchings of the same sums differ in the last bits, so a target may change places with its neighbour.

@@ -23,9 +23,9 @@ from rows import read_rows
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from recbole_cdr_ext._settings import documented_keys
-from recbole_cdr_ext.paths import model_property_file
-from recbole_cdr_ext.registry import ModelInfo, list_models
+from recbole_cdr_ext.registry.models import ModelInfo, list_models
+from recbole_cdr_ext.settings.paths import model_property_file
+from recbole_cdr_ext.settings.reading import documented_keys
 from recbole_cdr_ext.studies.definition import shipped_studies
 
 PAGES = ROOT / "docs" / "models"

@@ -21,8 +21,8 @@ from turns import in_turns, print_speeds
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from recbole_cdr_ext.config import CDRConfig
-from recbole_cdr_ext.experiment import build
+from recbole_cdr_ext.runs.experiment import build
+from recbole_cdr_ext.settings.config import CDRConfig
 
 
 class Training:

@@ -20,10 +20,10 @@ from turns import in_turns, print_speeds
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from recbole_cdr_ext.config import CDRConfig
-from recbole_cdr_ext.experiment import load_data
-from recbole_cdr_ext.model.graph.lightgcn_psg import graph_edges
-from recbole_cdr_ext.model.graph.propagation import BipartiteGraph
+from recbole_cdr_ext.model.next_item.lightgcn_psg import graph_edges
+from recbole_cdr_ext.model.parts.propagation import BipartiteGraph
+from recbole_cdr_ext.runs.experiment import load_data
+from recbole_cdr_ext.settings.config import CDRConfig
 
 
 class Stock:

@@ -52,8 +52,8 @@ TRIALS = {
 
 def trial(settings: dict, seed: int) -> tuple[float, float]:
     """Returns the validation users' (MAE, RMSE) of one trained model."""
-    from recbole_cdr_ext.config import CDRConfig
-    from recbole_cdr_ext.experiment import build
+    from recbole_cdr_ext.runs.experiment import build
+    from recbole_cdr_ext.settings.config import CDRConfig
     from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 
     given = {**SCENE, **settings, "seed": seed, "split_seed": seed}

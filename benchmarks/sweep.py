@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from recbole_cdr_ext.experiment import load_data
+from recbole_cdr_ext.runs.experiment import load_data
 from recbole_cdr_ext.tuning import ray_tune
-from recbole_cdr_ext.tuning.sweep import DEFAULTS, prepare, share, tune
+from recbole_cdr_ext.tuning.sweep import DEFAULTS, prepare
+from recbole_cdr_ext.tuning.tune import share, tune
 
 SPACE = "learning_rate: {choice: [0.004, 0.003, 0.002, 0.001]}\n"
 
@@ -56,7 +57,6 @@ def memory(model: str, dataset: str, given: dict[str, Any]) -> None:
         reference = ray_tune.ray.put(share(sweep))
 
         def measure(references: list[Any]) -> tuple[float, float]:
-            from recbole_cdr_ext.tuning.trial import Shared  # noqa: F401 - imports are no data
 
             gc.collect()
             before = own_memory()

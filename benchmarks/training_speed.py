@@ -22,13 +22,13 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 from turns import in_turns, print_speeds
 
-from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.data.instances import Batch
-from recbole_cdr_ext.data.loader import CrossDomainLoader
-from recbole_cdr_ext.data.sampler import CrossDomainSampler
-from recbole_cdr_ext.experiment import load_data
-from recbole_cdr_ext.model.layers import Dropout, masked_mean
 from recbole_cdr_ext.model.next_item.i2vae import I2VAE, Latents
+from recbole_cdr_ext.model.parts.layers import Dropout, masked_mean
+from recbole_cdr_ext.runs.experiment import load_data
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.loader import CrossDomainLoader
+from recbole_cdr_ext.splits.sampler import CrossDomainSampler
 
 MATRIX_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product")
 

@@ -31,8 +31,8 @@ def trial(label: str, model: str, settings: Mapping, dataset: str) -> dict:
     """Returns the validation scores of one trained model; the test targets are not looked at."""
     import torch
 
-    from recbole_cdr_ext.config import CDRConfig
-    from recbole_cdr_ext.experiment import build
+    from recbole_cdr_ext.runs.experiment import build
+    from recbole_cdr_ext.settings.config import CDRConfig
     from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 
     torch.set_num_threads(1)

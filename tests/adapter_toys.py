@@ -13,13 +13,14 @@ from recbole_cdr_ext import compat
 
 compat.apply()
 
-from recbole_cdr_ext.config import CDRConfig
+from recbole_cdr_ext.baselines.adapter import adapt
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.data.instances import Batch
-from recbole_cdr_ext.data.loader import CrossDomainLoader
-from recbole_cdr_ext.data.sampler import CrossDomainSampler
-from recbole_cdr_ext.data.split import Split, make_split
-from recbole_cdr_ext.model.recbole_adapter import adapt
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.loader import CrossDomainLoader
+from recbole_cdr_ext.splits.making import make_split
+from recbole_cdr_ext.splits.sampler import CrossDomainSampler
 
 # The smallest models that learn the toy's three topics in two epochs.
 SMALL = {

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from recbole_cdr_ext.analysis import figures
-from recbole_cdr_ext.analysis.runs import ratings_of
-from recbole_cdr_ext.cli import main
-from recbole_cdr_ext.run import run_recbole_cdr
-from recbole_cdr_ext.serve import load_model
+from recbole_cdr_ext.analysis.bridges import ratings_of
+from recbole_cdr_ext.cli.main import main
+from recbole_cdr_ext.pages import curves
+from recbole_cdr_ext.runs.run import run_recbole_cdr
+from recbole_cdr_ext.serving.recommendation import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
     """Folder of runs on toy: SCDR; EMCDR, a matrix without biases; TGT; and SCDR on another split."""
-    figures.require()  # imported once, in no test's time
+    curves.require()  # imported once, in no test's time
     folder = tmp_path_factory.mktemp("analysis")
     shared = {
         "task": "rating", "show_progress": False, "tensorboard": False, "use_gpu": False, "epochs": 2,

@@ -7,9 +7,9 @@ import pytest
 import torch
 from support import random_ratings, rating_config, write_ratings
 
-from recbole_cdr_ext.experiment import build
 from recbole_cdr_ext.model.backbones import LightGCNBackbone, NGCFBackbone
-from recbole_cdr_ext.model.ratings import RatingBatch
+from recbole_cdr_ext.model.rating_recommender import RatingBatch
+from recbole_cdr_ext.runs.experiment import build
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 
 NAMES = ["books", "films"]

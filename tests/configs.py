@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.settings.config import CDRConfig
 
 
 def configure(*argv: str, model="I2VAE", dataset="toy", **settings) -> CDRConfig:

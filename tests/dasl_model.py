@@ -6,9 +6,9 @@ import pytest
 import torch
 from support import load, random_domains
 
-from recbole_cdr_ext.data.loader import CrossDomainLoader
-from recbole_cdr_ext.data.sampler import CrossDomainSampler
 from recbole_cdr_ext.model.next_item.dasl import DASL
+from recbole_cdr_ext.splits.loader import CrossDomainLoader
+from recbole_cdr_ext.splits.sampler import CrossDomainSampler
 
 SMALL = {"embedding_size": 16, "mlp_hidden_size": [12, 6], "attention_size": 5}
 

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from recbole_cdr_ext.cli import main
-from recbole_cdr_ext.evaluation.report import write_instances
+from recbole_cdr_ext.cli.main import main
+from recbole_cdr_ext.evaluation.instance_table import write_instances
 from recbole_cdr_ext.reports.groups import collect
-from recbole_cdr_ext.reports.runs import default_settings
+from recbole_cdr_ext.runs.finished import default_settings
 
 N = 40  # test users in each domain
 

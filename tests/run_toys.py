@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from toy_models import ToyMLP
 
-from recbole_cdr_ext.model.abstract import Stage
-from recbole_cdr_ext.run import run_recbole_cdr
+from recbole_cdr_ext.model.phase import Stage
+from recbole_cdr_ext.runs.run import run_recbole_cdr
 
 DATA = Path(__file__).parents[1] / "dataset_atomic"
 WHAT_IT_COMPUTES = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from recbole_cdr_ext.cli import main
+from recbole_cdr_ext.cli.main import main
 from recbole_cdr_ext.studies.cells import make_cells
 from recbole_cdr_ext.studies.definition import read_study
 from recbole_cdr_ext.studies.state import State

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.data import atomic
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
-from recbole_cdr_ext.data.split import Split, make_split
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.making import make_split
 
 Rows = list[tuple[str, str, float]]
 

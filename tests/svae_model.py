@@ -7,8 +7,8 @@ import pytest
 import torch
 from support import load, random_domains
 
-from recbole_cdr_ext.data.loader import CrossDomainLoader
 from recbole_cdr_ext.model.next_item.svae import SVAE
+from recbole_cdr_ext.splits.loader import CrossDomainLoader
 
 SMALL = {
     "embedding_size": 12,

@@ -31,10 +31,10 @@ from recbole.model.general_recommender import (
 from recbole.model.knowledge_aware_recommender import CKE
 from recbole.model.sequential_recommender import BERT4Rec, GRU4Rec, SASRec, SASRecF
 
+from recbole_cdr_ext.baselines.adapter import adapt
+from recbole_cdr_ext.baselines.view import EventView, item_spaces
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.recbole_adapter import adapt
-from recbole_cdr_ext.model.recbole_view import EventView, item_spaces
 
 one_thread = adapter_toys.one_thread
 toys = adapter_toys.toys

@@ -15,9 +15,9 @@ from recbole.model.general_recommender import BPR, LightGCN, MultiDAE, MultiVAE,
 from recbole.model.sequential_recommender import BERT4Rec, GRU4Rec, SASRec
 
 from recbole_cdr_ext.data.instances import make_batch
-from recbole_cdr_ext.data.loader import CrossDomainLoader
-from recbole_cdr_ext.data.sampler import CrossDomainSampler
 from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.splits.loader import CrossDomainLoader
+from recbole_cdr_ext.splits.sampler import CrossDomainSampler
 
 one_thread = adapter_toys.one_thread
 toys = adapter_toys.toys

@@ -12,11 +12,11 @@ from analysis_runs import in_numpy
 
 from recbole_cdr_ext.analysis import landscape as landscapes
 from recbole_cdr_ext.analysis.attack import fgsm, signs
+from recbole_cdr_ext.analysis.bridges import ratings_of
 from recbole_cdr_ext.analysis.landscape import directions, errors_at, landscape, sample
 from recbole_cdr_ext.analysis.lipschitz import lipschitz
-from recbole_cdr_ext.analysis.runs import ratings_of
-from recbole_cdr_ext.run_folder import finished_result
-from recbole_cdr_ext.serve import load_model
+from recbole_cdr_ext.runs.folder import finished_result
+from recbole_cdr_ext.serving.recommendation import load_model
 from recbole_cdr_ext.trainer.sharpness import PGD
 
 saved = analysis_runs.saved

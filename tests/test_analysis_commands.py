@@ -11,16 +11,16 @@ import pytest
 import yaml
 from analysis_runs import analyse, check_figures
 
-from recbole_cdr_ext.analysis import commands
+from recbole_cdr_ext.analysis import analyse as commands
 from recbole_cdr_ext.analysis import sensitivity as grids
 from recbole_cdr_ext.analysis.attack import fgsm
+from recbole_cdr_ext.analysis.bridges import check_trained, find_run, labels, open_runs
 from recbole_cdr_ext.analysis.landscape import landscape
 from recbole_cdr_ext.analysis.lipschitz import lipschitz
-from recbole_cdr_ext.analysis.runs import check_trained, find_run, labels, open_runs
-from recbole_cdr_ext.cli import main
+from recbole_cdr_ext.cli.main import main
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.run_folder import stored_settings
-from recbole_cdr_ext.serve import load_model
+from recbole_cdr_ext.runs.folder import stored_settings
+from recbole_cdr_ext.serving.recommendation import load_model
 from recbole_cdr_ext.trainer.sharpness import PGD
 
 saved = analysis_runs.saved
@@ -44,7 +44,7 @@ def test_runs_that_cannot_be_analysed(saved, names, message, monkeypatch):
     def work(*_, **__):
         raise AssertionError("data were read before the runs were checked")
 
-    monkeypatch.setattr("recbole_cdr_ext.analysis.runs.load_model", work)
+    monkeypatch.setattr("recbole_cdr_ext.analysis.bridges.load_model", work)
     with pytest.raises(CDRError, match=message):
         open_runs(names, saved)
 
@@ -76,7 +76,7 @@ def test_a_run_that_is_not_trained_yet(saved, tmp_path):
 def test_runs_of_other_data_do_not_stand_side_by_side(saved, monkeypatch):
     loaded = {name: load_model(saved / name) for name in ("sharp", "linear")}
     object.__setattr__(loaded["linear"].split, "fingerprint", "other")
-    monkeypatch.setattr("recbole_cdr_ext.analysis.runs.load_model", lambda folder: loaded[folder.name])
+    monkeypatch.setattr("recbole_cdr_ext.analysis.bridges.load_model", lambda folder: loaded[folder.name])
     with pytest.raises(CDRError, match="'linear' and 'sharp' have different splits"):
         open_runs(["sharp", "linear"], saved)
 
@@ -176,7 +176,7 @@ def test_lipschitz_command(saved, tmp_path):
 
 def test_the_default_folder_is_that_of_the_analysis(saved, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("recbole_cdr_ext.analysis.figures.Curves.write", lambda *_: None)
+    monkeypatch.setattr("recbole_cdr_ext.pages.curves.Curves.write", lambda *_: None)
     for words in (["--runs=sharp"], ["--runs=sharp"], ["--runs=sharp", "--relative=True"]):
         assert main(["analyse", "fgsm", f"--checkpoint_dir={saved}", "--show_progress=False", *words]) == 0
     folders = sorted(path.name for path in (tmp_path / "analyses").iterdir())

@@ -11,10 +11,10 @@ from analysis_runs import ROOT, analyse, check_figures
 
 from recbole_cdr_ext.analysis import sensitivity as grids
 from recbole_cdr_ext.analysis.attack import fgsm
-from recbole_cdr_ext.analysis.figures import Curves
 from recbole_cdr_ext.analysis.lipschitz import lipschitz
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.serve import load_model
+from recbole_cdr_ext.pages.curves import Curves
+from recbole_cdr_ext.serving.recommendation import load_model
 from recbole_cdr_ext.trainer.sharpness import PGD
 
 saved = analysis_runs.saved

@@ -11,10 +11,10 @@ import torch
 from backbone_graphs import GRAPHS, NAMES, PATH, SMF, fit, ngcf, some_batch, tables, tgt
 from support import rating_config
 
-from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.experiment import build
 from recbole_cdr_ext.model.backbones import RatingGraph
+from recbole_cdr_ext.runs.experiment import build
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 
 root = backbone_graphs.root

@@ -12,8 +12,8 @@ from c2dsr_model import NO_CLOCK, build
 from support import random_domains
 
 from recbole_cdr_ext.data.sequences import SequenceBatch
-from recbole_cdr_ext.model.graph.propagation import DirectedGraph
 from recbole_cdr_ext.model.next_item.c2dsr import GraphEmbedding
+from recbole_cdr_ext.model.parts.propagation import DirectedGraph
 
 ready = c2dsr_model.ready
 

@@ -12,9 +12,9 @@ from support import random_ratings, rating_config, write_ratings
 from test_emcdr import NAMES, bridge_on, fit, normal_tables, same, weights
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.experiment import build
 from recbole_cdr_ext.model.bridge import Bridge
-from recbole_cdr_ext.model.ratings import RatingBatch
+from recbole_cdr_ext.model.rating_recommender import RatingBatch
+from recbole_cdr_ext.runs.experiment import build
 
 
 @pytest.fixture(scope="module")

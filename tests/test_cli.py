@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import recbole_cdr_ext
-from recbole_cdr_ext.cli import COMMANDS, main
+from recbole_cdr_ext.cli.main import COMMANDS, main
 from recbole_cdr_ext.errors import CDRError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture
 def fake_run(monkeypatch):
     """Takes the place of training; returns the calls it got. Set ``.answer`` to an exception to raise."""
-    fake = types.ModuleType("recbole_cdr_ext.run")
+    fake = types.ModuleType("recbole_cdr_ext.runs.run")
     fake.calls, fake.answer = [], None
 
     def run_recbole_cdr(model, dataset, config_file_list=None, config_dict=None, argv=None):
@@ -31,7 +31,7 @@ def fake_run(monkeypatch):
             raise fake.answer
 
     fake.run_recbole_cdr = run_recbole_cdr
-    monkeypatch.setitem(sys.modules, "recbole_cdr_ext.run", fake)
+    monkeypatch.setitem(sys.modules, "recbole_cdr_ext.runs.run", fake)
     return fake
 
 
@@ -181,7 +181,8 @@ def test_prepare_a_dataset_of_ones_own(tmp_path, capsys):
 
 def test_help_and_mistakes_import_nothing_heavy():
     code = (
-        "import sys; from recbole_cdr_ext.cli import main; main(['--help']); main(['run', '--help', '--model=I2VAE']);"
+        "import sys; from recbole_cdr_ext.cli.main import main; main(['--help']);"
+        "main(['run', '--help', '--model=I2VAE']);"
         "main(['runn']); heavy = {'torch', 'ray', 'pandas', 'numpy', 'recbole'} & set(sys.modules);"
         "assert not heavy, heavy"
     )

@@ -8,9 +8,9 @@ import torch
 from support import random_ratings, rating_config, write_ratings
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.experiment import build
 from recbole_cdr_ext.model.rating.cmf import JointRatings
-from recbole_cdr_ext.model.ratings import RatingBatch, whole_batch
+from recbole_cdr_ext.model.rating_recommender import RatingBatch, whole_batch
+from recbole_cdr_ext.runs.experiment import build
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 
 NAMES = ["books", "films"]

@@ -9,17 +9,17 @@ import pytest
 import torch
 from configs import configure, refusal
 
-from recbole_cdr_ext._checks import RULES
-from recbole_cdr_ext._settings import (
+from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.settings.checks import RULES
+from recbole_cdr_ext.settings.config import RUNTIME_KEYS, CDRConfig
+from recbole_cdr_ext.settings.paths import properties_dir
+from recbole_cdr_ext.settings.reading import (
     documented_keys,
     find_config_file,
     parse_arguments,
     parse_value,
     read_mapping,
 )
-from recbole_cdr_ext.config import RUNTIME_KEYS, CDRConfig
-from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.paths import properties_dir
 
 # -- which source wins ----------------------------------------------------------------------------------------------
 

@@ -6,10 +6,10 @@ import pytest
 import yaml
 from configs import configure, refusal
 
-from recbole_cdr_ext._settings import read_mapping
-from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.paths import dataset_property_files
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.settings.paths import dataset_property_files
+from recbole_cdr_ext.settings.reading import read_mapping
 
 RECBOLE_CDR = """
 gpu_id: 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from configs import configure, refusal
 
-from recbole_cdr_ext._checks import UNUSED
-from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.settings.checks import UNUSED
+from recbole_cdr_ext.settings.config import CDRConfig
 
 # -- refusals -------------------------------------------------------------------------------------------------------
 

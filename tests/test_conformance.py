@@ -10,8 +10,9 @@ from torch import nn
 
 from recbole_cdr_ext.data.sequences import EpochBatches, TrainingSequences
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
-from recbole_cdr_ext.registry import list_models
+from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.registry.models import list_models
 from recbole_cdr_ext.testing import NotConformant, Subject, checks_of, outcomes
 
 # Smaller than the defaults, which are made for thousands of users.

@@ -10,7 +10,7 @@ from test_variational import batches, build
 from torch.distributions import Independent, Normal, kl_divergence
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.layers import Gaussian
+from recbole_cdr_ext.model.parts.layers import Gaussian
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from emcdr_model import asking, fit, make
 from support import random_domains
 
 from recbole_cdr_ext.data.instances import Batch
-from recbole_cdr_ext.data.loader import CrossDomainLoader
 from recbole_cdr_ext.evaluation import ranking
-from recbole_cdr_ext.evaluation.metrics import RankingMetrics
+from recbole_cdr_ext.evaluation.ranking_metrics import RankingMetrics
 from recbole_cdr_ext.model.next_item.emcdr import EMCDR
+from recbole_cdr_ext.splits.loader import CrossDomainLoader
 
 ready = emcdr_model.ready
 

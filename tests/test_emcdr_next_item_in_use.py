@@ -12,11 +12,11 @@ import torch
 from emcdr_model import asking, fit, make, who
 from support import load_written, random_domains
 
-from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.data.instances import make_batch
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.next_item.emcdr import EMCDR
-from recbole_cdr_ext.registry import get_model
+from recbole_cdr_ext.registry.models import get_model
+from recbole_cdr_ext.settings.config import CDRConfig
 
 ready = emcdr_model.ready
 

@@ -13,15 +13,16 @@ import pytest
 import torch
 from recbole.evaluator.register import metrics_dict
 
-from recbole_cdr_ext.config import CDRConfig
-from recbole_cdr_ext.data.loader import CrossDomainLoader
-from recbole_cdr_ext.data.sampler import CrossDomainSampler
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation import ranking, report
-from recbole_cdr_ext.evaluation.metrics import RankingMetrics, mean_over_domains, topk_struct
+from recbole_cdr_ext.evaluation import ranking
+from recbole_cdr_ext.evaluation import result_table as report
 from recbole_cdr_ext.evaluation.ranking import Ranks
-from recbole_cdr_ext.experiment import load_data
-from recbole_cdr_ext.model.abstract import CrossDomainRecommender
+from recbole_cdr_ext.evaluation.ranking_metrics import RankingMetrics, mean_over_domains, topk_struct
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.runs.experiment import load_data
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.loader import CrossDomainLoader
+from recbole_cdr_ext.splits.sampler import CrossDomainSampler
 
 DATA = Path(__file__).parents[1] / "dataset_atomic"
 METRICS = {"metrics": ["NDCG", "Hit"], "topk": [10], "metric_decimal_place": 6, "valid_metric": "NDCG@10"}
@@ -327,7 +328,7 @@ def test_table_marks_the_fallback_and_simulated_data():
 def test_instance_table_is_written_whole(world, tmp_path, monkeypatch):
     metrics, instances = RankingMetrics(METRICS), world.split.test
     ranks = world.rank(by_hash)
-    from recbole_cdr_ext.data.split import groups
+    from recbole_cdr_ext.splits.interaction_split import groups
 
     frame = report.instance_frame(
         world.dataset, instances, ranks, metrics, groups(world.split, instances), "test"

@@ -12,13 +12,13 @@ import torch
 import yaml
 from support import here, load, random_domains
 
-from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.data.instances import Batch, random_recall
-from recbole_cdr_ext.data.loader import CrossDomainLoader
-from recbole_cdr_ext.data.sampler import CrossDomainSampler
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.layers import Gaussian
 from recbole_cdr_ext.model.next_item.i2vae import I2VAE, Latents
+from recbole_cdr_ext.model.parts.layers import Gaussian
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.loader import CrossDomainLoader
+from recbole_cdr_ext.splits.sampler import CrossDomainSampler
 
 ROOT = Path(__file__).resolve().parent.parent
 

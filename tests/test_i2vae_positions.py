@@ -12,14 +12,15 @@ import torch
 from support import load, random_domains
 
 from recbole_cdr_ext.data.instances import make_batch
-from recbole_cdr_ext.data.loader import CrossDomainLoader
-from recbole_cdr_ext.data.sampler import CrossDomainSampler
 from recbole_cdr_ext.data.sequences import recalled_by_event
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.abstract import Phase
-from recbole_cdr_ext.model.layers import ItemTable
-from recbole_cdr_ext.model.losses import sampled_softmax_loss
 from recbole_cdr_ext.model.next_item.i2vae import I2VAE, _SumDecoder
+from recbole_cdr_ext.model.parts.layers import ItemTable
+from recbole_cdr_ext.model.parts.losses import sampled_softmax_loss
+from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.splits.interaction_split import recalled_by_event
+from recbole_cdr_ext.splits.loader import CrossDomainLoader
+from recbole_cdr_ext.splits.sampler import CrossDomainSampler
 
 SMALL = {
     "embedding_size": 16,

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 import torch
 
-from recbole_cdr_ext.analysis import figures
 from recbole_cdr_ext.analysis.latents import (
     dimension_table,
     latent_table,
@@ -19,13 +18,14 @@ from recbole_cdr_ext.analysis.latents import (
     recall_table,
     recalled_targets,
 )
-from recbole_cdr_ext.cli import main
+from recbole_cdr_ext.cli.main import main
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.layers import kl
-from recbole_cdr_ext.model.next_item.latents import LatentMeter
-from recbole_cdr_ext.run import run_recbole_cdr
-from recbole_cdr_ext.run_folder import finished_result
-from recbole_cdr_ext.serve import load_model
+from recbole_cdr_ext.model.parts.latent_meter import LatentMeter
+from recbole_cdr_ext.model.parts.layers import kl
+from recbole_cdr_ext.pages import curves
+from recbole_cdr_ext.runs.folder import finished_result
+from recbole_cdr_ext.runs.run import run_recbole_cdr
+from recbole_cdr_ext.serving.recommendation import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
     """Folder of runs on toy: I2VAE with latents and without, and a model that has none."""
-    figures.require()
+    curves.require()
     folder = tmp_path_factory.mktemp("latents")
     shared = {
         "task": "next_item", "show_progress": False, "tensorboard": False, "use_gpu": False, "epochs": 2, "seed": 1,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
-from recbole_cdr_ext.model.layers import Dropout, Gaussian, SequenceEncoder, kl, masked_mean
+from recbole_cdr_ext.model.parts.layers import Dropout, Gaussian, SequenceEncoder, kl, masked_mean
 
 
 def gaussians(*shape):

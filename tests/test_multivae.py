@@ -15,11 +15,11 @@ compat.apply()
 from recbole.data.interaction import Interaction
 from recbole.model.general_recommender import MultiVAE
 
+from recbole_cdr_ext.baselines.adapter import adapt
 from recbole_cdr_ext.data.instances import make_batch
-from recbole_cdr_ext.data.loader import CrossDomainLoader
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.bags import BagLinear, Bags, multinomial_loss
-from recbole_cdr_ext.model.recbole_adapter import adapt
+from recbole_cdr_ext.model.parts.bags import BagLinear, Bags, multinomial_loss
+from recbole_cdr_ext.splits.loader import CrossDomainLoader
 
 SMALL = {"mlp_hidden_size": [24], "latent_dimension": 16, "dropout_prob": 0.0, "total_anneal_steps": 100}
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from support import load
 
-from recbole_cdr_ext.data.loader import CrossDomainLoader
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.next_item.order_pop import OrderPop, _places
+from recbole_cdr_ext.splits.loader import CrossDomainLoader
 
 
 def test_places_by_hand():

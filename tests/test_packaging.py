@@ -60,8 +60,9 @@ def test_the_wheel_works_outside_of_the_checkout(wheel, tmp_path):
     installed = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(installed)
     code = (
-        "import sys; from recbole_cdr_ext.cli import main; from recbole_cdr_ext.paths import properties_dir;"
-        "from recbole_cdr_ext._settings import find_config_file;"
+        "import sys; from recbole_cdr_ext.cli.main import main;"
+        "from recbole_cdr_ext.settings.paths import properties_dir;"
+        "from recbole_cdr_ext.settings.reading import find_config_file;"
         "print(properties_dir()); print(find_config_file('properties/model/I2VAE_paper.yaml'));"
         "sys.exit(main(['run', '--help', '--model=I2VAE']) or main(['prepare', 'toy', '--data_path=data']))"
     )
@@ -76,7 +77,7 @@ def test_the_wheel_works_outside_of_the_checkout(wheel, tmp_path):
 def test_the_wheel_has_the_command(wheel):
     archive = zipfile.ZipFile(wheel)
     name = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
-    assert "recbole-cdr = recbole_cdr_ext.cli:main" in archive.read(name).decode()
+    assert "recbole-cdr = recbole_cdr_ext.cli.main:main" in archive.read(name).decode()
 
 
 def pinned() -> dict[str, str]:
@@ -107,8 +108,8 @@ def test_constraints_suit_every_machine():
 def test_commands_need_nothing_that_only_unix_has():
     code = (
         "import sys; sys.modules['fcntl'] = None; sys.modules['resource'] = None\n"
-        "import recbole_cdr_ext.run, recbole_cdr_ext.cli, recbole_cdr_ext.tuning.sweep\n"
-        "import recbole_cdr_ext.reports.command\n"
+        "import recbole_cdr_ext.runs.run, recbole_cdr_ext.cli.main, recbole_cdr_ext.tuning.sweep\n"
+        "import recbole_cdr_ext.reports.report\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from support import load, random_domains
 
 from recbole_cdr_ext.data.instances import Batch, make_batch
-from recbole_cdr_ext.data.loader import CrossDomainLoader
 from recbole_cdr_ext.data.sequences import SequenceBatch
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.layers import Dropout
 from recbole_cdr_ext.model.next_item.pinet import FilterUnit, PiNet, Recurrence
+from recbole_cdr_ext.model.parts.layers import Dropout
+from recbole_cdr_ext.splits.loader import CrossDomainLoader
 
 SMALL = {
     "embedding_size": 8,

@@ -10,11 +10,12 @@ import pytest
 import raw_files
 from raw_files import TABLE, _altered, _nothing_left, _prepare
 
-from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.data.atomic import fingerprint, read_inter
-from recbole_cdr_ext.data.prepare import list_datasets, load_description, prepare, run, staging
+from recbole_cdr_ext.data.prepare import list_datasets, load_description, prepare, staging
+from recbole_cdr_ext.data.prepare import preparation as run
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.paths import dataset_property_files
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.settings.paths import dataset_property_files
 
 _no_raw_folder_from_outside = raw_files._no_raw_folder_from_outside
 table_raw = raw_files.table_raw

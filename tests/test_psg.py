@@ -9,12 +9,13 @@ import pytest
 import torch
 from support import here, load, load_written, random_domains
 
-from recbole_cdr_ext.config import CDRConfig
-from recbole_cdr_ext.data.audit import LeakError, audit_recalled, recall_rates
-from recbole_cdr_ext.data.loader import CrossDomainLoader
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.graph.lightgcn_psg import LightGCNPSG, graph_edges
-from recbole_cdr_ext.model.graph.propagation import BipartiteGraph
+from recbole_cdr_ext.model.next_item.lightgcn_psg import LightGCNPSG, graph_edges
+from recbole_cdr_ext.model.parts.propagation import BipartiteGraph
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.audit import LeakError, audit_recalled
+from recbole_cdr_ext.splits.interaction_split import recall_rates
+from recbole_cdr_ext.splits.loader import CrossDomainLoader
 
 QUICK = {"embedding_size": 16, "train_batch_size": 512}
 

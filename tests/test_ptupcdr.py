@@ -11,11 +11,11 @@ import torch
 from support import random_ratings, rating_config, write_ratings
 
 from recbole_cdr_ext.data import atomic
-from recbole_cdr_ext.data.ratings import Ratings
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.experiment import build, load_data
 from recbole_cdr_ext.model.rating.ptupcdr import NO_ITEM, PTUPCDR, last_items, mean_vectors
-from recbole_cdr_ext.model.ratings import RatingBatch, Tables
+from recbole_cdr_ext.model.rating_recommender import RatingBatch, Tables
+from recbole_cdr_ext.runs.experiment import build, load_data
+from recbole_cdr_ext.splits.rating_split import Ratings
 from recbole_cdr_ext.trainer.sharpness import PGD
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from support import here, load, load_written, random_domains
 
-from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.data import atomic
-from recbole_cdr_ext.data.split import groups
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.experiment import build
-from recbole_cdr_ext.run import run_recbole_cdr
+from recbole_cdr_ext.runs.experiment import build
+from recbole_cdr_ext.runs.run import run_recbole_cdr
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.interaction_split import groups
 
 DOMAINS = ["books", "films"]
 

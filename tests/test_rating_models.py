@@ -7,9 +7,9 @@ import pytest
 import torch
 from support import random_ratings, rating_config, write_ratings
 
-from recbole_cdr_ext.experiment import build
-from recbole_cdr_ext.registry import list_models
-from recbole_cdr_ext.run import run_recbole_cdr
+from recbole_cdr_ext.registry.models import list_models
+from recbole_cdr_ext.runs.experiment import build
+from recbole_cdr_ext.runs.run import run_recbole_cdr
 from recbole_cdr_ext.tasks.rating import FLOORS
 
 NAMES = ["books", "films"]

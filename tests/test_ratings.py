@@ -10,13 +10,13 @@ import pytest
 import torch
 from support import random_ratings, rating_config, write_ratings
 
-from recbole_cdr_ext.config import CDRConfig
-from recbole_cdr_ext.data.audit import LeakError, audit_ratings
-from recbole_cdr_ext.data.ratings import Ratings
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.experiment import build, load_data
-from recbole_cdr_ext.run import run_recbole_cdr
-from recbole_cdr_ext.serve import load_model
+from recbole_cdr_ext.runs.experiment import build, load_data
+from recbole_cdr_ext.runs.run import run_recbole_cdr
+from recbole_cdr_ext.serving.recommendation import load_model
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.audit import LeakError, audit_ratings
+from recbole_cdr_ext.splits.rating_split import Ratings
 
 NAMES = ["books", "films"]
 

@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from recbole_cdr_ext import registry
-from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.abstract import CrossDomainRecommender
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.registry import models as model_registry
+from recbole_cdr_ext.settings.config import CDRConfig
 
 PLUGIN = '''
 import torch
-from recbole_cdr_ext.model.abstract import CrossDomainRecommender
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 
 
 class Constant(CrossDomainRecommender):
@@ -49,60 +49,60 @@ def install(folder, entries: str) -> None:
     info = folder / "far_away-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: far-away\nVersion: 1.0\n", encoding="utf-8")
-    (info / "entry_points.txt").write_text(f"[{registry.ENTRY_POINTS}]\n{entries}", encoding="utf-8")
+    (info / "entry_points.txt").write_text(f"[{model_registry.ENTRY_POINTS}]\n{entries}", encoding="utf-8")
 
 
 def test_own_models_are_found_by_their_class_name():
-    model = registry.get_model("I2VAE")
+    model = model_registry.get_model("I2VAE")
     assert issubclass(model, CrossDomainRecommender)
     assert model.__name__ == "I2VAE"
-    assert registry.recbole_class("I2VAE") is None
+    assert model_registry.recbole_class("I2VAE") is None
 
 
 def test_one_name_may_stand_for_a_model_per_task():
-    classes = registry.model_classes("EMCDR")
+    classes = model_registry.model_classes("EMCDR")
     assert set(classes) == {"next_item", "rating"}
     for task, cls in classes.items():
         assert cls.__name__ == "EMCDR" and cls.task == task
-        assert registry.get_model("EMCDR", task) is cls
+        assert model_registry.get_model("EMCDR", task) is cls
         assert cls.__module__ == f"recbole_cdr_ext.model.{task}.emcdr"
     with pytest.raises(CDRError, match="EMCDR is a model for each of several tasks: choose --task="):
-        registry.get_model("EMCDR")
-    assert registry.get_model("I2VAE", "rating") is registry.get_model("I2VAE")
-    listed = [info for info in registry.list_models() if info.name == "EMCDR"]
+        model_registry.get_model("EMCDR")
+    assert model_registry.get_model("I2VAE", "rating") is model_registry.get_model("I2VAE")
+    listed = [info for info in model_registry.list_models() if info.name == "EMCDR"]
     assert sorted(info.task for info in listed) == ["next_item", "rating"]
     assert {info.task: info.needs_overlap for info in listed} == {"next_item": False, "rating": True}
-    assert len({info.name for info in registry.list_models()}) == len(registry.list_models()) - 1
+    assert len({info.name for info in model_registry.list_models()}) == len(model_registry.list_models()) - 1
 
 
 def test_a_models_property_file_is_that_of_its_task():
     found = {
-        task: [path.name for path in registry.property_files("EMCDR", cls, task)]
-        for task, cls in registry.model_classes("EMCDR").items()
+        task: [path.name for path in model_registry.property_files("EMCDR", cls, task)]
+        for task, cls in model_registry.model_classes("EMCDR").items()
     }
     assert found == {"next_item": ["EMCDR_next_item.yaml"], "rating": ["EMCDR.yaml"]}
 
 
 def test_the_parts_that_models_are_made_of_are_no_models():
-    names = registry.model_names()
+    names = model_registry.model_names()
     assert "CrossDomainRecommender" not in names
     assert "RecBoleBaseline" not in names
 
 
 @pytest.mark.parametrize("name", ["BPR", "LightGCN", "SASRec", "Pop", "ItemKNN", "MultiVAE"])
 def test_recbole_models_come_in_their_adapter(name):
-    assert issubclass(registry.get_model(name), CrossDomainRecommender)
-    raw = registry.recbole_class(name)
+    assert issubclass(model_registry.get_model(name), CrossDomainRecommender)
+    raw = model_registry.recbole_class(name)
     assert raw.__name__ == name
     assert raw.__module__.startswith("recbole.model.")
 
 
 def test_every_name_of_recbole_is_a_class_of_recbole():
     """The names are read from source files: each must be importable under that very name."""
-    names = set(registry._recbole())
+    names = set(model_registry._recbole())
     assert {"BPR", "SASRec", "Random", "LightGCN", "GRU4Rec"} <= names
     for name in names:
-        assert registry.recbole_class(name).__name__ == name
+        assert model_registry.recbole_class(name).__name__ == name
 
 
 @pytest.mark.parametrize(
@@ -110,33 +110,33 @@ def test_every_name_of_recbole_is_a_class_of_recbole():
 )
 def test_an_unknown_model_is_an_error_with_the_nearest_name(name, suggested):
     with pytest.raises(CDRError, match=f"'{name}'.*Did you mean '{suggested}'"):
-        registry.get_model(name)
+        model_registry.get_model(name)
 
 
 def test_a_class_stands_for_itself():
     class Mine(CrossDomainRecommender):
         pass
 
-    assert registry.get_model(Mine) is Mine
-    assert registry.model_classes(Mine) == {"next_item": Mine}
+    assert model_registry.get_model(Mine) is Mine
+    assert model_registry.model_classes(Mine) == {"next_item": Mine}
 
 
 def test_a_recbole_class_is_adapted():
     from recbole.model.general_recommender import BPR
 
-    assert registry.get_model(BPR) is registry.get_model("BPR")
+    assert model_registry.get_model(BPR) is model_registry.get_model("BPR")
 
 
 @pytest.mark.parametrize("nonsense", [int, 3, object()])
 def test_what_is_no_model_is_refused(nonsense):
     with pytest.raises(CDRError, match="is no model"):
-        registry.get_model(nonsense)
+        model_registry.get_model(nonsense)
 
 
 def test_another_packages_model_is_found_listed_and_configured(plugin):
-    model = registry.get_model("Constant")
+    model = model_registry.get_model("Constant")
     assert model.__module__ == "far_away.constant"
-    info = {info.name: info for info in registry.list_models()}["Constant"]
+    info = {info.name: info for info in model_registry.list_models()}["Constant"]
     assert (info.origin, info.cold_start, info.paper) == ("far-away", True, "none")
     assert CDRConfig("Constant", "toy")["constant"] == 0.5
     assert CDRConfig("Constant", "toy", argv=["--constant=2"])["constant"] == 2
@@ -146,8 +146,8 @@ def test_another_packages_model_is_found_listed_and_configured(plugin):
 
 def test_another_packages_broken_model_names_the_package_and_leaves_the_list_usable(plugin):
     with pytest.raises(CDRError, match=r"'Broken' of package far-away .*far_away\.missing"):
-        registry.get_model("Broken")
-    names = [info.name for info in registry.list_models()]
+        model_registry.get_model("Broken")
+    names = [info.name for info in model_registry.list_models()]
     assert "Broken" not in names
     assert "I2VAE" in names
 
@@ -155,11 +155,11 @@ def test_another_packages_broken_model_names_the_package_and_leaves_the_list_usa
 def test_no_other_package_takes_the_name_of_an_own_model(tmp_path, monkeypatch):
     install(tmp_path, "I2VAE = far_away.constant:Constant\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert registry.get_model("I2VAE").__module__.startswith("recbole_cdr_ext.")
+    assert model_registry.get_model("I2VAE").__module__.startswith("recbole_cdr_ext.")
 
 
 def test_the_list_tells_where_models_come_from():
-    infos = {info.name: info for info in registry.list_models()}
+    infos = {info.name: info for info in model_registry.list_models()}
     assert infos["I2VAE"].origin == "recbole_cdr_ext"
     assert infos["I2VAE"].cold_start is True
     assert infos["BPR"].origin == "recbole"

@@ -9,11 +9,11 @@ import pytest
 import torch
 from support import here, random_domains, write_domains
 
-from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.data.dataset import Events
 from recbole_cdr_ext.data.sequences import new_order, reorders
-from recbole_cdr_ext.experiment import build
 from recbole_cdr_ext.model.next_item.i2vae import _without_known
+from recbole_cdr_ext.runs.experiment import build
+from recbole_cdr_ext.settings.config import CDRConfig
 
 MODELS = {
     "I2VAE": {},

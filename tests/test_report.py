@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from report_runs import only_group, write_run, written
 
-from recbole_cdr_ext.cli import main
-from recbole_cdr_ext.config import RUNTIME_KEYS, CDRConfig
+from recbole_cdr_ext.cli.main import main
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.reports.groups import collect
-from recbole_cdr_ext.reports.runs import Run, find_folders
 from recbole_cdr_ext.reports.tables import tables_of
+from recbole_cdr_ext.runs.finished import Run, find_folders
+from recbole_cdr_ext.settings.config import RUNTIME_KEYS, CDRConfig
 
 # -- which runs stand together --------------------------------------------------------------------------------------
 

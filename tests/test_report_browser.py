@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from report_runs import write_run
 
-from recbole_cdr_ext.cli import main
+from recbole_cdr_ext.cli.main import main
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
 pytestmark = [

@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 from report_runs import only_group, write_run, written
 
-from recbole_cdr_ext.evaluation.report import read_instances, write_instances
-from recbole_cdr_ext.reports.runs import find_folders, read_run
+from recbole_cdr_ext.evaluation.instance_table import read_instances, write_instances
 from recbole_cdr_ext.reports.tables import _tex, latex, markdown, tables_of
-from recbole_cdr_ext.run import run_recbole_cdr
+from recbole_cdr_ext.runs.finished import find_folders, read_run
+from recbole_cdr_ext.runs.run import run_recbole_cdr
 
 ROOT = Path(__file__).resolve().parent.parent
 

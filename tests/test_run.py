@@ -14,12 +14,12 @@ import torch
 from run_toys import DATA, WHAT_IT_COMPUTES, Staged, go
 from toy_models import ToyMLP, write_toy_domains
 
-from recbole_cdr_ext import run as runs
-from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.data.prepare import Ensured
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.experiment import build
-from recbole_cdr_ext.run import run_recbole_cdr
+from recbole_cdr_ext.runs import run as runs
+from recbole_cdr_ext.runs.experiment import build
+from recbole_cdr_ext.runs.run import run_recbole_cdr
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.trainer import checkpoint
 
 settings = run_toys.settings
@@ -116,7 +116,7 @@ def test_stand_in_for_data_that_are_not_there_runs_under_its_own_name(settings, 
         asked.append((name, options["allow_simulated"]))
         return Ensured(DATA / "toy", "toy", True, ["'cloth_sport' was not found."])
 
-    monkeypatch.setattr("recbole_cdr_ext.experiment.ensure_dataset", ensure)
+    monkeypatch.setattr("recbole_cdr_ext.runs.experiment.ensure_dataset", ensure)
     more = {**settings, "run_id": "stand-in", "epochs": 1}
     result = run_recbole_cdr(ToyMLP, config_dict=more, argv=["--dataset=cloth_sport"])
     assert (result["dataset"], result["simulated"], result["settings"]["dataset"]) == ("toy", True, "toy")

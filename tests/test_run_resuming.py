@@ -11,10 +11,10 @@ import torch
 from run_toys import WHAT_IT_COMPUTES, go
 from toy_models import ToyMLP
 
-from recbole_cdr_ext import run as runs
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.files import locked
-from recbole_cdr_ext.run import run_recbole_cdr
+from recbole_cdr_ext.runs import run as runs
+from recbole_cdr_ext.runs.run import run_recbole_cdr
 from recbole_cdr_ext.trainer import checkpoint
 
 settings = run_toys.settings

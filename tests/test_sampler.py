@@ -10,9 +10,9 @@ import pytest
 from recbole.sampler import Sampler
 from support import load, random_domains
 
-from recbole_cdr_ext.data.audit import audit_candidates
-from recbole_cdr_ext.data.sampler import CrossDomainSampler
 from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.splits.audit import audit_candidates
+from recbole_cdr_ext.splits.sampler import CrossDomainSampler
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from support import load, random_domains
 from torch.distributions import Independent, Normal, kl_divergence
 
 from recbole_cdr_ext.data.instances import Batch
-from recbole_cdr_ext.data.loader import CrossDomainLoader
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.layers import kl
 from recbole_cdr_ext.model.next_item.savae import SAVAE
+from recbole_cdr_ext.model.parts.layers import kl
+from recbole_cdr_ext.splits.loader import CrossDomainLoader
 
 SMALL = {"embedding_size": 8, "hidden_size": 24, "dropout": 0.0, "total_anneal_steps": 20}
 

@@ -12,12 +12,12 @@ import torch
 from support import random_ratings, rating_config, write_ratings
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.experiment import build
-from recbole_cdr_ext.run import run_recbole_cdr
-from recbole_cdr_ext.serve import load_model, recommend
-from recbole_cdr_ext.stages import run_stages
+from recbole_cdr_ext.runs.experiment import build
+from recbole_cdr_ext.runs.run import run_recbole_cdr
+from recbole_cdr_ext.serving.recommendation import load_model, recommend
 from recbole_cdr_ext.trainer import checkpoint
 from recbole_cdr_ext.trainer.sharpness import PGD
+from recbole_cdr_ext.trainer.stages import run_stages
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 
 NAMES = ["books", "films"]

@@ -15,8 +15,8 @@ from recbole_cdr_ext.data.sequences import (
     next_items,
     with_start,
 )
-from recbole_cdr_ext.model.layers import Gaussian, kl
-from recbole_cdr_ext.model.losses import (
+from recbole_cdr_ext.model.parts.layers import Gaussian, kl
+from recbole_cdr_ext.model.parts.losses import (
     sampled_softmax_loss_of_several,
     softmax_loss,
     softmax_loss_of_several,
@@ -83,7 +83,7 @@ def test_parts_are_the_seeds_and_of_similar_length():
 
 
 def test_softmax_loss_is_cross_entropy_in_value_and_gradient(monkeypatch):
-    monkeypatch.setattr("recbole_cdr_ext.model.losses._BLOCK", 64)  # several blocks
+    monkeypatch.setattr("recbole_cdr_ext.model.parts.losses._BLOCK", 64)  # several blocks
     vectors = torch.randn(23, 6, dtype=torch.double, requires_grad=True)
     items = torch.randn(17, 6, dtype=torch.double, requires_grad=True)
     target = torch.randint(0, 17, (23,))

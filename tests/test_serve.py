@@ -9,14 +9,14 @@ import torch
 from run_toys import Staged, go
 from toy_models import ToyMLP, write_toy_domains
 
-from recbole_cdr_ext import serve
-from recbole_cdr_ext.config import CDRConfig
-from recbole_cdr_ext.data.loader import CrossDomainLoader
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.experiment import build
-from recbole_cdr_ext.model.abstract import CrossDomainRecommender
-from recbole_cdr_ext.run import run_recbole_cdr
-from recbole_cdr_ext.serve import load_model, recommend
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.runs.experiment import build
+from recbole_cdr_ext.runs.run import run_recbole_cdr
+from recbole_cdr_ext.serving import recommendation as serve
+from recbole_cdr_ext.serving.recommendation import load_model, recommend
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.loader import CrossDomainLoader
 
 settings = run_toys.settings
 

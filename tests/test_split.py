@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from support import load, random_domains
 
-from recbole_cdr_ext.data.audit import (
+from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.splits.audit import (
     LeakError,
     audit_candidates,
     audit_edges,
     audit_recalled,
     audit_split,
     held_out_pairs,
-    recall_rates,
 )
-from recbole_cdr_ext.data.sampler import CrossDomainSampler
-from recbole_cdr_ext.data.split import UserItems, groups
-from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.splits.interaction_split import groups, recall_rates
+from recbole_cdr_ext.splits.sampler import CrossDomainSampler
+from recbole_cdr_ext.splits.user_items import UserItems
 
 
 def tokens(loaded, items) -> list[str]:
@@ -205,7 +205,7 @@ def test_target_token_is_removed_from_the_other_domain(tmp_path):
 
 def test_groups_and_threshold(tmp_path):
     # Training users with 2, 3, 4, 5, 11 books: histories 1, 2, 3, 4, 10; the shortest 80 % have a mean of 10/4.
-    from recbole_cdr_ext.data.split import _thresholds
+    from recbole_cdr_ext.splits.making import _thresholds
 
     sequence = np.repeat(np.arange(5), [2, 3, 4, 5, 11])
     assert _thresholds(sequence, np.zeros(len(sequence), int), 1) == [int(10 / 4)]

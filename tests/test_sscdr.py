@@ -10,11 +10,11 @@ import torch
 from support import random_ratings, rating_config, write_ratings
 from test_emcdr import NAMES, bridge_on, fit, normal_tables, same, weights
 
-from recbole_cdr_ext.data.ratings import Ratings
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.experiment import build
 from recbole_cdr_ext.model.rating.sscdr import SourcePairs, liked, neighbourhood
-from recbole_cdr_ext.model.ratings import Tables
+from recbole_cdr_ext.model.rating_recommender import Tables
+from recbole_cdr_ext.runs.experiment import build
+from recbole_cdr_ext.splits.rating_split import Ratings
 
 
 @pytest.fixture(scope="module")

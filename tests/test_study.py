@@ -12,17 +12,17 @@ import pandas as pd
 import pytest
 from study_runs import QUIET, RATED, ROOT, TWO, VARIED, calls, cells, go, state, written
 
-from recbole_cdr_ext.cli import main
+from recbole_cdr_ext.cli.main import main
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation.report import write_instances
+from recbole_cdr_ext.evaluation.instance_table import write_instances
 from recbole_cdr_ext.files import locked
 from recbole_cdr_ext.reports.groups import collect
-from recbole_cdr_ext.reports.runs import Run
 from recbole_cdr_ext.reports.tables import tables_of
+from recbole_cdr_ext.runs.finished import Run
 from recbole_cdr_ext.studies import study
 from recbole_cdr_ext.studies.definition import read_study
 from recbole_cdr_ext.studies.store import Store
-from recbole_cdr_ext.studies.tables import matrices, tables_by_group
+from recbole_cdr_ext.studies.study_tables import matrices, tables_by_group
 
 # -- running ---------------------------------------------------------------------------------------------------------
 

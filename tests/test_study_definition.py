@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from study_runs import QUIET, RATED, ROOT, TWO, VARIED, calls, cells, written
 
-from recbole_cdr_ext.cli import main
+from recbole_cdr_ext.cli.main import main
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.studies.cells import make_cells
 from recbole_cdr_ext.studies.definition import read_study, shipped_studies

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from study_runs import CHILD, DATA, QUIET, ROOT, TWO, calls, go, written
 
-from recbole_cdr_ext.cli import main
-from recbole_cdr_ext.config import RUNTIME_KEYS, CDRConfig
+from recbole_cdr_ext.cli.main import main
+from recbole_cdr_ext.settings.config import RUNTIME_KEYS, CDRConfig
 from recbole_cdr_ext.studies import drive, processes
 from recbole_cdr_ext.studies.processes import Job, ends_on_sigterm, run_all
 
@@ -90,7 +90,7 @@ def test_sigterm_is_an_interrupt():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system has no such call")
 def test_a_child_follows_a_parent_that_was_killed(tmp_path):
-    child = "import os, sys, time; from recbole_cdr_ext.studies.child import follow_parent; "
+    child = "import os, sys, time; from recbole_cdr_ext.cli.child import follow_parent; "
     child += "follow_parent(int(sys.argv[1])); open('pid', 'w').write(str(os.getpid())); time.sleep(60)"
     parent = (
         "import os, subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1], str(os.getpid())])"

@@ -11,8 +11,8 @@ from svae_model import FORMS, batches, build, sequence_batches
 from torch.distributions import Independent, Normal, kl_divergence
 
 from recbole_cdr_ext.data.instances import make_batch
-from recbole_cdr_ext.model.abstract import Phase
-from recbole_cdr_ext.model.layers import kl
+from recbole_cdr_ext.model.parts.layers import kl
+from recbole_cdr_ext.model.phase import Phase
 
 ready = svae_model.ready
 

@@ -12,10 +12,10 @@ from support import random_domains
 from svae_model import FORMS, NO_CLOCK, batches, build, sequence_batches
 
 from recbole_cdr_ext.data.instances import Batch
-from recbole_cdr_ext.data.loader import CrossDomainLoader
 from recbole_cdr_ext.data.sequences import SequenceBatch
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.next_item.svae import SVAE
+from recbole_cdr_ext.splits.loader import CrossDomainLoader
 
 ready = svae_model.ready
 

@@ -8,8 +8,8 @@ import torch
 from support import Rows, random_ratings, rating_config, write_ratings
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.experiment import build
-from recbole_cdr_ext.model.ratings import RatingBatch, Tables
+from recbole_cdr_ext.model.rating_recommender import RatingBatch, Tables
+from recbole_cdr_ext.runs.experiment import build
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 
 NAMES = ["books", "films"]

@@ -9,9 +9,9 @@ from support import random_ratings, rating_config, write_ratings
 from torch import nn
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.experiment import build, load_data
 from recbole_cdr_ext.model.rating.tmcdr import TMCDR, Episode
-from recbole_cdr_ext.model.ratings import RatingBatch, Tables
+from recbole_cdr_ext.model.rating_recommender import RatingBatch, Tables
+from recbole_cdr_ext.runs.experiment import build, load_data
 from recbole_cdr_ext.trainer.sharpness import PGD
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 

@@ -11,7 +11,7 @@ from torch import nn
 from trainer_toys import Batches, Slope, TwoPhases, assert_same, by_loss, scripted, trainer_of, weights
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.abstract import Phase
+from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.trainer import checkpoint
 from recbole_cdr_ext.trainer.averaging import WeightAverage
 from recbole_cdr_ext.trainer.clipping import clip_gradients

@@ -14,7 +14,7 @@ from torch import nn
 from trainer_toys import Batches, Settings, Slope, by_loss, scripted, settings, trainer_of
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.abstract import Phase
+from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.trainer import checkpoint
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 

@@ -12,10 +12,11 @@ import tuning_toys
 from tuning_toys import prepared, space_file
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.tuning import page, sweep
+from recbole_cdr_ext.tuning import sweep, sweep_page
 from recbole_cdr_ext.tuning.records import CUT, FAILED, FINISHED, Record, best_first
 from recbole_cdr_ext.tuning.space import Parameter
-from recbole_cdr_ext.tuning.sweep import DEFAULTS, prepare, tune
+from recbole_cdr_ext.tuning.sweep import DEFAULTS, prepare
+from recbole_cdr_ext.tuning.tune import tune
 
 quick = tuning_toys.quick
 
@@ -117,20 +118,20 @@ def made_up(n, seed=0):
 
 
 def test_importance_finds_what_matters():
-    found = page.importance(made_up(40), PARAMETERS)
+    found = sweep_page.importance(made_up(40), PARAMETERS)
     assert next(iter(found)) == "learning_rate" and found["learning_rate"][0] > 10 * abs(found["kind"][0])
-    assert page.importance(made_up(7), PARAMETERS) is None
+    assert sweep_page.importance(made_up(7), PARAMETERS) is None
 
 
 @pytest.mark.parametrize("n", [3, 12])
 def test_page_and_summary(tmp_path, n):
     failed = Record("9999", {"kind": "a", "learning_rate": 0.5}, FAILED, reason="<b>out</b> | of memory")
     records = best_first([*made_up(n), failed], True)
-    about = page.About("M", "D", "NDCG@10", True, PARAMETERS, "recbole-cdr run --x", "how")
-    page.write_page(records, about, tmp_path / "p.html")
-    page.write_summary(records, about, tmp_path / "p.md")
+    about = sweep_page.About("M", "D", "NDCG@10", True, PARAMETERS, "recbole-cdr run --x", "how")
+    sweep_page.write_page(records, about, tmp_path / "p.html")
+    sweep_page.write_summary(records, about, tmp_path / "p.md")
     text, summary = (tmp_path / "p.html").read_text(), (tmp_path / "p.md").read_text()
-    own = text.replace(page._plotly_source(), "")
+    own = text.replace(sweep_page._plotly_source(), "")
     assert "<script src" not in text and "http" not in own.replace("http-equiv", "")
     assert "<b>out" not in text and "&lt;b&gt;out" in text and "recbole-cdr run --x" in text
     assert ('id="importance"' in text) == (n == 12) and 'id="parallel"' in text and 'id="curves"' in text

@@ -16,7 +16,8 @@ from toy_models import ToyMLP
 from tuning_toys import QUICK, Troubled, score_of_run, space_file
 
 from recbole_cdr_ext.tuning.records import CUT, FAILED, FINISHED, ended
-from recbole_cdr_ext.tuning.sweep import DEFAULTS, tune
+from recbole_cdr_ext.tuning.sweep import DEFAULTS
+from recbole_cdr_ext.tuning.tune import tune
 
 quick = tuning_toys.quick
 

@@ -11,11 +11,11 @@ from toy_models import ToyMLP
 from tuning_toys import LEARNING_RATES, Troubled, prepared, score_of_run
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.abstract import Phase
+from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.tuning import sweep
 from recbole_cdr_ext.tuning.records import CUT, FAILED, FINISHED, RUNNING, best_first, end_trial, read_record
-from recbole_cdr_ext.tuning.sweep import share
 from recbole_cdr_ext.tuning.trial import TrialFailed, reason_of, run_trial
+from recbole_cdr_ext.tuning.tune import share
 
 quick = tuning_toys.quick
 

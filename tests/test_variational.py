@@ -10,14 +10,14 @@ import pytest
 import torch
 from support import load, random_domains
 
-from recbole_cdr_ext.data.audit import LeakError
 from recbole_cdr_ext.data.instances import Batch
-from recbole_cdr_ext.data.loader import CrossDomainLoader
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.graph.variational import DomainGraph, GaussianLayers, GraphLayer, sampled
-from recbole_cdr_ext.model.layers import Gaussian
 from recbole_cdr_ext.model.next_item.cdrib import CDRIB
 from recbole_cdr_ext.model.next_item.disencdr import DisenCDR
+from recbole_cdr_ext.model.parts.layers import Gaussian
+from recbole_cdr_ext.model.variational_graph import DomainGraph, GaussianLayers, GraphLayer, sampled
+from recbole_cdr_ext.splits.audit import LeakError
+from recbole_cdr_ext.splits.loader import CrossDomainLoader
 
 MODELS = {"DisenCDR": DisenCDR, "CDRIB": CDRIB}
 SMALL = {

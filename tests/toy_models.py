@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from recbole_cdr_ext.model.abstract import CrossDomainRecommender
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 
 DOMAINS = ("books", "films", "songs")
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from recbole_cdr_ext.data.instances import Batch
-from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
+from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 
 DATASET = SimpleNamespace(

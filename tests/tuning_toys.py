@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from toy_models import ToyMLP
 
-from recbole_cdr_ext.run import run_recbole_cdr
+from recbole_cdr_ext.runs.run import run_recbole_cdr
 from recbole_cdr_ext.tuning import sweep
 from recbole_cdr_ext.tuning.sweep import DEFAULTS, prepare
 

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from recbole_cdr_ext.analysis.runs import bridge_of, chunks, median_norm, ratings_of
+from recbole_cdr_ext.analysis.bridges import bridge_of, chunks, median_norm, ratings_of
 from recbole_cdr_ext.model.bridge import Bridge
-from recbole_cdr_ext.model.ratings import RatingBatch
+from recbole_cdr_ext.model.rating_recommender import RatingBatch
 from recbole_cdr_ext.tasks.rating import RatingExperiment
 
 EPSILONS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from recbole_cdr_ext.analysis.runs import bridge_of, median_norm, ratings_of
+from recbole_cdr_ext.analysis.bridges import bridge_of, median_norm, ratings_of
 from recbole_cdr_ext.model.bridge import Bridge
-from recbole_cdr_ext.model.ratings import RatingBatch
+from recbole_cdr_ext.model.rating_recommender import RatingBatch
 from recbole_cdr_ext.tasks.rating import RatingExperiment
 
 ROWS = 131_072  # moved vectors in one forward pass: some tens of MB for d = 10 and 50 hidden units

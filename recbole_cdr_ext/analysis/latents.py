@@ -11,17 +11,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from recbole_cdr_ext import registry
-from recbole_cdr_ext.analysis.runs import check_ended, check_labels, find_runs, labels, told_apart
-from recbole_cdr_ext.data.audit import last_of_sequences
+from recbole_cdr_ext.analysis.bridges import check_ended, check_labels, find_runs, labels, told_apart
 from recbole_cdr_ext.data.instances import Instances
-from recbole_cdr_ext.data.split import PARTS
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.layers import Gaussian, kl
 from recbole_cdr_ext.model.next_item.i2vae import I2VAE
-from recbole_cdr_ext.model.next_item.latents import ACTIVE_VARIANCE
-from recbole_cdr_ext.run_folder import finished_result, stored_settings
-from recbole_cdr_ext.serve import load_model
+from recbole_cdr_ext.model.parts.latent_meter import ACTIVE_VARIANCE
+from recbole_cdr_ext.model.parts.layers import Gaussian, kl
+from recbole_cdr_ext.registry import models as model_registry
+from recbole_cdr_ext.runs.folder import finished_result, stored_settings
+from recbole_cdr_ext.serving.recommendation import load_model
+from recbole_cdr_ext.splits.interaction_split import PARTS, last_of_sequences
 from recbole_cdr_ext.tasks.next_item import NextItemExperiment
 
 
@@ -61,7 +60,7 @@ def open_latent_runs(
     stored = [stored_settings(folder) for folder in folders]
     for folder, of_run in zip(folders, stored, strict=True):
         where = f"run '{folder.name}' ({of_run['model']}) can't be analysed"
-        if not issubclass(registry.get_model(of_run["model"], of_run.get("task")), I2VAE):
+        if not issubclass(model_registry.get_model(of_run["model"], of_run.get("task")), I2VAE):
             raise CDRError(f"{where}: it has no latents that this reads; I2VAE has.")
         if of_run.get("variational") is False:
             raise CDRError(f"{where}: variational=False leaves no latents.")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_cdr_ext.analysis.runs import CHUNK, bridge_of, chunks, median_norm, ratings_of
+from recbole_cdr_ext.analysis.bridges import CHUNK, bridge_of, chunks, median_norm, ratings_of
 from recbole_cdr_ext.tasks.rating import RatingExperiment
 from recbole_cdr_ext.trainer.sharpness import PGD
 

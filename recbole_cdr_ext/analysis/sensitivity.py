@@ -15,13 +15,13 @@ from recbole.utils import set_color
 from tqdm import tqdm
 
 from recbole_cdr_ext.analysis.attack import EPSILONS, fgsm
+from recbole_cdr_ext.analysis.bridges import CHUNK, check_bridge
 from recbole_cdr_ext.analysis.lipschitz import lipschitz
-from recbole_cdr_ext.analysis.runs import CHUNK, check_bridge
-from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.run import run_recbole_cdr
-from recbole_cdr_ext.run_folder import RESULT, SETTINGS, finished_result
-from recbole_cdr_ext.serve import load_model
+from recbole_cdr_ext.runs.folder import RESULT, SETTINGS, finished_result
+from recbole_cdr_ext.runs.run import run_recbole_cdr
+from recbole_cdr_ext.serving.recommendation import load_model
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.tasks.rating import RatingExperiment
 from recbole_cdr_ext.trainer.sharpness import PGD
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recbole_cdr_ext.data._delimited import Delimited, first_line, read_columns
+from recbole_cdr_ext.data.delimited import Delimited, first_line, read_columns
 from recbole_cdr_ext.errors import CDRError, did_you_mean
 
 TYPES = ("token", "float", "token_seq", "float_seq")

@@ -14,7 +14,6 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_cdr_ext.data.dataset import Events
-from recbole_cdr_ext.data.split import Split
 
 # As in loader.py: batches are cut from pools of this many, sorted by length.
 _BUCKET = 16
@@ -195,30 +194,6 @@ def next_items(events: Events, count: int) -> np.ndarray:
         real = place >= 0
         out[real, column] = events.item[place[real]]
         place = np.where(real, behind[place], -1)
-    return out
-
-
-def recalled_by_event(split: Split) -> np.ndarray | None:
-    """Returns what a generator recalled for the instance whose target each training event is, (m, r), 0 without one.
-
-    Of the published rows, which repeat each other, only an event's first row has one.
-
-    Raises:
-        AssertionError: a training instance has a target that is no training event.
-    """
-    train, events = split.train, split.train_events
-    if train.recalled is None:
-        return None
-    span = np.int64(split.item_offset[-1])
-    key = events.sequence * span + events.item
-    order = np.argsort(key, kind="stable")
-    # An instance's sequence is a block: what an event's sequence holds in one domain.
-    asked = train.sequence // split.n_domains * span + train.target
-    place = order[np.minimum(np.searchsorted(key[order], asked), len(key) - 1)]
-    found = key[place] == asked
-    assert found.all() or split.name == "published", "a training instance's target is no training event"
-    out = np.zeros((len(events), train.recalled.shape[1]), train.recalled.dtype)
-    out[place[found]] = train.recalled[found]
     return out
 
 

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from recbole_cdr_ext import compat
 from recbole_cdr_ext.data.instances import Batch, Instances
-from recbole_cdr_ext.data.sampler import Candidates
-from recbole_cdr_ext.data.split import Split
 from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.sampler import Candidates
 
 compat.apply()
 

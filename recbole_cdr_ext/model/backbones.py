@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.graph.propagation import BipartiteGraph, Pair
+from recbole_cdr_ext.model.parts.propagation import BipartiteGraph, Pair
 
 if TYPE_CHECKING:
-    from recbole_cdr_ext.model.ratings import RatingBatch
+    from recbole_cdr_ext.model.rating_recommender import RatingBatch
 
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop")  # a graph's gradients are dense
 MESSAGE_DROPOUT = 0.1

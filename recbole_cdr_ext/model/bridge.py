@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from recbole_cdr_ext.data.ratings import RatingSplit
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.abstract import Phase, Stage
-from recbole_cdr_ext.model.layers import mapping
-from recbole_cdr_ext.model.ratings import (
+from recbole_cdr_ext.model.parts.layers import mapping
+from recbole_cdr_ext.model.phase import Phase, Stage
+from recbole_cdr_ext.model.rating_recommender import (
     SPARSE_LEARNERS,
     RatingBatch,
     RatingRecommender,
@@ -22,6 +21,7 @@ from recbole_cdr_ext.model.ratings import (
     Tables,
     whole_batch,
 )
+from recbole_cdr_ext.splits.rating_split import RatingSplit
 
 # Item vectors of a smaller median length (a healthy one is about 0.3) say nothing.
 COLLAPSED = 0.1

@@ -7,11 +7,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from recbole_cdr_ext.analysis.figures import COLOURS
-from recbole_cdr_ext.evaluation.report import spelt
+from recbole_cdr_ext.evaluation.result_table import spelt
+from recbole_cdr_ext.pages.curves import COLOURS
 from recbole_cdr_ext.reports.groups import Group
-from recbole_cdr_ext.reports.runs import Run
 from recbole_cdr_ext.reports.tables import Table
+from recbole_cdr_ext.runs.finished import Run
 
 PATTERNS = ("", "/", "x", ".")  # for more models than there are colours
 DASHES = ("solid", "dash", "dot", "dashdot")

@@ -11,13 +11,12 @@ from typing import Any
 
 import pandas as pd
 
-from recbole_cdr_ext._settings import short, text_of
-from recbole_cdr_ext.config import RUNTIME_KEYS
-from recbole_cdr_ext.data.ratings import RATING_SPLIT_KEYS
-from recbole_cdr_ext.data.split import SPLIT_KEYS
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.reports.runs import Run, Unusable, find_folders, read_run
-from recbole_cdr_ext.run_folder import RESULT
+from recbole_cdr_ext.runs.finished import Run, Unusable, find_folders, read_run
+from recbole_cdr_ext.runs.folder import RESULT
+from recbole_cdr_ext.settings.config import RUNTIME_KEYS
+from recbole_cdr_ext.settings.reading import short, text_of
+from recbole_cdr_ext.splits.keys import RATING_SPLIT_KEYS, SPLIT_KEYS
 
 # What the runs of one table have in common; what else decides a split only changes what is trained on.
 TRAINING_KEYS = {"train_targets", "train_on_histories"}

@@ -11,10 +11,10 @@ from typing import Any
 import pandas as pd
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation.report import spelt
+from recbole_cdr_ext.evaluation.result_table import spelt
 from recbole_cdr_ext.evaluation.significance import Spread, align, compare
 from recbole_cdr_ext.reports.groups import Group
-from recbole_cdr_ext.reports.runs import Run
+from recbole_cdr_ext.runs.finished import Run
 
 LEVELS = ((0.01, 2), (0.05, 1))  # p below, marks
 BETTER, WORSE = "*", "↓"

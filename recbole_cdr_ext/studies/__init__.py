@@ -12,7 +12,8 @@ def study(name: str | Path, options: Mapping[str, Any] | None = None) -> dict[st
 
     Args:
         name: of a file in ``properties/study``, or a path.
-        options: those of :data:`recbole_cdr_ext.studies.options.OPTIONS`; anything else is a setting of all runs.
+        options: those of :data:`recbole_cdr_ext.settings.command_options.STUDY_OPTIONS`; anything else is a setting
+            of all runs.
 
     Returns:
         ``folder``, ``groups`` (as reports have them, with all runs that are done), ``done``, ``missing`` (the names of
@@ -22,6 +23,6 @@ def study(name: str | Path, options: Mapping[str, Any] | None = None) -> dict[st
         CDRError: something the user can mend, before any run.
         KeyboardInterrupt: Ctrl-C or SIGTERM; its text says how to go on.
     """
-    from recbole_cdr_ext.studies.command import run_study  # which imports torch
+    from recbole_cdr_ext.studies.execution import run_study
 
     return run_study(name, dict(options or {}))

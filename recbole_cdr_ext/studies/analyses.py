@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recbole_cdr_ext.files import replacing
-from recbole_cdr_ext.run_folder import RESULT
+from recbole_cdr_ext.runs.folder import RESULT
 from recbole_cdr_ext.studies.cells import Cell
 from recbole_cdr_ext.studies.definition import Settings
 from recbole_cdr_ext.studies.state import State

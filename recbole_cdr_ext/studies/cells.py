@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from recbole_cdr_ext._settings import as_argument, file_names, text_of
-from recbole_cdr_ext.analysis.runs import check_bridge
-from recbole_cdr_ext.config import RUNTIME_KEYS, CDRConfig
-from recbole_cdr_ext.data.split import GROUPS
+from recbole_cdr_ext.analysis.bridges import check_bridge
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.evaluation.metrics import RankingMetrics
-from recbole_cdr_ext.evaluation.values import ValueMetrics
-from recbole_cdr_ext.reports.runs import CAPS
+from recbole_cdr_ext.evaluation.ranking_metrics import RankingMetrics
+from recbole_cdr_ext.evaluation.rating_metrics import ValueMetrics
+from recbole_cdr_ext.runs.finished import CAPS
+from recbole_cdr_ext.settings.config import RUNTIME_KEYS, CDRConfig
+from recbole_cdr_ext.settings.reading import as_argument, file_names, text_of
+from recbole_cdr_ext.splits.interaction_split import GROUPS
 from recbole_cdr_ext.studies.definition import SEED, Settings, Study, needs_bridges
 from recbole_cdr_ext.studies.sources import Source
 

@@ -11,8 +11,8 @@ from recbole.utils import set_color
 from tqdm import tqdm
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation.report import spelt
-from recbole_cdr_ext.run_folder import RESULT, SETTINGS
+from recbole_cdr_ext.evaluation.result_table import spelt
+from recbole_cdr_ext.runs.folder import RESULT, SETTINGS
 from recbole_cdr_ext.studies.analyses import Analysis, analyses_of
 from recbole_cdr_ext.studies.cells import Cell
 from recbole_cdr_ext.studies.processes import Ended, Job, run_all
@@ -76,7 +76,7 @@ def _processors() -> int:
 
 def child(words: Sequence[str]) -> list[str]:
     """The command of a process that does what `recbole-cdr` does with these words, and ends with this one."""
-    return [sys.executable, "-m", "recbole_cdr_ext.studies.child", str(os.getpid()), *words]
+    return [sys.executable, "-m", "recbole_cdr_ext.cli.child", str(os.getpid()), *words]
 
 
 def _job_of_cell(state: State, cell: Cell) -> Job:

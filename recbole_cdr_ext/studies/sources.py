@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 
 from recbole_cdr_ext.data.prepare import ensure_dataset
-from recbole_cdr_ext.data.prepare.run import layout_folder
+from recbole_cdr_ext.data.prepare.preparation import layout_folder
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.reports.runs import Run, Unusable, read_run
-from recbole_cdr_ext.run_folder import RESULT
+from recbole_cdr_ext.runs.finished import Run, Unusable, read_run
+from recbole_cdr_ext.runs.folder import RESULT
 from recbole_cdr_ext.studies.cells import Cell, deciding
 from recbole_cdr_ext.studies.definition import Study
 from recbole_cdr_ext.studies.sources import Source, prepare

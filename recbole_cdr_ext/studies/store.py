@@ -21,10 +21,10 @@ import numpy as np
 import pandas as pd
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation.metrics import RankingMetrics
+from recbole_cdr_ext.evaluation.ranking_metrics import RankingMetrics
 from recbole_cdr_ext.evaluation.significance import per_user
 from recbole_cdr_ext.files import make_folder, replacing
-from recbole_cdr_ext.reports.runs import Run, Unusable, check_result, default_settings
+from recbole_cdr_ext.runs.finished import Run, Unusable, check_result, default_settings
 from recbole_cdr_ext.studies.cells import Cell, deciding
 
 CELLS, INSTANCES = "cells.jsonl", "instances"

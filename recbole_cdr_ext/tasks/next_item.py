@@ -12,16 +12,16 @@ import pandas as pd
 from recbole.utils import set_color
 
 from recbole_cdr_ext import compat
-from recbole_cdr_ext.config import CDRConfig
-from recbole_cdr_ext.data.audit import audit_candidates
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
-from recbole_cdr_ext.data.loader import CrossDomainLoader
-from recbole_cdr_ext.data.sampler import Candidates, CrossDomainSampler
-from recbole_cdr_ext.data.split import PARTS, Split, groups
-from recbole_cdr_ext.evaluation import ranking, report
-from recbole_cdr_ext.evaluation.metrics import RankingMetrics, mean_over_domains
+from recbole_cdr_ext.evaluation import instance_table, ranking
 from recbole_cdr_ext.evaluation.ranking import Ranks
-from recbole_cdr_ext.model.abstract import CrossDomainRecommender
+from recbole_cdr_ext.evaluation.ranking_metrics import RankingMetrics, mean_over_domains
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.audit import audit_candidates
+from recbole_cdr_ext.splits.interaction_split import PARTS, Split, groups
+from recbole_cdr_ext.splits.loader import CrossDomainLoader
+from recbole_cdr_ext.splits.sampler import Candidates, CrossDomainSampler
 
 compat.apply()
 
@@ -186,7 +186,7 @@ class NextItemExperiment:
         """Returns the per-instance table of a part."""
         instances = self.split.part(part)
         masks = groups(self.split, instances)
-        return report.instance_frame(self.dataset, instances, ranks, self.metrics, masks, part)
+        return instance_table.instance_frame(self.dataset, instances, ranks, self.metrics, masks, part)
 
     def fallbacks(self, part: str, ranks: Ranks) -> dict[str, dict[str, int]]:
         """Returns how many instances popularity ranked in the model's place, by domain and group."""

@@ -12,16 +12,16 @@ import torch
 from recbole.utils import set_color
 
 from recbole_cdr_ext import compat
-from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
-from recbole_cdr_ext.data.ratings import Ratings, RatingSplit
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation.metrics import mean_over_domains
-from recbole_cdr_ext.evaluation.values import ValueMetrics
-from recbole_cdr_ext.model.abstract import Stage
+from recbole_cdr_ext.evaluation.ranking_metrics import mean_over_domains
+from recbole_cdr_ext.evaluation.rating_metrics import ValueMetrics
+from recbole_cdr_ext.model.phase import Stage
 from recbole_cdr_ext.model.rating.floors import BiasOnly, GlobalMean, ItemMean, ItemMeanUserBias
-from recbole_cdr_ext.model.ratings import RatingRecommender, whole_batch
-from recbole_cdr_ext.stages import run_stages, stage_settings
+from recbole_cdr_ext.model.rating_recommender import RatingRecommender, whole_batch
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.rating_split import Ratings, RatingSplit
+from recbole_cdr_ext.trainer.stages import run_stages, stage_settings
 
 compat.apply()
 

@@ -14,7 +14,7 @@ import torch
 from recbole_cdr_ext.data.instances import Batch, Instances
 from recbole_cdr_ext.data.sequences import SequenceBatch
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.registry import get_model
+from recbole_cdr_ext.registry.models import get_model
 from recbole_cdr_ext.testing import planted
 from recbole_cdr_ext.testing.subject import Subject, all_scores, on_topic, scores, test_batches
 from recbole_cdr_ext.trainer.trainer import seed_everything

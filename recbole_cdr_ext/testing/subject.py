@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.data.instances import Batch
-from recbole_cdr_ext.data.split import groups
-from recbole_cdr_ext.experiment import build, load_data
-from recbole_cdr_ext.model.abstract import CrossDomainRecommender
-from recbole_cdr_ext.registry import get_model
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.registry.models import get_model
+from recbole_cdr_ext.runs.experiment import build, load_data
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.interaction_split import groups
 from recbole_cdr_ext.tasks.next_item import NextItemExperiment
 from recbole_cdr_ext.testing import planted
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer

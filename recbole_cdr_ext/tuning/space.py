@@ -28,9 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from recbole_cdr_ext._settings import parse_value, read_mapping
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.paths import properties_dir
+from recbole_cdr_ext.settings.paths import properties_dir
+from recbole_cdr_ext.settings.reading import parse_value, read_mapping
 
 Settings = dict[str, Any]
 

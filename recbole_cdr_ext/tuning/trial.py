@@ -20,15 +20,15 @@ import numpy as np
 import yaml
 
 from recbole_cdr_ext import compat
-from recbole_cdr_ext.config import CDRConfig
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation.metrics import mean_over_domains
-from recbole_cdr_ext.experiment import build, set_threads
+from recbole_cdr_ext.evaluation.ranking_metrics import mean_over_domains
 from recbole_cdr_ext.files import make_folder, replacing
-from recbole_cdr_ext.model.abstract import Phase
-from recbole_cdr_ext.run_folder import LOG
-from recbole_cdr_ext.run_log import describe_model, logging_to
+from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.runs.experiment import build, set_threads
+from recbole_cdr_ext.runs.folder import LOG
+from recbole_cdr_ext.runs.log import describe_model, logging_to
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.trainer import checkpoint
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 from recbole_cdr_ext.tuning.records import CUT, FAILED, FINISHED, RUNNING, Record, read_record

@@ -2,7 +2,7 @@
 
 from recbole_cdr_ext.data.prepare.description import Description, list_datasets, load_description
 from recbole_cdr_ext.data.prepare.ensure import Ensured, ensure_dataset
-from recbole_cdr_ext.data.prepare.run import is_prepared, layout_folder, prepare
+from recbole_cdr_ext.data.prepare.preparation import is_prepared, layout_folder, prepare
 
 __all__ = [
     "Description",

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from recbole_cdr_ext.data._delimited import check_number, unreadable
+from recbole_cdr_ext.data.delimited import check_number, unreadable
 from recbole_cdr_ext.data.prepare.content import Content
 from recbole_cdr_ext.data.prepare.description import Description
 from recbole_cdr_ext.errors import CDRError

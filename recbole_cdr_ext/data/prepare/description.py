@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from recbole_cdr_ext._settings import TASKS, documented_keys
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.paths import dataset_property_files, prepared_order, properties_dir
+from recbole_cdr_ext.settings.paths import dataset_property_files, prepared_order, properties_dir
+from recbole_cdr_ext.settings.reading import TASKS, documented_keys
 
 ORDERS = ("clock", "merged", "none")
 LAYOUTS = ("users", "rows")

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from recbole_cdr_ext.data._delimited import numbered_lines, open_text, wrong_width
+from recbole_cdr_ext.data.delimited import numbered_lines, open_text, wrong_width
 from recbole_cdr_ext.data.prepare.content import Content, Fact
 from recbole_cdr_ext.data.prepare.description import Description
 from recbole_cdr_ext.errors import CDRError, did_you_mean

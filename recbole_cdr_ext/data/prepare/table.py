@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from recbole_cdr_ext.data._delimited import Delimited, first_line, read_columns
+from recbole_cdr_ext.data.delimited import Delimited, first_line, read_columns
 from recbole_cdr_ext.data.prepare.content import Content
 from recbole_cdr_ext.data.prepare.description import Description
 from recbole_cdr_ext.errors import CDRError, did_you_mean

@@ -39,7 +39,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from recbole_cdr_ext.data.audit import audit_edges
 from recbole_cdr_ext.data.dataset import Events
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.data.sequences import (
@@ -52,11 +51,13 @@ from recbole_cdr_ext.data.sequences import (
     reorders,
     shuffled_windows,
 )
-from recbole_cdr_ext.data.split import Split
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
-from recbole_cdr_ext.model.graph.propagation import DirectedGraph
-from recbole_cdr_ext.model.layers import Dropout, SequenceEncoder, left_aligned, masked_mean, stream
+from recbole_cdr_ext.model.parts.layers import Dropout, SequenceEncoder, left_aligned, masked_mean, stream
+from recbole_cdr_ext.model.parts.propagation import DirectedGraph
+from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.splits.audit import audit_edges
+from recbole_cdr_ext.splits.interaction_split import Split
 
 
 class Terms(NamedTuple):

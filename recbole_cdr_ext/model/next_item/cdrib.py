@@ -39,7 +39,8 @@ from torch import nn
 
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.graph.variational import (
+from recbole_cdr_ext.model.parts.layers import Gaussian, kl, mlp
+from recbole_cdr_ext.model.variational_graph import (
     DomainEncoder,
     Nodes,
     PairwiseGraphModel,
@@ -47,7 +48,6 @@ from recbole_cdr_ext.model.graph.variational import (
     binary_loss,
     mean_or_zero,
 )
-from recbole_cdr_ext.model.layers import Gaussian, kl, mlp
 
 CHOICES = {"warm_score": ("cross", "own", "mean"), "contrastive": ("hinge", "bce")}
 S_CAP = 0.4

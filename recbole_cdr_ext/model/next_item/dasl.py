@@ -37,8 +37,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.abstract import CrossDomainRecommender
-from recbole_cdr_ext.model.layers import Dropout, left_aligned
+from recbole_cdr_ext.model.parts.layers import Dropout, left_aligned
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 
 # (user, item) pairs whose hidden units exist at once in scoring: a few megabytes stay in the processor's cache.
 _PAIRS = 1 << 14

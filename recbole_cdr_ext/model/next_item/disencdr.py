@@ -38,8 +38,9 @@ from torch import nn
 
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.abstract import Phase
-from recbole_cdr_ext.model.graph.variational import (
+from recbole_cdr_ext.model.parts.layers import Dropout, Gaussian, kl
+from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.model.variational_graph import (
     DomainEncoder,
     DomainGraph,
     GaussianLayers,
@@ -51,7 +52,6 @@ from recbole_cdr_ext.model.graph.variational import (
     mean_or_zero,
     sampled,
 )
-from recbole_cdr_ext.model.layers import Dropout, Gaussian, kl
 
 
 class Terms(NamedTuple):

@@ -38,12 +38,13 @@ from torch import nn
 
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.data.instances import Batch, Instances
-from recbole_cdr_ext.data.sampler import Candidates, CrossDomainSampler
 from recbole_cdr_ext.data.sequences import EpochBatches
-from recbole_cdr_ext.data.split import Split
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase, gathered_product
-from recbole_cdr_ext.model.layers import mapping
+from recbole_cdr_ext.model.parts.layers import mapping
+from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender, gathered_product
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.sampler import Candidates, CrossDomainSampler
 
 CHOICES = {
     "latent_factor_model": ("BPR", "MF"),

@@ -33,7 +33,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from recbole_cdr_ext._settings import read_mapping
 from recbole_cdr_ext.data.instances import Batch, random_recall
 from recbole_cdr_ext.data.sequences import (
     EpochBatches,
@@ -41,14 +40,12 @@ from recbole_cdr_ext.data.sequences import (
     TrainingSequences,
     first_of_token,
     new_order,
-    recalled_by_event,
     reorders,
     shuffled_windows,
 )
-from recbole_cdr_ext.data.split import PARTS, Split
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase, Stage
-from recbole_cdr_ext.model.layers import (
+from recbole_cdr_ext.model.parts.latent_meter import LatentMeter
+from recbole_cdr_ext.model.parts.layers import (
     CrossAttention,
     Gaussian,
     GaussianHead,
@@ -60,10 +57,13 @@ from recbole_cdr_ext.model.layers import (
     masked_mean,
     mlp,
 )
-from recbole_cdr_ext.model.losses import sampled_softmax_loss, softmax_loss
-from recbole_cdr_ext.model.next_item.i2vae_positions import PositionEncoder, Views
-from recbole_cdr_ext.model.next_item.latents import LatentMeter
-from recbole_cdr_ext.paths import properties_dir
+from recbole_cdr_ext.model.parts.losses import sampled_softmax_loss, softmax_loss
+from recbole_cdr_ext.model.parts.positions import PositionEncoder, Views
+from recbole_cdr_ext.model.phase import Phase, Stage
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.paths import properties_dir
+from recbole_cdr_ext.settings.reading import read_mapping
+from recbole_cdr_ext.splits.interaction_split import PARTS, Split, recalled_by_event
 
 CHOICES = {
     "loss_type": ("BCE", "CE", "sampled"),

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from recbole_cdr_ext.data.instances import Batch
-from recbole_cdr_ext.data.split import Split
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
+from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.splits.interaction_split import Split
 
 
 class OrderPop(CrossDomainRecommender):

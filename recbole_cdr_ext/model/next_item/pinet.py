@@ -44,8 +44,9 @@ from recbole_cdr_ext.data.sequences import (
     shuffled_windows,
 )
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
-from recbole_cdr_ext.model.layers import Dropout
+from recbole_cdr_ext.model.parts.layers import Dropout
+from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 
 
 @dataclass

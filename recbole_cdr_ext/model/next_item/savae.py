@@ -33,11 +33,13 @@ from torch import nn
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.data.instances import Batch, make_batch
 from recbole_cdr_ext.data.sequences import EpochBatches
-from recbole_cdr_ext.data.split import Split, users_as_instances
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
-from recbole_cdr_ext.model.bags import BagLinear, Bags, multinomial_loss
-from recbole_cdr_ext.model.layers import Gaussian, kl
+from recbole_cdr_ext.model.parts.bags import BagLinear, Bags, multinomial_loss
+from recbole_cdr_ext.model.parts.layers import Gaussian, kl
+from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.user_items import users_as_instances
 
 ALIGNMENTS = ("soft", "rigid")
 

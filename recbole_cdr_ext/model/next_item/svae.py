@@ -60,9 +60,10 @@ from recbole_cdr_ext.data.sequences import (
     with_start,
 )
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.abstract import CrossDomainRecommender, Phase
-from recbole_cdr_ext.model.layers import Gaussian, kl, left_aligned
-from recbole_cdr_ext.model.next_item.latents import LatentMeter
+from recbole_cdr_ext.model.parts.latent_meter import LatentMeter
+from recbole_cdr_ext.model.parts.layers import Gaussian, kl, left_aligned
+from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 
 CHOICES = {"input": ("own", "merged"), "kl_reduction": ("mean", "sum")}
 SIZES = ("embedding_size", "rnn_size", "hidden_size", "latent_size", "next_k")

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from recbole_cdr_ext.data.ratings import RatingSplit
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.abstract import Phase
 from recbole_cdr_ext.model.bridge import Bridge
+from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating.sscdr import liking_threshold
-from recbole_cdr_ext.model.ratings import RatingBatch
+from recbole_cdr_ext.model.rating_recommender import RatingBatch
+from recbole_cdr_ext.splits.rating_split import RatingSplit
 
 
 class ContrastiveLoss(NamedTuple):

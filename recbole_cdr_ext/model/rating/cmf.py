@@ -9,17 +9,17 @@ from logging import getLogger
 import numpy as np
 import torch
 
-from recbole_cdr_ext.data.ratings import RatingSplit
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.abstract import Phase
+from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating.tgt import FactorizationLoss, _table
-from recbole_cdr_ext.model.ratings import (
+from recbole_cdr_ext.model.rating_recommender import (
     SPARSE_LEARNERS,
     RatingBatch,
     RatingRecommender,
     Shuffled,
     whole_batch,
 )
+from recbole_cdr_ext.splits.rating_split import RatingSplit
 
 
 @dataclass(frozen=True)

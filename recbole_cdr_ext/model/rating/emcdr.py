@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.abstract import Phase
 from recbole_cdr_ext.model.bridge import Bridge
-from recbole_cdr_ext.model.layers import mapping
-from recbole_cdr_ext.model.ratings import RatingBatch, Shuffled
+from recbole_cdr_ext.model.parts.layers import mapping
+from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.model.rating_recommender import RatingBatch, Shuffled
 
 
 class EMCDR(Bridge):

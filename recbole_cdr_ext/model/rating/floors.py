@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from recbole_cdr_ext.data.ratings import Ratings, RatingSplit
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.abstract import Phase, Stage
 from recbole_cdr_ext.model.bridge import Bridge, pretraining
-from recbole_cdr_ext.model.ratings import RatingBatch, RatingRecommender
+from recbole_cdr_ext.model.phase import Phase, Stage
+from recbole_cdr_ext.model.rating_recommender import RatingBatch, RatingRecommender
+from recbole_cdr_ext.splits.rating_split import Ratings, RatingSplit
 
 ITEM_SHRINKAGE, USER_SHRINKAGE = 5.0, 10.0
 

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from recbole_cdr_ext.data.ratings import Ratings, RatingSplit
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.abstract import Phase
 from recbole_cdr_ext.model.bridge import Bridge
+from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.splits.rating_split import Ratings, RatingSplit
 
 # Stands where a history has no more items; it is no item's place.
 NO_ITEM = -1

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from recbole_cdr_ext.model.abstract import Phase
 from recbole_cdr_ext.model.bridge import Bridge
-from recbole_cdr_ext.model.ratings import RatingBatch
+from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.model.rating_recommender import RatingBatch
 
 
 class SCDR(Bridge):

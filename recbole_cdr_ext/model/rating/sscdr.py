@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
-from recbole_cdr_ext.data.ratings import Ratings, RatingSplit
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.abstract import Phase
+from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating.emcdr import EMCDR
-from recbole_cdr_ext.model.ratings import RatingBatch, Shuffled, Tables
+from recbole_cdr_ext.model.rating_recommender import RatingBatch, Shuffled, Tables
+from recbole_cdr_ext.splits.rating_split import Ratings, RatingSplit
 
 LIKED_SHARE = 0.75  # of the rating scale: 4 on a scale from 1 to 5
 

@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from recbole_cdr_ext.data.dataset import hash_arrays
-from recbole_cdr_ext.data.ratings import RatingSplit
 from recbole_cdr_ext.model import backbones
-from recbole_cdr_ext.model.abstract import Phase
-from recbole_cdr_ext.model.ratings import (
+from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.model.rating_recommender import (
     SPARSE_LEARNERS,
     RatingBatch,
     RatingRecommender,
@@ -22,6 +21,7 @@ from recbole_cdr_ext.model.ratings import (
     Tables,
     whole_batch,
 )
+from recbole_cdr_ext.splits.rating_split import RatingSplit
 
 # What other models call the settings of their training: TGT's are those of all models' pre-training.
 PRETRAINED = {

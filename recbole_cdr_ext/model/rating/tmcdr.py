@@ -10,9 +10,9 @@ import torch
 from torch.func import functional_call
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.abstract import Phase
 from recbole_cdr_ext.model.bridge import Bridge
-from recbole_cdr_ext.model.ratings import RatingBatch, Shuffled
+from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.model.rating_recommender import RatingBatch, Shuffled
 
 Weights = dict[str, torch.Tensor]
 

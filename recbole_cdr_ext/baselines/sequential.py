@@ -1,0 +1,209 @@
+"""RecBole's sequential models as baselines: they learn from the split's instances, and score histories."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.utils import InputType
+from torch import nn
+
+from recbole_cdr_ext.baselines.baseline import RecBoleBaseline, pairs
+from recbole_cdr_ext.data.dataset import Events
+from recbole_cdr_ext.data.instances import Batch
+from recbole_cdr_ext.data.sequences import (
+    EpochBatches,
+    SequenceBatch,
+    TrainingSequences,
+    first_of_token,
+    new_order,
+    reorders,
+    shuffled_windows,
+)
+from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.model.parts.layers import ItemTable, left_aligned
+from recbole_cdr_ext.model.parts.losses import sampled_softmax_loss, softmax_loss
+from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+
+# Sequential models whose scores do not depend on how far a sequence is padded: batches stay as short as they can.
+_ANY_WIDTH = frozenset({"GRU4Rec", "NARM", "SASRec", "STAMP"})
+
+
+class SequentialBaseline(RecBoleBaseline):
+    """SASRec, GRU4Rec and their like, trained on the split's instances."""
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.needs_merged = self.scope == "all"
+        input_type = getattr(self.recbole_class, "input_type", None)
+        loss_type = config["loss_type"]
+        self.needs_negatives = loss_type == "BPR" or (loss_type is None and input_type == InputType.PAIRWISE)
+        self.sequence_field = self.item_field + self.settings["LIST_SUFFIX"]
+        self.length_field = self.settings["ITEM_LIST_LENGTH_FIELD"]
+
+    def sequences(self, batch: Batch, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns histories as RecBole holds them.
+
+        Returns:
+            items (B, L), oldest first and padded with 0 on the right, and their lengths (B,), which are 0 for
+            instances without a history. L is ``max_history_length`` where the model's scores depend on it.
+        """
+        merged = self.scope == "all"
+        items = self.spaces[index].local(batch["merged"] if merged else batch.own_history)
+        items = items[:, -self.max_history_length :]
+        items, length = left_aligned(items)
+        if type(self).__name__ not in _ANY_WIDTH:
+            items = nn.functional.pad(items, (0, self.max_history_length - items.shape[1]))
+        return items, length
+
+    def _sequence_fields(self, batch: Batch, index: int) -> Interaction:
+        items, length = self.sequences(batch, index)
+        # An empty history reads as one padding item: finite scores, which can_score() disowns.
+        return self.add_users(batch, {self.sequence_field: items, self.length_field: length.clamp(min=1)})
+
+    def training_fields(self, batch: Batch, index: int) -> Interaction | None:
+        """Returns sequences, targets and negatives; instances without a history have nothing to learn from."""
+        filled = self.sequences(batch, index)[1] > 0
+        if not filled.all():
+            batch = batch.rows(filled)
+        if not len(batch):
+            return None
+        space = self.spaces[index]
+        fields = self._sequence_fields(batch, index)
+        fields.update(Interaction({self.item_field: space.local(batch.targets)}))
+        if self.needs_negatives:
+            fields = pairs(fields.interaction, self.neg_field, space.local(batch.negatives))
+        fields = self.transform(self.views[index], fields)
+        if self.settings["transform"] == "mask_itemseq" and not fields[self.settings["MASK_INDEX"]].any():
+            # RecBole's loss divides by the masked places but the first, which short sequences lack.
+            return None
+        return fields
+
+    @contextmanager
+    def scoring_fields(self, batch: Batch, index: int) -> Iterator[Interaction]:
+        """Gives the sequences, transformed as in training unless items are masked there."""
+        fields = self._sequence_fields(batch, index)
+        yield (
+            fields
+            if self.settings["transform"] == "mask_itemseq"
+            else self.transform(self.views[index], fields)
+        )
+
+    def can_score(self, batch: Batch) -> torch.Tensor | None:
+        """Instances with a history in the scope."""
+        if self.scope == "all":
+            return batch["merged"].any(1)
+        return batch.own_history.any(1)
+
+
+class SequenceDotBaseline(SequentialBaseline):
+    """SASRec, GRU4Rec: the sequence's vector times the item's.
+
+    Their states look at nothing behind them, so with ``one_pass`` one pass over a sequence trains all of its
+    positions; RecBole's way, and ``one_pass: False``, is a pass per position.
+    """
+
+    score = CrossDomainRecommender.score
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        every = config["train_targets"] == "all" and not config["targets_per_sequence"]
+        self.one_pass = bool(config["one_pass"]) and every and not self.needs_negatives
+        if config["softmax_items"] not in (None, "scope", "domain"):
+            raise CDRError(f"softmax_items={config['softmax_items']!r} should be scope or domain.")
+        self.by_domain = config["softmax_items"] == "domain" and len(self.spaces) == 1
+        if self.by_domain and not self.one_pass:
+            raise CDRError(
+                "softmax_items=domain goes with one_pass=True, train_targets=all and loss_type=CE."
+            )
+        self.n_shared = int(config["softmax_negatives"] or 0)
+        if self.n_shared < 0 or (self.n_shared and not self.one_pass):
+            raise CDRError(
+                f"softmax_negatives={config['softmax_negatives']!r} should be 0, for all items, or a number of "
+                "negatives, with one_pass=True, train_targets=all and loss_type=CE."
+            )
+        if self.n_shared:
+            for model in self.wrapped:
+                weight = model.item_embedding.weight
+                model.item_embedding = ItemTable.from_pretrained(weight, freeze=False, padding_idx=0)
+        if self.one_pass:
+            self._events, self._token_key = dataset.train_events, dataset.token_key
+            self._reorder = reorders(config)
+            self.sequences_of = self._sequences(self._events)
+
+    def phases(self) -> list[Phase]:
+        """One phase, over whole sequences with ``one_pass``."""
+        return [Phase(batches="sequence_batches", loss="sequence_loss")] if self.one_pass else [Phase()]
+
+    def sequence_batches(self, rng: np.random.Generator) -> EpochBatches:
+        """Returns the training sequences in batches of one space and about ``train_batch_size`` targets each."""
+        if self._reorder:
+            self.sequences_of = self._sequences(self._events.take(new_order(self._events, rng)))
+        return shuffled_windows(self.sequences_of, int(self.config["train_batch_size"]), rng)
+
+    def _sequences(self, events: Events) -> list[TrainingSequences]:
+        """The training sequences of each space."""
+        masks = [(events.item >= space.first) & (events.item < space.stop) for space in self.spaces]
+        if len(self.spaces) == 1:
+            masks[0] &= first_of_token(events, self._token_key)
+        return [TrainingSequences(events, self.max_history_length, mask) for mask in masks]
+
+    def sequence_loss(self, batch: SequenceBatch) -> torch.Tensor:
+        """Softmax cross-entropy, mean over all positions: over the items of the space, or of the target's domain."""
+        model, space = self.wrapped[batch.tag], self.spaces[batch.tag]
+        items = space.local(batch.items)
+        asked = batch.targets != 0
+        with _states_of_all_positions(model):
+            states = model.forward(items, (items != 0).sum(1))[asked]
+        target = batch.targets[asked]
+        if not self.by_domain:
+            # RecBole's softmax is over the padding row too; negatives are not drawn from it.
+            rows = slice(1 if self.n_shared else 0, len(model.item_embedding.weight))
+            return self._softmax(states, model, rows, space.local(target) - rows.start)
+        loss = states.new_zeros(())
+        for k in space.domains:
+            span = self.item_slice(k)
+            own = (target >= span.start) & (target < span.stop)
+            if own.any():
+                share = own.sum() / len(target)
+                loss = loss + share * self._softmax(
+                    states[own], model, space.columns(span), target[own] - span.start
+                )
+        return loss
+
+    def _softmax(self, states: torch.Tensor, model: Any, rows: slice, target: torch.Tensor) -> torch.Tensor:
+        """Mean loss over all of the item table's ``rows``, or over the targets and negatives that the batch shares."""
+        if not self.n_shared:
+            return softmax_loss(states, model.item_embedding.weight[rows], target)
+
+        def items(asked: torch.Tensor) -> torch.Tensor:
+            return model.item_embedding(asked + rows.start)
+
+        return sampled_softmax_loss(states, items, rows.stop - rows.start, target, self.n_shared, False)
+
+    def encode(self, batch: Batch) -> torch.Tensor:
+        """Returns the sequences' vectors, (B, d)."""
+        index = self.space_index(batch.target_domain)
+        fields = self._sequence_fields(batch, index)
+        return self.wrapped[index].forward(fields[self.sequence_field], fields[self.length_field])
+
+    def item_vectors(self, domain: int) -> torch.Tensor:
+        """Returns the domain's item vectors, (n_k, d)."""
+        index = self.space_index(domain)
+        return self.wrapped[index].item_embedding.weight[self.spaces[index].columns(self.item_slice(domain))]
+
+
+@contextmanager
+def _states_of_all_positions(model: nn.Module) -> Iterator[None]:
+    """Lets RecBole's ``forward`` return (B, L, d): it ends by gathering each sequence's last state."""
+    own = vars(model)
+    own["gather_indexes"] = lambda states, last: states
+    try:
+        yield
+    finally:
+        del own["gather_indexes"]

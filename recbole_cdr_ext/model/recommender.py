@@ -1,0 +1,191 @@
+"""What a model of the zoo is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.utils import InputType, ModelType
+
+from recbole_cdr_ext.model.parts.losses import sampled_softmax_loss_of_several, softmax_loss_of_several
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from recbole_cdr_ext.data.dataset import CrossDomainDataset
+    from recbole_cdr_ext.data.instances import Batch
+    from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.model.phase import Phase, Stage
+
+
+class CrossDomainRecommender(AbstractRecommender):
+    """Base of all models: RecBole's recommender over a list of domains.
+
+    A model gives :meth:`calculate_loss`, :meth:`encode` and :meth:`item_vectors`; scores of candidates, full ranking
+    and top-k follow. A model that is no dot product overrides :meth:`score` instead of the last two.
+
+    Class attributes say what a model can do, and are shown by ``recbole-cdr models`` and tested:
+        task: "next_item" or "rating".
+        cold_start: whether it serves users without a history in the target's domain by what they did in others, or
+            treats all users alike.
+        needs_overlap: whether training needs users with a history in several domains.
+        domains: how many domains it takes, in words ("any number", "two", "one").
+        paper: where it was published.
+        needs_negatives, needs_merged, needs_pseudo: what its batches hold (see :class:`Batch`).
+    """
+
+    type = ModelType.GENERAL
+    input_type = InputType.POINTWISE
+
+    task: ClassVar[str] = "next_item"
+    cold_start: ClassVar[bool] = False
+    needs_overlap: ClassVar[bool] = False
+    domains: ClassVar[str] = "any number"
+    paper: ClassVar[str] = ""
+
+    needs_negatives: bool = False
+    needs_merged: bool = False
+    needs_pseudo: bool = False
+
+    def __init__(self, config, dataset: CrossDomainDataset):
+        super().__init__()
+        self.config = config
+        self.device = config["device"]
+        self.domain_names = list(dataset.domains)
+        self.n_domains = dataset.n_domains
+        self.n_users = dataset.user_num
+        self.n_items = dataset.item_num
+        # Domain k owns the global item ids offsets[k] .. offsets[k+1]-1; id 0 is padding and belongs to none.
+        self.item_offsets = [int(x) for x in dataset.item_offset]
+        self.max_history_length = int(config["max_history_length"])
+
+    @classmethod
+    def check_settings(cls, config) -> None:
+        """Raises a CDRError for settings that contradict each other or that the model does not know."""
+
+    @classmethod
+    def stages(cls, config) -> list[Stage]:
+        """The models that must run first."""
+        return []
+
+    @classmethod
+    def learns_from(cls, config, split) -> str:
+        """As a stage: a hash of the data that decide what it learns; all of the split's by default."""
+        return split.fingerprint
+
+    def augment(self, split, progress=None):
+        """As a stage: returns the split with what the trained model adds to it."""
+        raise NotImplementedError(f"{type(self).__name__} is no stage")
+
+    @classmethod
+    def prepare_data(cls, config, dataset: CrossDomainDataset, split: Split) -> Split:
+        """Returns the split with whatever the model needs added to its instances (pseudo-sequences, say)."""
+        return split
+
+    def phases(self) -> list[Phase]:
+        """The model's training, in order. No phase: the model is complete once built."""
+        return [Phase()]
+
+    def item_slice(self, domain: int) -> slice:
+        """The rows that belong to ``domain`` in a table indexed by global item id."""
+        return slice(self.item_offsets[domain], self.item_offsets[domain + 1])
+
+    def calculate_loss(self, interaction: Batch):
+        """Returns the loss of a batch, a scalar, or a tuple of terms whose sum is minimised and each logged."""
+        raise NotImplementedError(f"{type(self).__name__}.calculate_loss")
+
+    def encode(self, batch: Batch) -> torch.Tensor:
+        """Returns one vector per instance, (B, d); targets and negatives of the batch must not be looked at."""
+        raise NotImplementedError(f"{type(self).__name__}.encode (or override score)")
+
+    def item_vectors(self, domain: int) -> torch.Tensor:
+        """Returns the vectors of a domain's items, (n_k, d), in the order of their ids."""
+        raise NotImplementedError(f"{type(self).__name__}.item_vectors (or override score)")
+
+    def softmax_loss_in(self, domain: int, vectors: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Returns the mean of −log softmax at the targets, a scalar, by ``item_vectors``.
+
+        The softmax is over the domain's items, or, with ``softmax_negatives`` above 0, over the target and that many
+        items that all rows of the batch share, drawn uniformly: with tens of thousands of items, that is most of a
+        training step on a processor.
+
+        Args:
+            vectors: (N, d), N ≥ 1.
+            targets: (N,) or (N, k) global ids of the domain, 0 where a row has fewer, but never in the first column;
+                a row's loss is the mean over its targets.
+        """
+        items = self.item_vectors(domain)
+        local = (targets - self.item_offsets[domain]).clamp_(min=-1).view(len(targets), -1)
+        drawn = int(self.config["softmax_negatives"] or 0)
+        if drawn:
+            return sampled_softmax_loss_of_several(vectors, items, local, drawn)
+        return softmax_loss_of_several(vectors, items, local)
+
+    def score(self, batch: Batch, candidates: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns the scores of candidates.
+
+        Args:
+            batch: B instances.
+            candidates: (B, C) global ids of the target's domain, 0 where a row has fewer (its score is ignored);
+                None: all items of the domain, in the order of their ids.
+
+        Returns:
+            (B, C) scores; only their order within a row matters.
+        """
+        vectors, items = self.encode(batch), self.item_vectors(batch.target_domain)
+        if candidates is None:
+            return vectors @ items.T
+        local = (candidates - self.item_offsets[batch.target_domain]).clamp_(min=0)
+        return gathered_product(vectors, items, local)
+
+    def can_score(self, batch: Batch) -> torch.Tensor | None:
+        """Returns which of the instances the model can score, (B,) bool, or None for all of them.
+
+        The others are ranked by popularity in training, and the results say so.
+        """
+        return None
+
+    def predict(self, interaction: Batch) -> torch.Tensor:
+        """RecBole's interface: the scores of the batch's own items, (B,)."""
+        return self.score(interaction, interaction["item_id"].unsqueeze(1)).squeeze(1)
+
+    def full_sort_predict(self, interaction: Batch) -> torch.Tensor:
+        """RecBole's interface: the scores of all items of the target's domain, (B, n_k)."""
+        return self.score(interaction)
+
+    def fit_closed_form(self, split: Split) -> None:
+        """Called once before the first phase with the training data; models without gradients learn here."""
+
+    def facts(self, batch) -> dict[str, str]:
+        """What a report on a loss that is not finite should say of the model."""
+        return {}
+
+    def start_epoch(self, phase: Phase, epoch: int) -> None:
+        """Called before each epoch; nothing by default."""
+
+    def epoch_facts(self) -> dict[str, float]:
+        """What the model measured while it was trained for an epoch: logged, in TensorBoard, and in the result."""
+        return {}
+
+    def parameters_of(self, phase: Phase) -> Iterable[tuple[str, torch.nn.Parameter]]:
+        """The named parameters that learn in ``phase``."""
+        for name, parameter in self.named_parameters():
+            if not phase.parameters or name.startswith(phase.parameters):
+                yield name, parameter
+
+
+def gathered_product(vectors: torch.Tensor, items: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+    """Returns ⟨vectors_b, items[candidates_bc]⟩, (B, C).
+
+    Below some tens of thousands of items one dense product and a gather is faster than gathering (B, C, d) vectors;
+    above, the dense product's work on items that nobody asked for costs more than the gather's memory traffic.
+    """
+    n_items, (batch, width) = len(items), candidates.shape
+    if n_items <= 64 * width:
+        return (vectors @ items.T).gather(1, candidates)
+    out = vectors.new_empty(batch, width)
+    for row in range(0, batch, 32):
+        part = candidates[row : row + 32]
+        out[row : row + 32] = torch.bmm(items[part], vectors[row : row + 32].unsqueeze(2)).squeeze(2)
+    return out

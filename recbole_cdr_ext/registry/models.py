@@ -1,0 +1,282 @@
+"""Models by name: this package's, those that other packages bring, and RecBole's own.
+
+A package brings a model by an entry point in the group ``recbole_cdr_ext.models``, whose name is the model's::
+
+    [options.entry_points]
+    recbole_cdr_ext.models =
+        MyModel = my_package.my_model:MyModel
+
+Its defaults stand in ``MyModel.yaml`` beside the module (see :func:`property_files`). Nothing is imported before a
+model is asked for.
+
+One name may stand for a class per task, as EMCDR does for ratings and for next items; the task says which is meant.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import logging
+import pkgutil
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from recbole_cdr_ext import compat
+from recbole_cdr_ext.errors import CDRError, did_you_mean
+from recbole_cdr_ext.settings.paths import model_property_file, properties_dir
+
+if TYPE_CHECKING:
+    from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+
+PACKAGE = __name__.split(".")[0]
+ENTRY_POINTS = f"{PACKAGE}.models"
+# This package's own models and what the registry asks of any are named as entry points name other packages': the
+# registry stands below models, which read settings, which look models up.
+FAMILIES = (f"{PACKAGE}.model.next_item", f"{PACKAGE}.model.rating")
+BASE = f"{PACKAGE}.model.recommender:CrossDomainRecommender"
+ADAPTER = f"{PACKAGE}.baselines.adapter:adapt"
+# The families of RecBole's models that rank items from interactions alone.
+RECBOLE_PACKAGES = ("recbole.model.general_recommender", "recbole.model.sequential_recommender")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What ``recbole-cdr models`` says of a model; ``origin`` is the package that brings it."""
+
+    name: str
+    task: str
+    domains: str
+    cold_start: bool
+    needs_overlap: bool
+    paper: str
+    origin: str
+
+
+def get_model(name: str | type, task: str | None = None) -> type[CrossDomainRecommender]:
+    """Returns the class of a model.
+
+    Args:
+        name: its name, as its class is spelt; or a class, which is returned as it is (RecBole's in its adapter).
+        task: which class is meant where the name stands for several; else it is not looked at.
+
+    Raises:
+        CDRError: there is no such model (with the nearest name), the task does not say which one is meant, or the
+            package that brings it can't be imported.
+    """
+    model = _resolve(name, task)
+    return model if _is_ours(model) else _adapt(model)
+
+
+def recbole_class(name: str | type, task: str | None = None) -> type | None:
+    """Returns the RecBole class behind a model of RecBole's kind, None for a cross-domain model.
+
+    Raises:
+        CDRError: as :func:`get_model`.
+    """
+    model = _resolve(name, task)
+    return None if _is_ours(model) else model
+
+
+def model_classes(name: str | type) -> dict[str, type]:
+    """Returns a model's class for each task that it does, as its author wrote it (RecBole's without its adapter).
+
+    Raises:
+        CDRError: as :func:`get_model`.
+    """
+    if not isinstance(name, str):
+        return _by_task(_checked(name))
+    if name in _built_in():
+        return _built_in()[name]
+    if name in (plugins := _plugins()):
+        return _by_task(_load(plugins[name]))
+    if name in _recbole():
+        compat.apply()
+        return _by_task(getattr(importlib.import_module(_recbole()[name]), name))
+    raise CDRError(f"Unknown model '{name}'.{did_you_mean(name, model_names())}")
+
+
+def model_names() -> list[str]:
+    """The names that :func:`get_model` knows: this package's, other packages', RecBole's."""
+    return list(dict.fromkeys([*_built_in(), *_plugins(), *_recbole()]))
+
+
+def list_models() -> list[ModelInfo]:
+    """Describes every model that can be used; one of RecBole's or another package's that can't is left out."""
+    infos = []
+    for name in model_names():
+        try:
+            classes = dict.fromkeys(model_classes(name).values())
+            infos += [_describe(name, get_model(model)) for model in classes]
+        except (CDRError, ImportError) as error:
+            logging.getLogger(__name__).info("%s is left out: %s", name, error)
+    return infos
+
+
+def property_files(name: str, model: type, task: str) -> list[Path]:
+    """The property files with a model's defaults, in the order in which they are read.
+
+    RecBole's own, this package's ``properties/model/NAME.yaml``, and ``NAME.yaml`` beside the module of a model from
+    another package. Where a folder holds a file of the task, ``NAME_TASK.yaml``, that one is read in place of
+    ``NAME.yaml``. A model without any has no settings of its own.
+
+    Args:
+        model: the class as it was written, not RecBole's in its adapter.
+    """
+    import recbole
+
+    folders = [Path(recbole.__file__).parent / "properties" / "model", properties_dir() / "model"]
+    if _is_ours(model):
+        del folders[0]
+    package = model.__module__.split(".")[0]
+    if package not in ("recbole", PACKAGE) and (source := inspect.getsourcefile(model)):
+        folders.append(Path(source).parent)
+    found = (model_property_file(folder, name, task) for folder in folders)
+    return [path for path in found if path]
+
+
+def _resolve(name: str | type, task: str | None) -> type:
+    """Returns a model's class as its author wrote it, that of the task where there are several."""
+    classes = model_classes(name)
+    if len(set(classes.values())) == 1:
+        return next(iter(classes.values()))
+    if task not in classes:
+        raise CDRError(
+            f"{name} is a model for each of several tasks: choose --task={' or --task='.join(classes)}."
+        )
+    return classes[task]
+
+
+def _by_task(model: type) -> dict[str, type]:
+    """Returns the class by the task, or tasks, that it says it does; RecBole's say nothing."""
+    tasks = getattr(model, "task", "next_item")
+    return dict.fromkeys([tasks] if isinstance(tasks, str) else tasks, model)
+
+
+# -- this package's -------------------------------------------------------------------------------------------------
+
+
+@cache
+def _built_in() -> dict[str, dict[str, type]]:
+    """By name and task the models in :data:`FAMILIES`."""
+    compat.apply()
+    found: dict[str, dict[str, type]] = {}
+    for module in _modules():
+        for cls in _classes(module):
+            if _is_ours(cls):
+                found.setdefault(cls.__name__, {}).update(_by_task(cls))
+    return dict(sorted(found.items()))
+
+
+def _modules() -> Iterator[ModuleType]:
+    for family in FAMILIES:
+        members = importlib.import_module(family)
+        for member in pkgutil.walk_packages(members.__path__, f"{family}."):
+            yield importlib.import_module(member.name)
+
+
+def _classes(module: ModuleType) -> Iterator[type]:
+    """The public, concrete classes that a module defines itself."""
+    for name, cls in vars(module).items():
+        defined_here = inspect.isclass(cls) and cls.__module__ == module.__name__
+        if defined_here and not name.startswith("_") and not inspect.isabstract(cls):
+            yield cls
+
+
+# -- other packages' ------------------------------------------------------------------------------------------------
+
+
+def _plugins() -> dict[str, importlib.metadata.EntryPoint]:
+    """Other packages' models by name. Not cached: a package installed meanwhile is found."""
+    found = {}
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        if entry.name in _built_in():
+            logging.getLogger(__name__).warning(
+                "%s (%s) is ignored: that name is taken.", entry.name, entry.value
+            )
+        else:
+            found[entry.name] = entry
+    return found
+
+
+def _load(entry: importlib.metadata.EntryPoint) -> type:
+    try:
+        model = entry.load()
+    except Exception as error:  # whatever another package's import raises
+        raise CDRError(
+            f"The model '{entry.name}' of package {_origin(entry)} can't be imported from {entry.value}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return _checked(model)
+
+
+def _origin(entry: importlib.metadata.EntryPoint) -> str:
+    return entry.dist.name if entry.dist else entry.module.split(".")[0]
+
+
+def _checked(model: object) -> type:
+    """Returns ``model`` if it is a model's class.
+
+    Raises:
+        CDRError: it is none.
+    """
+    compat.apply()
+    from recbole.model.abstract_recommender import AbstractRecommender
+
+    if isinstance(model, type) and issubclass(model, AbstractRecommender):
+        return model
+    raise CDRError(f"{model!r} is no model: it should be a class derived from CrossDomainRecommender.")
+
+
+def _is_ours(model: type) -> bool:
+    return issubclass(model, pkgutil.resolve_name(BASE))
+
+
+# -- RecBole's ------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _recbole() -> dict[str, str]:
+    """RecBole's models and their modules, found in its source without importing a single one of them.
+
+    A RecBole model's module has its name in lower case.
+    """
+    spec = importlib.util.find_spec("recbole")
+    if spec is None or spec.origin is None:
+        raise CDRError("RecBole is not installed: pip install recbole==1.2.0")
+    found = {}
+    for package in RECBOLE_PACKAGES:
+        folder = Path(spec.origin).parent.joinpath(*package.split(".")[1:])
+        for path in folder.glob("*.py"):
+            for name in re.findall(r"^class (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE):
+                if name.lower() == path.stem:
+                    found[name] = f"{package}.{path.stem}"
+    return dict(sorted(found.items()))
+
+
+def _adapt(model: type) -> type[CrossDomainRecommender]:
+    compat.apply()
+    return pkgutil.resolve_name(ADAPTER)(model)
+
+
+# -- describing -----------------------------------------------------------------------------------------------------
+
+
+def _describe(name: str, model: type[CrossDomainRecommender]) -> ModelInfo:
+    recbole, plugin = recbole_class(name, model.task), _plugins().get(name)
+    origin = "recbole" if recbole else _origin(plugin) if plugin else "recbole_cdr_ext"
+    return ModelInfo(
+        name=name,
+        task=model.task,
+        domains=model.domains,
+        cold_start=model.cold_start,
+        needs_overlap=model.needs_overlap,
+        paper=model.paper,
+        origin=origin,
+    )

@@ -1,0 +1,175 @@
+"""Recommending from what a run saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from recbole_cdr_ext.data.dataset import CrossDomainDataset
+from recbole_cdr_ext.data.instances import Instances, Pool
+from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.runs.experiment import build, set_threads
+from recbole_cdr_ext.runs.folder import stored_settings
+from recbole_cdr_ext.settings.config import RUNTIME_KEYS, CDRConfig
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.loader import CrossDomainLoader
+from recbole_cdr_ext.tasks.next_item import NextItemExperiment
+from recbole_cdr_ext.trainer import checkpoint
+from recbole_cdr_ext.trainer.stages import augment
+
+
+def load_model(run: str | Path, model: type | None = None, **settings: Any) -> Any:
+    """Returns the experiment of a saved run, with its best weights.
+
+    Args:
+        run: the run's folder.
+        model: the class, if the run was of one that the registry does not know.
+        settings: run-time settings to use instead of the stored ones (``data_path``, ``use_gpu``, ...).
+
+    Raises:
+        CDRError: there is no such run, or it was trained on other data than there are now.
+    """
+    folder = Path(run)
+    stored = stored_settings(folder)
+    foreign = next((key for key in settings if key not in RUNTIME_KEYS), None)
+    if foreign:
+        raise CDRError(f"'{foreign}' decides what the run in {folder} computed; it cannot be changed now.")
+    config = CDRConfig(model, config_dict={**stored, **settings})
+    set_threads(config)
+    experiment = build(config)
+    path = folder / checkpoint.MODEL
+    name = "model"
+    if not path.exists():
+        path, name = folder / checkpoint.LAST, "best"  # an unfinished run: its best so far
+    if not path.exists():
+        raise CDRError(f"{folder} holds no weights yet: resume the run (--resume={folder.name}).")
+    data, device = experiment.split.fingerprint, config["device"]
+    _, states = checkpoint.load(path, model=config["model"], data=data, device=device)
+    checkpoint.restore(experiment.model, states[name], path)
+    experiment.model.eval()
+    return experiment
+
+
+@torch.no_grad()
+def recommend(
+    experiment: NextItemExperiment, users: Sequence[str] | str, k: int = 10, domain: str | None = None
+) -> pd.DataFrame:
+    """Returns each user's best items of a domain that the user has not touched.
+
+    A user is served from the whole history that the run may know: the training data and, for a held-out
+    user, the histories of the held-out instances. A user whom the data do not know, or whom the model cannot
+    score, gets the most popular items of the domain instead, and the column ``source`` says so.
+
+    Args:
+        users: external ids; one alone may be text.
+        k: how many items each; fewer where the domain has fewer that the user has not touched.
+        domain: its name; None: the settings' ``target``, or the only domain there is.
+
+    Returns:
+        One row per user and item, best first: user, rank (from 1), item (external id), score, source
+        ("model" or "popularity").
+
+    Raises:
+        CDRError: the domain is unknown, or not given where there are several; or the run predicts ratings.
+    """
+    config, dataset, split, model = experiment.config, experiment.dataset, experiment.split, experiment.model
+    if not isinstance(experiment, NextItemExperiment):
+        raise CDRError(
+            f"{config['model']} predicts ratings and ranks no items: recommend from a next_item run."
+        )
+    name = domain or config["target"] or (dataset.domains[0] if dataset.n_domains == 1 else None)
+    if name is None:
+        raise CDRError(f"Which domain? Give one of {', '.join(dataset.domains)}.")
+    target = dataset.domain_index(name)
+    own = dataset.item_range(target)
+    tokens = [users] if isinstance(users, str) else [str(user) for user in users]
+    ids = np.array([dataset.field2token_id[dataset.uid_field].get(token, 0) for token in tokens], np.int64)
+    known = np.unique(ids[ids > 0])
+    popular = torch.from_numpy(experiment.popularity[own].astype(np.float64))
+    best: dict[int, tuple[np.ndarray, np.ndarray, str]] = {0: (*_top(popular, k), "popularity")}
+    instances = _serving_instances(dataset, split, known, target)
+    for stage in type(model).stages(config):
+        instances = augment(config, dataset, split, stage, instances)
+    if model.needs_pseudo and instances.recalled is None:
+        served = replace(split, test=instances)
+        instances = type(model).prepare_data(config, dataset, served).test
+    model.eval()
+    for batch in CrossDomainLoader(config, instances, model):
+        batch = batch.to(config["device"])
+        able = model.can_score(batch)
+        scorable = torch.ones(len(batch), dtype=torch.bool) if able is None else able.cpu()
+        scores = popular.expand(len(batch), -1).clone()
+        if scorable.any():
+            part = batch if scorable.all() else batch.rows(scorable.to(batch.users.device))
+            scores[scorable] = model.score(part).cpu().double()
+        owners = batch.users.cpu().numpy()
+        row, item = split.touched.rows(owners)
+        here = (item >= own.start) & (item < own.stop)
+        scores[row[here], item[here] - own.start] = -torch.inf
+        for user, line, by_model in zip(owners, scores, scorable.tolist(), strict=True):
+            best[int(user)] = (*_top(line, k), "model" if by_model else "popularity")
+    frames = []
+    for token, user in zip(tokens, ids, strict=True):
+        place, score, source = best[int(user)]
+        item = dataset.item_token(place + own.start)
+        frame = {
+            "user": token,
+            "rank": np.arange(1, len(place) + 1),
+            "item": item,
+            "score": score,
+            "source": source,
+        }
+        frames.append(pd.DataFrame(frame))
+    empty = pd.DataFrame(columns=["user", "rank", "item", "score", "source"])
+    return pd.concat(frames, ignore_index=True) if frames else empty
+
+
+def _serving_instances(
+    dataset: CrossDomainDataset, split: Split, users: np.ndarray, domain: int
+) -> Instances:
+    """One instance without a target for each user, over all that the run may know of the user.
+
+    Args:
+        users: (n,) ascending user ids.
+    """
+    events = dataset.events.take(np.isin(dataset.events.user, users))
+    span = np.int64(dataset.item_num)
+    known = [split.train_events.user * span + split.train_events.item]
+    for part in (split.valid, split.test):
+        held_out = part.take(np.isin(part.user, users))
+        length = held_out.lengths.ravel()
+        first = np.repeat(held_out.start.ravel() - np.append(0, np.cumsum(length)[:-1]), length)
+        place = first + np.arange(length.sum())
+        known.append(np.repeat(held_out.user, held_out.lengths.sum(1)) * span + held_out.pool.item[place])
+    pair = events.user * span + events.item
+    once = np.zeros(len(events), bool)
+    once[np.unique(pair, return_index=True)[1]] = True  # published rows may repeat what a user did
+    events = events.take(np.isin(pair, np.concatenate(known)) & once)
+    n, n_domains = len(users), dataset.n_domains
+    block = np.searchsorted(users, events.user) * n_domains + events.domain
+    order = np.argsort(block, kind="stable")
+    counts = np.bincount(block, minlength=n * n_domains)
+    stop = np.cumsum(counts).reshape(n, n_domains)
+    return Instances(
+        user=users,
+        domain=np.full(n, domain),
+        target=np.zeros(n, np.int64),
+        time=np.full(n, np.inf),
+        sequence=users - 1,
+        start=stop - counts.reshape(n, n_domains),
+        stop=stop,
+        pool=Pool(events.item, events.user, np.arange(len(events)), events.time).take(order),
+    )
+
+
+def _top(scores: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (places, scores) of the best, without those at minus infinity; of equal ones, the first."""
+    values, places = torch.sort(scores, descending=True, stable=True)
+    kept = values[:k] > -torch.inf
+    return places[:k][kept].numpy(), values[:k][kept].numpy()

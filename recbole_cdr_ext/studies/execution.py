@@ -1,0 +1,198 @@
+"""``recbole-cdr study``: runs what a study has left to run, and writes its tables."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+import time
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.files import locked, make_folder
+from recbole_cdr_ext.runs.folder import DEFAULT_CHECKPOINT_DIR
+from recbole_cdr_ext.settings.checks import check_type
+from recbole_cdr_ext.settings.command_options import STUDY_OPTIONS as OPTIONS
+from recbole_cdr_ext.settings.reading import parse_value, types_in, words_in
+from recbole_cdr_ext.studies import study_pages as pages
+from recbole_cdr_ext.studies.analyses import analyses_of
+from recbole_cdr_ext.studies.cells import MACHINE_KEYS, make_cells
+from recbole_cdr_ext.studies.definition import Study, read_study
+from recbole_cdr_ext.studies.drive import do
+from recbole_cdr_ext.studies.processes import ends_on_sigterm
+from recbole_cdr_ext.studies.state import State, chosen, line_of
+from recbole_cdr_ext.studies.study_tables import Pair, tables_by_group
+
+DEFAULTS: dict[str, Any] = {key.key: parse_value(key.default) for key in OPTIONS}
+DEFAULTS |= {"checkpoint_dir": DEFAULT_CHECKPOINT_DIR, "show_progress": True}
+# While runs are at work, tables are written when that has been so many times as long ago as it takes.
+PATIENCE = 20
+
+
+def run_study(name: str | Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """See :func:`recbole_cdr_ext.studies.study`."""
+    own = _own(options)
+    passed = {key: value for key, value in options.items() if key not in DEFAULTS}
+    study, changed, some = _changed(read_study(name), own, passed)
+    cells = make_cells(study, passed)
+    folder = Path(own["out"] or Path("studies") / default_name(study, changed, passed))
+    wanted = [cell for cell in chosen(cells, own["only"]) if not some or cell.seed in some]
+    place = study, cells, folder, Path(own["checkpoint_dir"])
+    if own["dry_run"]:
+        state = State.of(*place)
+        print(dry_run(state, {cell.name for cell in wanted}))
+        return _outcome(state, tables_by_group(state))
+    if sys.platform == "win32":  # groups of processes, and locks that outlive their parent
+        raise CDRError("Studies run on Linux and macOS; on Windows, in WSL. --dry_run prints their commands.")
+    make_folder(folder)
+    with locked(folder, "study"), ends_on_sigterm():
+        state = State.of(*place)
+        state.command = _command(name, changed, passed)
+        writer = _Writer(state)
+        try:
+            if own["adopt"]:
+                missing = state.missing(wanted)
+                state.prepare(missing)
+                print(f"{state.adopt(missing)} runs were there already.")
+            do(state, wanted, own["jobs"], bar=bool(own["show_progress"]), progress=writer.sometimes)
+        except KeyboardInterrupt:
+            pages.write(state, tables_by_group(state), final=False)
+            left = len(state.missing(wanted))
+            raise KeyboardInterrupt(
+                f"interrupted with {left} of {len(wanted)} runs to do; the same command goes on from there."
+            ) from None
+        pairs = tables_by_group(state)
+        files = pages.write(state, pairs, final=True)
+    print(pages.as_text(state, pairs))
+    _conclude(state, files, {cell.name for cell in wanted})
+    return _outcome(state, pairs)
+
+
+class _Writer:
+    """Writes the tables now and then, so that they cost little beside the runs."""
+
+    def __init__(self, state: State):
+        self.state, self.due = state, 0.0
+
+    def sometimes(self) -> None:
+        """Writes them if it is time."""
+        started = time.monotonic()
+        if started >= self.due:
+            pages.write(self.state, tables_by_group(self.state), final=False)
+            ended = time.monotonic()
+            self.due = ended + PATIENCE * (ended - started)
+
+
+def _own(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The command's own options, of their types."""
+    types = {key.key: key.types for key in OPTIONS} | {"checkpoint_dir": "str", "show_progress": "bool"}
+    found = dict(DEFAULTS)
+    for key in DEFAULTS.keys() & options.keys():
+        value = options[key]
+        if key in ("seeds", "dataset") and not isinstance(value, str) and value is not None:
+            value = ",".join(map(str, [value] if isinstance(value, int) else value))
+        found[key] = check_type(key, value, types_in(types[key]), "study", is_text=isinstance(value, str))
+    if found["jobs"] is not None and found["jobs"] < 1:
+        raise CDRError(f"jobs={found['jobs']} should be at least 1.")
+    return found
+
+
+def _changed(
+    study: Study, own: Mapping[str, Any], passed: Mapping[str, Any]
+) -> tuple[Study, Mapping[str, Any], Collection[int]]:
+    """Puts the options into the study.
+
+    Returns:
+        The study; the options that it is changed by; the seeds to run now, where they are some of the study's own and
+        nothing else is changed: its tables keep the others then. Empty for all.
+    """
+    if own["dataset"] is not None:
+        study = study.on(dict.fromkeys(_listed(own["dataset"], "dataset")))
+    if own["seeds"] is None:
+        return study, own, ()
+    other = study.with_seeds(_listed(own["seeds"], "seeds"))
+    known = {seed for scene in study.scenes for seed in study.seeds_of(scene)}
+    if set(other.seeds) <= known and default_name(study, {**own, "seeds": None}, passed) == study.name:
+        return study, {**own, "seeds": None}, set(other.seeds)
+    return other, own, ()
+
+
+def _listed(text: str, key: str) -> list[str]:
+    found = words_in(text)
+    if not found:
+        raise CDRError(f"--{key}={text} names nothing.")
+    return found
+
+
+def default_name(study: Study, own: Mapping[str, Any], passed: Mapping[str, Any]) -> str:
+    """The folder's name: a look with other seeds or settings does not replace the tables of the study itself."""
+    changes = {key: own[key] for key in ("dataset", "seeds") if own[key] is not None}
+    changes |= {key: value for key, value in passed.items() if key not in MACHINE_KEYS - {"torch_threads"}}
+    told = [re.sub(r"[^\w.=-]+", "_", f"{key}={value}") for key, value in sorted(changes.items())]
+    return "-".join([study.name, *told])[:120]
+
+
+def _command(name: str | Path, own: Mapping[str, Any], passed: Mapping[str, Any]) -> str:
+    """The command that made the tables, without what lies on the machine."""
+    told = {key: own[key] for key in ("dataset", "seeds") if own[key] is not None}
+    told |= {key: value for key, value in passed.items() if key not in MACHINE_KEYS - {"torch_threads"}}
+    return shlex.join(
+        ["recbole-cdr", "study", str(name), *(f"--{key}={value}" for key, value in told.items())]
+    )
+
+
+# -- what is said ---------------------------------------------------------------------------------------------------
+
+
+def dry_run(state: State, wanted: Iterable[str]) -> str:
+    """Returns a line per cell: whether it is done, its name and its command."""
+    wanted = set(wanted)
+    lines, seen = [], set()
+    for cell in state.cells:
+        same = (cell.identity, cell.source)
+        if state.line(cell) is not None:
+            status = "done"
+        elif cell.name not in wanted:
+            status = "left out"
+        else:
+            status = "the same as one above" if same in seen else "to do"
+        seen.add(same)
+        lines.append(f"{status}: {line_of(cell)}")
+    lines += [f"{'done' if one.done(state) else 'to do'}: analysis {one.name}" for one in analyses_of(state)]
+    unprepared = [source.dataset for source, digest in state.digests.items() if digest is None]
+    if unprepared:
+        lines.append(
+            f"Not prepared here, so what is kept of any data counts: {', '.join(dict.fromkeys(unprepared))}."
+        )
+    todo = sum(line.startswith("to do: ") for line in lines)
+    return "\n".join([*lines, f"{len(state.cells)} runs, {todo} to do. Folder: {state.folder}"])
+
+
+def _conclude(state: State, files: Iterable[str], wanted: Collection[str]) -> None:
+    print(f"\nWritten to {state.folder}: {', '.join(files)}")
+    if state.store.damaged:
+        print(
+            f"{state.store.damaged} lines of its cells.jsonl could not be read; their runs count as not done."
+        )
+    missing = [cell.name in wanted for cell in state.missing()]
+    if any(missing):
+        print(f"{sum(missing)} of {len(state.cells)} runs are missing; the same command goes on with them.")
+    if not all(missing):
+        print(
+            f"{missing.count(False)} of {len(state.cells)} runs are missing and were not asked for (--only, --seeds)."
+        )
+    for name, reason in state.failed.items():
+        print(f"Failed: {name}: {reason}")
+        print("".join(f"    {line}\n" for line in state.output.get(name, [])), end="")
+
+
+def _outcome(state: State, pairs: Iterable[Pair]) -> dict[str, Any]:
+    return {
+        "folder": state.folder,
+        "groups": [group for group, _ in pairs],
+        "done": sum(state.line(cell) is not None for cell in state.cells),
+        "missing": [cell.name for cell in state.missing()],
+        "failed": dict(state.failed),
+    }

@@ -1,0 +1,176 @@
+"""Models that run before others: trained once per data and settings, and kept in the cache folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from logging import getLogger
+from pathlib import Path
+
+import numpy as np
+import torch
+from recbole.utils import set_color
+from tqdm import tqdm
+
+from recbole_cdr_ext import compat
+from recbole_cdr_ext.data.dataset import CrossDomainDataset, data_key
+from recbole_cdr_ext.data.instances import Instances
+from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.files import make_folder
+from recbole_cdr_ext.model.phase import Stage
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import RUNTIME_KEYS, CDRConfig
+from recbole_cdr_ext.splits.audit import audit_recalled
+from recbole_cdr_ext.splits.interaction_split import PARTS, Split
+from recbole_cdr_ext.splits.keys import RATING_SPLIT_KEYS, SPLIT_KEYS
+from recbole_cdr_ext.splits.loader import CrossDomainLoader
+from recbole_cdr_ext.splits.sampler import CrossDomainSampler
+from recbole_cdr_ext.trainer import checkpoint
+from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer, seed_everything
+
+compat.apply()
+
+RECALLED = "recalled.pth"
+
+
+def run_stages(config, dataset: CrossDomainDataset, split, model_class: type[CrossDomainRecommender]):
+    """Returns the split (of either task) with what the model's stages make of it, in their order.
+
+    Raises:
+        CDRError: a stage cannot be trained or written, or what it recalled leaks held-out targets.
+    """
+    for stage in model_class.stages(config):
+        if isinstance(split, Split):
+            split = _recall(stage, config, dataset, split)
+        else:
+            split = _trained(stage, config, dataset, split)[0].augment(split)
+    return split
+
+
+def augment(
+    config, dataset: CrossDomainDataset, split: Split, stage: Stage, instances: Instances
+) -> Instances:
+    """Returns instances that are none of the split's (users to be served, say) as the stage enriches them."""
+    model, _ = _trained(stage, config, dataset, split)
+    return model.augment(replace(split, test=instances)).test
+
+
+def _recall(stage: Stage, config, dataset: CrossDomainDataset, split: Split) -> Split:
+    stage_config = stage_settings(stage, config)
+    path = _folder(stage_config, split) / RECALLED
+    data = stage_config.model_class.learns_from(stage_config, split)
+    found = _read_recalled(path, stage, split, data)
+    if found is None:
+        model, stage_config = _trained(stage, config, dataset, split)
+
+        def bar(blocks):
+            label = set_color(f"{stage.model} recalls", "pink")
+            return tqdm(blocks, ncols=100, desc=label, disable=not config["show_progress"], leave=False)
+
+        augmented = model.augment(split, bar)
+        recalled = {part: _recalled(augmented.part(part)) for part in PARTS}
+        tensors = {part: torch.from_numpy(items.astype(np.int32)) for part, items in recalled.items()}
+        learned = (
+            {} if augmented.item_vectors is None else {"items": torch.from_numpy(augmented.item_vectors)}
+        )
+        meta = {"model": stage.model, "data": data, "settings": stage_config.to_dict()}
+        checkpoint.save(path, meta, recalled=tensors, vectors=learned)
+        found = recalled, augmented.item_vectors
+    split = replace(split.with_recalled(found[0]), item_vectors=found[1])
+    for what, value in split.report.items():
+        if what.startswith("targets recalled"):
+            getLogger().info(f"  {what}: {value}")
+    split.report.update(audit_recalled(split, fail=split.name != "published"))
+    return split
+
+
+def _recalled(instances: Instances) -> np.ndarray:
+    assert instances.recalled is not None, "the stage left instances as they were"
+    return instances.recalled
+
+
+def _read_recalled(
+    path: Path, stage: Stage, split: Split, data: str
+) -> tuple[dict[str, np.ndarray], np.ndarray | None] | None:
+    """Returns the recalled items by part and the item vectors that the cache holds, None if nothing of use."""
+    if not path.exists():
+        return None
+    try:
+        _, states = checkpoint.load(path, model=stage.model, data=data)
+        recalled = {part: states["recalled"][part].numpy().astype(np.int64) for part in PARTS}
+        vectors = states["vectors"].get("items")
+    except (CDRError, KeyError) as error:
+        getLogger().warning(f"The cached {path} is not used and made again: {error}")
+        return None
+    if any(len(recalled[part]) != len(split.part(part)) for part in PARTS):
+        getLogger().warning(f"The cached {path} is of another size and made again.")
+        return None
+    getLogger().info(f"{stage.model} was run before on these data: {path}")
+    return recalled, None if vectors is None else vectors.numpy()
+
+
+def _trained(
+    stage: Stage, config, dataset: CrossDomainDataset, split
+) -> tuple[CrossDomainRecommender, CDRConfig]:
+    """Returns the stage's trained model, from the cache if it is there."""
+    stage_config = stage_settings(stage, config)
+    folder = make_folder(_folder(stage_config, split))
+    seed_everything(int(stage_config["seed"]))
+    dataset.split = split
+    model_class = stage_config.model_class
+    data = model_class.learns_from(stage_config, split)
+    prepared = model_class.prepare_data(stage_config, dataset, split)
+    model = model_class(stage_config, dataset).to(stage_config["device"])
+    path = folder / checkpoint.MODEL
+    if path.exists():
+        try:
+            _, states = checkpoint.load(path, model=stage.model, data=data, device=stage_config["device"])
+            checkpoint.restore(model, states["model"], path)
+        except (CDRError, KeyError) as error:
+            getLogger().warning(f"The cached {path} is not used and made again: {error}")
+        else:
+            return model, stage_config
+    of = f" ({stage.settings['factorized']} domain)" if "factorized" in stage.settings else ""
+    getLogger().info(f"Stage {stage.model}{of}: trained once for these data and settings, kept in {folder}")
+    run = Path(config["checkpoint_dir"]) / (config["run_id"] or "")
+    hint = (
+        f"go on with --resume={run}" if config["run_id"] else "what was trained is kept; call again to go on"
+    )
+    trainer = CrossDomainTrainer(stage_config, model, folder, data=data, resume_hint=hint)
+    last = folder / checkpoint.LAST
+    if last.exists():
+        try:
+            trainer.resume_checkpoint(last)
+        except CDRError as error:
+            getLogger().warning(f"{last} is not used: {error}")
+    loader = None
+    if isinstance(split, Split):
+        loader = CrossDomainLoader(
+            stage_config, prepared.train, model, sampler=CrossDomainSampler(split), training=True
+        )
+    trainer.fit(split, loader, show_progress=bool(config["show_progress"]))
+    last.unlink(missing_ok=True)
+    return model, stage_config
+
+
+def stage_settings(stage: Stage, config) -> CDRConfig:
+    """Returns a stage's settings: its own property file, on the run's data, with nothing of the run's model."""
+    shared = {*SPLIT_KEYS, *RATING_SPLIT_KEYS, *RUNTIME_KEYS} - {
+        "run_id",
+        "resume",
+        "result_file",
+        "tensorboard",
+    }
+    shared -= {"max_seconds", "max_processor_seconds"}
+    settings = {key: value for key, value in config.to_dict().items() if key in shared}
+    seed = config[stage.seed_key]
+    settings |= {"seed": seed, "psg_seed": seed, "tensorboard": False}
+    return CDRConfig(stage.model, config["dataset"], config_dict={**settings, **stage.settings})
+
+
+def _folder(stage_config: CDRConfig, split) -> Path:
+    data = stage_config.model_class.learns_from(stage_config, split)
+    keys = None
+    if data != split.fingerprint:  # then the split's settings decide nothing beyond those data
+        keys = set(stage_config.to_dict()) - RUNTIME_KEYS - {*SPLIT_KEYS, *RATING_SPLIT_KEYS}
+    key = data_key(data, stage_config.fingerprint(keys))
+    return Path(stage_config["cache_dir"]) / f"{stage_config['model']}-{stage_config['dataset']}-{key}"

@@ -1,0 +1,303 @@
+"""What a sweep has found, to be read: a page with figures, and a summary in Markdown."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recbole_cdr_ext import __version__
+from recbole_cdr_ext.files import replacing
+from recbole_cdr_ext.tuning.records import FAILED, Record
+from recbole_cdr_ext.tuning.space import Parameter
+from recbole_cdr_ext.tuning.trial_table import score, shown, state, trial_table
+
+FEWEST_TRIALS = 8  # from which importance says anything
+HOW_IMPORTANCE = (
+    "Permutation importance: a random forest (300 trees, scikit-learn) learns the scores from the settings; a "
+    "setting's importance is by how much the forest's R² on the same trials falls when that setting's values are "
+    "shuffled among the trials (mean and standard deviation of 30 shufflings). A setting that a condition left out "
+    "counts as a value of its own. With few trials this is a hint, and trials that were cut enter with the score they "
+    "had then."
+)
+
+
+@dataclass(frozen=True)
+class About:
+    """What a reader must know of a sweep besides its trials."""
+
+    model: str
+    dataset: str
+    metric: str
+    larger_is_better: bool
+    parameters: Sequence[Parameter]
+    command: str
+    how: str
+    notes: Sequence[str] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """The heading of page and summary."""
+        return f"{self.model} on {self.dataset}: {self.metric} of the validation part"
+
+    @property
+    def keys(self) -> list[str]:
+        """The searched settings."""
+        return [parameter.key for parameter in self.parameters]
+
+
+# -- importance -----------------------------------------------------------------------------------------------------
+
+
+def importance(
+    records: Sequence[Record], parameters: Sequence[Parameter]
+) -> dict[str, tuple[float, float]] | None:
+    """Returns each setting's permutation importance, (mean, standard deviation), largest first.
+
+    None where fewer than :data:`FEWEST_TRIALS` trials have a score.
+    """
+    scored = [record for record in records if record.score is not None and record.status != FAILED]
+    if len(scored) < FEWEST_TRIALS:
+        return None
+    from sklearn.ensemble import RandomForestRegressor
+    from sklearn.inspection import permutation_importance
+
+    columns = np.column_stack([_numbers(scored, parameter) for parameter in parameters])
+    scores = np.array([record.score for record in scored])
+    forest = RandomForestRegressor(n_estimators=300, random_state=0, n_jobs=1).fit(columns, scores)
+    found = permutation_importance(forest, columns, scores, n_repeats=30, random_state=0, n_jobs=1)
+    pairs = zip(parameters, found.importances_mean, found.importances_std, strict=True)
+    named = {parameter.key: (float(mean), float(spread)) for parameter, mean, spread in pairs}
+    return dict(sorted(named.items(), key=lambda item: -item[1][0]))
+
+
+def _numbers(records: Sequence[Record], parameter: Parameter) -> np.ndarray:
+    """A setting's values as numbers a forest can cut: places of a choice, logarithms of loguniform; -1 for none."""
+    values = [record.settings.get(parameter.key) for record in records]
+    if parameter.kind == "choice":
+        places = [repr(value) for value in parameter.values]
+        return np.array([places.index(repr(v)) if repr(v) in places else -1 for v in values], float)
+    numbers = np.array([np.nan if value is None else float(value) for value in values])
+    numbers = np.log10(numbers) if parameter.kind == "loguniform" else numbers
+    missing = np.isnan(numbers)
+    # Below all others, so that one cut parts them off.
+    numbers[missing] = np.nanmin(numbers) - 1.0 if not missing.all() else 0.0
+    return numbers
+
+
+# -- figures --------------------------------------------------------------------------------------------------------
+
+
+def _parallel(records: Sequence[Record], about: About):
+    """Parallel coordinates: a line per trial through its settings and its score."""
+    import plotly.graph_objects as go
+
+    scored = [record for record in records if record.score is not None and record.status != FAILED]
+    scores = [float(record.score or 0.0) for record in scored]
+    axes = [_axis(scored, parameter) for parameter in about.parameters]
+    axes.append({"label": about.metric, "values": scores})
+    line = {
+        "color": scores, "colorscale": "Viridis", "showscale": True, "reversescale": not about.larger_is_better,
+        "colorbar": {"title": about.metric},
+    }  # fmt: skip
+    figure = go.Figure(go.Parcoords(line=line, dimensions=axes, labelangle=-20, labelside="bottom"))
+    return figure.update_layout(height=440, margin={"l": 80, "r": 40, "t": 40, "b": 110})
+
+
+def _axis(records: Sequence[Record], parameter: Parameter) -> dict[str, Any]:
+    values = _numbers(records, parameter)
+    left_out = any(parameter.key not in record.settings for record in records)
+    axis: dict[str, Any] = {"label": parameter.key, "values": values.tolist()}
+    if parameter.kind == "choice":
+        names = [shown(value) for value in parameter.values]
+        places = list(range(len(names)))
+        axis |= {
+            "tickvals": [-1, *places] if left_out else places,
+            "ticktext": ["-", *names] if left_out else names,
+        }
+        axis["range"] = [-1 if left_out else 0, max(len(names) - 1, 1)]
+    elif parameter.kind == "loguniform":
+        ticks = np.linspace(values.min(), values.max(), 5)
+        axis |= {"tickvals": ticks.tolist(), "ticktext": [f"{10**tick:.2g}" for tick in ticks]}
+    return axis
+
+
+def _curves(records: Sequence[Record], about: About):
+    """Learning curves: validation score by epoch, the best trial on top."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for place, record in reversed(list(enumerate(records))):
+        if not record.curve:
+            continue
+        epochs, scores = zip(*record.curve, strict=True)
+        figure.add_scatter(
+            x=list(epochs), y=list(scores), mode="lines+markers", name=f"trial {record.trial} ({record.status})",
+            line={"width": 3 if place == 0 else 1, "color": "#c0392b" if place == 0 else None},
+            marker={"size": 4}, opacity=1.0 if place == 0 else 0.6,
+        )  # fmt: skip
+    figure.update_layout(
+        template="plotly_white", height=460, hovermode="closest", xaxis_title="epoch", yaxis_title=about.metric,
+        margin={"t": 30},
+    )  # fmt: skip
+    return figure if figure.data else None
+
+
+def _bars(found: dict[str, tuple[float, float]]):
+    import plotly.graph_objects as go
+
+    names = list(found)[::-1]
+    bars = go.Bar(
+        x=[found[name][0] for name in names],
+        y=names,
+        orientation="h",
+        error_x={"type": "data", "array": [found[name][1] for name in names]},
+    )
+    layout = {"template": "plotly_white", "height": 120 + 34 * len(names), "margin": {"t": 20}}
+    return go.Figure(bars).update_layout(xaxis_title="fall of R²", **layout)
+
+
+# -- files ----------------------------------------------------------------------------------------------------------
+
+
+def write_page(records: Sequence[Record], about: About, path: Path) -> None:
+    """Writes the page: one file with all that it shows, which asks for nothing outside of it.
+
+    Args:
+        records: the trials that have ended, best first.
+    """
+    sections = [
+        (
+            "Settings and scores",
+            _drawn(_parallel(records, about), "parallel"),
+            "A line is a trial; drag along an axis to choose.",
+        )
+    ]
+    found = importance(records, about.parameters)
+    if found is None:
+        why = (
+            f"Left out: it is computed from {FEWEST_TRIALS} or more trials with a score, and there are fewer."
+        )
+        sections.append(("Importance of the settings", "", why))
+    else:
+        sections.append(("Importance of the settings", _drawn(_bars(found), "importance"), HOW_IMPORTANCE))
+    curves = _curves(records, about)
+    if curves is not None:
+        sections.append(
+            (
+                "Learning curves",
+                _drawn(curves, "curves"),
+                "The best trial is drawn thick. Double-click a name to see it alone.",
+            )
+        )
+    body = "\n".join(
+        f"<h2>{html.escape(name)}</h2>\n{figure}\n<p>{html.escape(text)}</p>"
+        for name, figure, text in sections
+    )
+    notes = "".join(f"<p>{html.escape(note)}</p>" for note in about.notes)
+    content = f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{html.escape(about.title)}</title>
+<link rel="icon" href="data:,">
+<style>{_STYLE}</style><script>{_plotly_source()}</script></head><body>
+<h1>{html.escape(about.title)}</h1>
+<p>{html.escape(_counts(records, about))}</p>{notes}
+<p>To run the best, test part included:</p><pre>{html.escape(about.command)}</pre>
+{body}
+<h2>Trials</h2><p>Click a heading to sort.</p>
+{_html_table(records, about)}
+<script>{_SORTING}</script>
+</body></html>
+"""
+    with replacing(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+
+
+def write_summary(records: Sequence[Record], about: About, path: Path) -> None:
+    """Writes the same in Markdown, without figures."""
+    lines = [f"# {about.title}", "", _counts(records, about), "", *(f"{note}\n" for note in about.notes)]
+    lines += ["To run the best, test part included:", "", f"    {about.command}", ""]
+    lines += [trial_table(records, about.keys, "github"), ""]
+    found = importance(records, about.parameters)
+    if found is not None:
+        lines += [
+            "## Importance of the settings",
+            "",
+            HOW_IMPORTANCE,
+            "",
+            "| setting | importance | ± |",
+            "|---|---|---|",
+        ]
+        lines += [f"| {key} | {mean:.3f} | {spread:.3f} |" for key, (mean, spread) in found.items()]
+        lines.append("")
+    with replacing(path) as temporary:
+        temporary.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _counts(records: Sequence[Record], about: About) -> str:
+    kinds: dict[str, int] = {}
+    for record in records:
+        kinds[record.status] = kinds.get(record.status, 0) + 1
+    said = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    better = "larger" if about.larger_is_better else "smaller"
+    return (
+        f"{len(records)} trials: {said}. {about.how}. Of the score, {better} is better; the test part was not looked "
+        f"at. recbole_cdr_ext {__version__}."
+    )
+
+
+def _plotly_source() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs()
+
+
+def _drawn(figure: Any, name: str) -> str:
+    """A figure as a place in the page and the call that draws into it."""
+    drawn = json.loads(figure.to_json())
+    data, layout = (json.dumps(drawn.get(key)).replace("</", "<\\/") for key in ("data", "layout"))
+    options = '{"responsive": true, "displaylogo": false}'
+    return f'<div id="{name}"></div><script>Plotly.newPlot("{name}", {data}, {layout}, {options});</script>'
+
+
+def _html_table(records: Sequence[Record], about: About) -> str:
+    headings = "".join(
+        f"<th>{html.escape(name)}</th>"
+        for name in ("trial", *about.keys, "epochs", "score", "seconds", "status")
+    )
+    rows = []
+    for record in records:
+        cells = [
+            record.trial, *(shown(record.settings.get(key, "-")) for key in about.keys), str(record.epochs),
+            score(record), f"{record.seconds:.1f}", state(record),
+        ]  # fmt: skip
+        rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+    return f'<table id="trials"><thead><tr>{headings}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+
+
+_STYLE = (
+    "body{font-family:sans-serif;max-width:1200px;margin:2em auto;padding:0 1em;color:#222}"
+    "table{border-collapse:collapse;font-size:.9em}"
+    "td,th{padding:.25em .7em;border-bottom:1px solid #ddd;text-align:right}"
+    "th{cursor:pointer;background:#f4f4f4}pre{background:#f4f4f4;padding:.7em;overflow-x:auto}"
+)
+_SORTING = """
+document.querySelectorAll("#trials th").forEach((heading, column) => {
+  let up = false;
+  heading.addEventListener("click", () => {
+    up = !up;
+    const body = document.querySelector("#trials tbody");
+    const value = row => row.cells[column].textContent;
+    const rows = [...body.rows].sort((a, b) => {
+      const x = parseFloat(value(a)), y = parseFloat(value(b));
+      const order = isNaN(x) || isNaN(y) ? value(a).localeCompare(value(b)) : x - y;
+      return up ? order : -order;
+    });
+    rows.forEach(row => body.appendChild(row));
+  });
+});
+"""

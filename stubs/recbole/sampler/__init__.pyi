@@ -1,0 +1,1 @@
+from recbole.sampler.sampler import Sampler as Sampler

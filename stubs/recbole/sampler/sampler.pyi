@@ -1,0 +1,16 @@
+from typing import Any
+
+class AbstractSampler:
+    distribution: str
+    alpha: float
+    used_ids: Any
+    def __init__(self, distribution: str, alpha: float) -> None: ...
+    def get_used_ids(self) -> Any: ...
+    def _uni_sampling(self, sample_num: int) -> Any: ...
+
+class Sampler(AbstractSampler):
+    phases: list[str]
+    user_num: int
+    item_num: int
+    def __init__(self, phases: Any, datasets: Any, distribution: str = ..., alpha: float = ...) -> None: ...
+    def sample_by_user_ids(self, user_ids: Any, item_ids: Any, num: int) -> Any: ...

@@ -1,0 +1,1 @@
+from recbole.trainer.trainer import Trainer as Trainer
