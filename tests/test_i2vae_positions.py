@@ -12,7 +12,6 @@ import torch
 from support import load, random_domains
 
 from recbole_cdr_ext.data.instances import make_batch
-from recbole_cdr_ext.data.sequences import recalled_by_event
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.next_item.i2vae import I2VAE, _SumDecoder
 from recbole_cdr_ext.model.parts.layers import ItemTable

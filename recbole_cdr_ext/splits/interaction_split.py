@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from recbole_cdr_ext.data.dataset import Events
 from recbole_cdr_ext.data.instances import Instances
-
-if TYPE_CHECKING:
-    from recbole_cdr_ext.data.instances import Instances
 from recbole_cdr_ext.splits.user_items import UserItems
 
 PARTS = ("train", "valid", "test")
