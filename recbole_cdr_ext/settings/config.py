@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import json
@@ -406,6 +407,12 @@ class CDRConfig(Config):
         if negatives and negatives["distribution"] == "none":  # RecBole writes it so and does not read it so
             settings["train_neg_sample_args"] = None
         return settings
+
+    def replaced(self, **settings: Any) -> CDRConfig:
+        """Returns the configuration with some settings changed, which are not checked again; this one stays as it is."""
+        changed = copy.copy(self)
+        changed.final_config_dict = {**self.final_config_dict, **settings}
+        return changed
 
     def fingerprint(self, keys: Iterable[str] | None = None) -> str:
         """Returns a hash of the settings that decide a result, equal wherever and whenever they are.
