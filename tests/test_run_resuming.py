@@ -73,7 +73,7 @@ def test_interrupted_run_resumes_to_the_result_of_an_unbroken_one(settings, tmp_
 def test_finished_run_gives_its_result_again(settings, tmp_path, capsys, monkeypatch):
     result = go(settings, run_id="done", epochs=1)
     capsys.readouterr()
-    monkeypatch.setattr(runs, "_train_and_evaluate", lambda *a: pytest.fail("nothing is to be computed"))
+    monkeypatch.setattr(runs, "load_data", lambda *a: pytest.fail("nothing is to be computed"))
     for resume in ("done", str(tmp_path / "saved" / "done")):
         words = [f"--resume={resume}", f"--checkpoint_dir={settings['checkpoint_dir']}"]
         assert run_recbole_cdr(ToyMLP, argv=words) == result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,6 @@ def new_folder(config: CDRConfig) -> Path:
         # The random part tells apart runs of one second; the rest is for the reader of a folder listing.
         now = datetime.now().strftime("%Y%m%d-%H%M%S")
         run_id = f"{config['model']}-{config['dataset']}-{now}-{os.urandom(3).hex()}"
-        config["run_id"] = run_id
     if not re.fullmatch(r"[\w.+=@-]+", str(run_id)) or set(run_id) <= {"."}:
         raise CDRError(
             f"run_id '{run_id}' names a folder: use letters, digits, '-', '_', '.', '+', '=' and '@' only."
@@ -55,27 +54,34 @@ def new_folder(config: CDRConfig) -> Path:
 
 
 def settings_to_resume(
-    model, dataset, config_file_list, config_dict, argv: list[str], given: Mapping[str, Any]
+    model: str | type | None,
+    dataset: str | None,
+    config_file_list: Sequence[str | Path] | str | Path | None,
+    config_dict: Mapping[str, Any] | None,
+    argv: list[str],
+    arguments: Mapping[str, Any],
 ) -> tuple[CDRConfig, Path]:
     """Returns the stored settings of the run to resume, and its folder.
 
     Raises:
         CDRError: there is no such run, or a setting that is given besides contradicts the run's.
     """
-    folder = find_run(str(given["resume"]), str(given.get("checkpoint_dir") or DEFAULT_CHECKPOINT_DIR))
+    folder = find_run(
+        str(arguments["resume"]), str(arguments.get("checkpoint_dir") or DEFAULT_CHECKPOINT_DIR)
+    )
     stored = stored_settings(folder)
-    files = [*file_names(config_file_list), *file_names(given.get("config_files"))]
+    files = [*file_names(config_file_list), *file_names(arguments.get("config_files"))]
     # Anything given stands above what is stored: what then differs is a contradiction.
     beside: dict[str, Any] = {}
     for file in files:
         beside |= read_mapping(find_config_file(file))
     beside |= {key: value for key, value in dict(config_dict or {}).items() if key != "config_files"}
     argv = [word for word in argv if word.startswith("--") and not word.startswith("--config_files=")]
-    asked = {
-        "model": model or given.get("model"),
-        "dataset": dataset or given.get("dataset"),
+    requested = {
+        "model": model or arguments.get("model"),
+        "dataset": dataset or arguments.get("dataset"),
     }
-    for key, value in asked.items():
+    for key, value in requested.items():
         name = value.__name__ if isinstance(value, type) else value
         if name not in (None, stored[key]):
             raise _contradiction(key, name, stored[key], folder)
@@ -85,8 +91,7 @@ def settings_to_resume(
     for key in sorted(set(old) | set(new)):
         if key not in RUNTIME_KEYS and old.get(key) != new.get(key):
             raise _contradiction(key, new.get(key), old.get(key), folder)
-    after["run_id"], after["checkpoint_dir"], after["resume"] = folder.name, str(folder.parent), None
-    return after, folder
+    return after.replaced(run_id=folder.name, checkpoint_dir=str(folder.parent), resume=None), folder
 
 
 def how_to_resume(folder: Path) -> str:
@@ -96,9 +101,9 @@ def how_to_resume(folder: Path) -> str:
     return f"go on with --resume={name}"
 
 
-def _contradiction(key: str, given: Any, stored: Any, folder: Path) -> CDRError:
+def _contradiction(key: str, value: Any, stored: Any, folder: Path) -> CDRError:
     return CDRError(
-        f"{key}={given} contradicts the run that is to be resumed ({folder}: {key}={stored}). Leave it out, "
+        f"{key}={value} contradicts the run that is to be resumed ({folder}: {key}={stored}). Leave it out, "
         "or begin a new run."
     )
 
@@ -173,7 +178,8 @@ def write_result(result: Mapping[str, Any], path: str | Path | None) -> None:
 
 def as_json(result: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a result as its file holds it."""
-    return json.loads(json.dumps(result, default=_plain))
+    plain: dict[str, Any] = json.loads(json.dumps(result, default=_plain))
+    return plain
 
 
 def _plain(value: Any) -> Any:

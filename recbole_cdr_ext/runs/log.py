@@ -17,12 +17,16 @@ from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.runs.experiment import Experiment, log_parts
 from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.rating_split import RatingSplit
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 
 compat.apply()
 
 
-def log_data(config: CDRConfig, dataset: CrossDomainDataset, split, notes: list[str]) -> None:
+def log_data(
+    config: CDRConfig, dataset: CrossDomainDataset, split: Split | RatingSplit, notes: list[str]
+) -> None:
     """Logs what is run on what data: settings, counts, and what the leak audit found."""
     info = logging.getLogger().info
     simulated = set_color(" (SIMULATED DATA)", "red") if config["simulated"] else ""
@@ -44,12 +48,17 @@ def log_data(config: CDRConfig, dataset: CrossDomainDataset, split, notes: list[
     leaks = {
         what.removeprefix("leak: "): n for what, n in split.report.items() if what.startswith("leak: ") and n
     }
-    found = "; ".join(f"{what}: {n}" for what, n in leaks.items())
+    counts = "; ".join(f"{what}: {n}" for what, n in leaks.items())
     label = set_color("leak audit", "blue")
     if leaks:
-        logging.getLogger().warning(f"{label}: {found}")
+        logging.getLogger().warning(f"{label}: {counts}")
     else:
         info(f"{label}: no held-out pair can be reached")
+
+
+def log_model(model: CrossDomainRecommender) -> None:
+    """Logs a model's size and its phases."""
+    logging.getLogger().info(describe_model(model))
 
 
 def describe_model(model: CrossDomainRecommender) -> str:

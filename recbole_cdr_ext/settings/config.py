@@ -409,7 +409,7 @@ class CDRConfig(Config):
         return settings
 
     def replaced(self, **settings: Any) -> CDRConfig:
-        """Returns the configuration with some settings changed, which are not checked again; this one stays as it is."""
+        """Returns a configuration with some settings changed, unchecked; this one stays as it is."""
         changed = copy.copy(self)
         changed.final_config_dict = {**self.final_config_dict, **settings}
         return changed
