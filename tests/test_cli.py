@@ -25,12 +25,12 @@ def fake_run(monkeypatch):
     fake = types.ModuleType("recbole_cdr_ext.runs.run")
     fake.calls, fake.answer = [], None
 
-    def run_recbole_cdr(model, dataset, config_file_list=None, config_dict=None, argv=None):
+    def run(model, dataset, config_file_list=None, config_dict=None, argv=None):
         fake.calls.append((model, dataset, argv))
         if fake.answer is not None:
             raise fake.answer
 
-    fake.run_recbole_cdr = run_recbole_cdr
+    fake.run = run
     monkeypatch.setitem(sys.modules, "recbole_cdr_ext.runs.run", fake)
     return fake
 

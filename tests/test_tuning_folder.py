@@ -13,6 +13,7 @@ from tuning_toys import prepared, space_file
 
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.tuning import sweep, sweep_page
+from recbole_cdr_ext.tuning import tune as tune_module
 from recbole_cdr_ext.tuning.records import CUT, FAILED, FINISHED, Record, best_first
 from recbole_cdr_ext.tuning.space import Parameter
 from recbole_cdr_ext.tuning.sweep import DEFAULTS, prepare
@@ -34,31 +35,31 @@ def test_two_sweeps_in_one_folder(quick, tmp_path):
 
 def test_another_sweep_in_the_folder(quick, tmp_path):
     made = prepared(tmp_path, quick, "BPR")
-    sweep._begin(made)
-    sweep._begin(prepared(tmp_path, quick, "BPR", jobs=2))  # how it runs may change
+    tune_module._begin(made)
+    tune_module._begin(prepared(tmp_path, quick, "BPR", jobs=2))  # how it runs may change
     options = {**DEFAULTS, "resume": True, "out": str(made.folder)}
-    found = sweep._stored(None, None, options, None, (), None)
+    found = tune_module._stored(None, None, options, None, (), None)
     assert prepare(*found[:3], None, found[3]).identity() == made.identity()
     with pytest.raises(CDRError, match="model=Pop contradicts the sweep"):
-        sweep._stored("Pop", None, options, None, (), None)
+        tune_module._stored("Pop", None, options, None, (), None)
     with pytest.raises(CDRError, match=r"holds another sweep \(settings: .*epochs.: 4.*epochs.: 5"):
-        sweep._begin(prepared(tmp_path, {**quick, "epochs": 5}, "BPR"))
+        tune_module._begin(prepared(tmp_path, {**quick, "epochs": 5}, "BPR"))
     with pytest.raises(CDRError, match=r"holds another sweep \(space"):
-        sweep._begin(prepared(tmp_path, quick, "BPR", space="learning_rate: {choice: [0.01, 0.004]}\n"))
+        tune_module._begin(prepared(tmp_path, quick, "BPR", space="learning_rate: {choice: [0.01, 0.004]}\n"))
 
 
 def test_a_sweep_does_not_go_on_where_defaults_have_changed(quick, tmp_path):
     made = prepared(tmp_path, quick, "BPR")
-    sweep._begin(made)
+    tune_module._begin(made)
     path = made.folder / "sweep.json"
     state = json.loads(path.read_text())
-    sweep._begin(made)
+    tune_module._begin(made)
     state["resolved"]["embedding_size"] = 7
     path.write_text(json.dumps(state))
     with pytest.raises(CDRError, match="where embedding_size is 7 unless it is given, and here it is 64"):
-        sweep._begin(made)
+        tune_module._begin(made)
     path.write_text(json.dumps({**state, "finished": True}))
-    sweep._begin(made)  # there is nothing to go on with
+    tune_module._begin(made)  # there is nothing to go on with
 
 
 def test_nothing_to_resume(tmp_path):

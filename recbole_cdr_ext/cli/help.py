@@ -1,0 +1,95 @@
+"""What ``--help`` says."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from recbole_cdr_ext.cli.arguments import OWN_KEYS, PROGRAM, command_keys
+from recbole_cdr_ext.settings.paths import model_property_file, properties_dir
+from recbole_cdr_ext.settings.reading import (
+    TASKS,
+    Documented,
+    documented_keys,
+    parse_arguments,
+)
+
+
+def overview(commands: Mapping[str, Callable[..., object]]) -> str:
+    """Returns what the program can do, a line per command."""
+    width = max(map(len, commands))
+    lines = [f"  {name:<{width}}  {_summary(command)}" for name, command in commands.items()]
+    return "\n".join(
+        [
+            "Cross-domain recommendation on RecBole.",
+            "",
+            f"Usage: {PROGRAM} COMMAND [--key=value ...]",
+            "",
+            *lines,
+            "",
+            f"`{PROGRAM} COMMAND --help` says more, `{PROGRAM} --version` what is installed. For a start:",
+            f"  {PROGRAM} run --model=I2VAE --dataset=ml100k_genres",
+        ]
+    )
+
+
+def command_help(name: str, command: Callable[..., object], words: Sequence[str]) -> str:
+    """Returns what a command does, and its keys with their defaults; a model's settings where ``words`` name one."""
+    text = [inspect.getdoc(command) or ""]
+    model = parse_arguments([word for word in words if word.startswith("--")]).get("model")
+    if name == "run" and model:
+        for path in _model_files(model):
+            of_task = "" if path.stem == model else f", task {path.stem.removeprefix(f'{model}_')}"
+            text += ["", f"Settings of {model}{of_task}:", *_describe(documented_keys(path).values())]
+    if name == "study" and words and not words[0].startswith("--"):
+        from recbole_cdr_ext.studies.listing import summary
+
+        text += ["", summary(words[0])]
+    if name == "run":
+        for path in sorted((properties_dir() / "task").glob("*.yaml")):
+            text += ["", f"Settings of task {path.stem}, and its defaults for those of all runs:"]
+            text += _describe(documented_keys(path).values())
+    section = None
+    keys_of = f"{name} {words[0]}" if words and f"{name} {words[0]}" in OWN_KEYS else name
+    for key in command_keys(keys_of).values():
+        if (key.section or "Options") != section:
+            section = key.section or "Options"
+            text += ["", f"{section}:"]
+        text += _describe([key])
+    return "\n".join(text)
+
+
+def _summary(command: Callable[..., object]) -> str:
+    return (inspect.getdoc(command) or "").split("\n", 1)[0]
+
+
+def _model_files(model: str) -> list[Path]:
+    """The property files of a model, for all of its tasks; the registry, which imports models, is asked only if it
+    must be.
+    """
+    own = (model_property_file(properties_dir() / "model", model, task) for task in TASKS)
+    if files := list(dict.fromkeys(path for path in own if path)):
+        return files
+    from recbole_cdr_ext.registry import models as model_registry
+
+    classes = model_registry.model_classes(model).items()
+    return list(
+        dict.fromkeys(
+            path for task, cls in classes for path in model_registry.property_files(model, cls, task)
+        )
+    )
+
+
+def _describe(keys: Iterable[Documented]) -> list[str]:
+    width = min(shutil.get_terminal_size().columns, 120)
+    lines = []
+    for key in keys:
+        head = f"  --{key.key}={key.default or '...'}"
+        body = f"({key.types}) {key.meaning}" if key.types else key.meaning
+        indent = " " * 34
+        wrapped = textwrap.wrap(body, width, initial_indent=indent, subsequent_indent=indent) or [""]
+        lines += [head.ljust(34) + wrapped[0].strip(), *wrapped[1:]] if len(head) < 34 else [head, *wrapped]
+    return lines
