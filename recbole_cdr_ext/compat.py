@@ -102,7 +102,7 @@ def fill_missing_values() -> None:
 
 def _filling_first(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
-    def fill_nan(dataset) -> None:
+    def fill_nan(dataset: Any) -> None:
         for name in dataset.feat_name_list:
             _fill_columns(getattr(dataset, name), dataset.field2type)
         # What is left for RecBole's own code are the sequence fields, which it assigns.

@@ -12,5 +12,5 @@ PACKAGES = ("recbole", "torch", "numpy", "scipy", "pandas")
 
 def versions() -> dict[str, str]:
     """Returns the versions of Python, this library, and what it computes with; nothing of them is imported."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), "recbole_cdr_ext": __version__, **found}
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "recbole_cdr_ext": __version__, **packages}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from recbole_cdr_ext.splits.loader import CrossDomainLoader
 from recbole_cdr_ext.tasks.next_item import NextItemExperiment
 from recbole_cdr_ext.trainer import checkpoint
 from recbole_cdr_ext.trainer.stages import augment
+
+# Places of items in their domain, their scores, and whose these are.
+_Best = tuple[np.ndarray, np.ndarray, str]
 
 
 def load_model(run: str | Path, model: type | None = None, **settings: Any) -> Any:
@@ -78,29 +81,58 @@ def recommend(
     Raises:
         CDRError: the domain is unknown, or not given where there are several; or the run predicts ratings.
     """
-    config, dataset, split, model = experiment.config, experiment.dataset, experiment.split, experiment.model
     if not isinstance(experiment, NextItemExperiment):
         raise CDRError(
-            f"{config['model']} predicts ratings and ranks no items: recommend from a next_item run."
+            f"{experiment.config['model']} predicts ratings and ranks no items: recommend from a next_item run."
         )
-    name = domain or config["target"] or (dataset.domains[0] if dataset.n_domains == 1 else None)
-    if name is None:
-        raise CDRError(f"Which domain? Give one of {', '.join(dataset.domains)}.")
-    target = dataset.domain_index(name)
-    own = dataset.item_range(target)
+    dataset = experiment.dataset
+    target = _domain_to_serve(experiment, domain)
     tokens = [users] if isinstance(users, str) else [str(user) for user in users]
     ids = np.array([dataset.field2token_id[dataset.uid_field].get(token, 0) for token in tokens], np.int64)
-    known = np.unique(ids[ids > 0])
-    popular = torch.from_numpy(experiment.popularity[own].astype(np.float64))
-    best: dict[int, tuple[np.ndarray, np.ndarray, str]] = {0: (*_top(popular, k), "popularity")}
-    instances = _serving_instances(dataset, split, known, target)
-    for stage in type(model).stages(config):
-        instances = augment(config, dataset, split, stage, instances)
-    if model.needs_pseudo and instances.recalled is None:
-        served = replace(split, test=instances)
-        instances = type(model).prepare_data(config, dataset, served).test
+    domain_items = dataset.item_range(target)
+    popular = torch.from_numpy(experiment.popularity[domain_items].astype(np.float64))
+    best: dict[int, _Best] = {0: (*_top(popular, k), "popularity")}
+    for user, scores, by_model in _scores(experiment, np.unique(ids[ids > 0]), target, popular):
+        best[user] = (*_top(scores, k), "model" if by_model else "popularity")
+    frames = []
+    for token, user in zip(tokens, ids, strict=True):
+        place, score, source = best[int(user)]
+        frame = {
+            "user": token,
+            "rank": np.arange(1, len(place) + 1),
+            "item": dataset.item_token(place + domain_items.start),
+            "score": score,
+            "source": source,
+        }
+        frames.append(pd.DataFrame(frame))
+    empty = pd.DataFrame(columns=["user", "rank", "item", "score", "source"])
+    return pd.concat(frames, ignore_index=True) if frames else empty
+
+
+def _domain_to_serve(experiment: NextItemExperiment, domain: str | None) -> int:
+    dataset = experiment.dataset
+    only = dataset.domains[0] if dataset.n_domains == 1 else None
+    name = domain or experiment.config["target"] or only
+    if name is None:
+        raise CDRError(f"Which domain? Give one of {', '.join(dataset.domains)}.")
+    return dataset.domain_index(name)
+
+
+def _scores(
+    experiment: NextItemExperiment, users: np.ndarray, domain: int, popular: torch.Tensor
+) -> Iterator[tuple[int, torch.Tensor, bool]]:
+    """Yields each user with the scores of a domain's items, (n_k,), and whether they are the model's.
+
+    What a user has touched is at minus infinity.
+
+    Args:
+        users: (n,) ascending user ids.
+        popular: (n_k,) the scores of those whom the model cannot score.
+    """
+    config, split, model = experiment.config, experiment.split, experiment.model
+    span = experiment.dataset.item_range(domain)
     model.eval()
-    for batch in CrossDomainLoader(config, instances, model):
+    for batch in CrossDomainLoader(config, _enriched_instances(experiment, users, domain), model):
         batch = batch.to(config["device"])
         able = model.can_score(batch)
         scorable = torch.ones(len(batch), dtype=torch.bool) if able is None else able.cpu()
@@ -110,24 +142,20 @@ def recommend(
             scores[scorable] = model.score(part).cpu().double()
         owners = batch.users.cpu().numpy()
         row, item = split.touched.rows(owners)
-        here = (item >= own.start) & (item < own.stop)
-        scores[row[here], item[here] - own.start] = -torch.inf
-        for user, line, by_model in zip(owners, scores, scorable.tolist(), strict=True):
-            best[int(user)] = (*_top(line, k), "model" if by_model else "popularity")
-    frames = []
-    for token, user in zip(tokens, ids, strict=True):
-        place, score, source = best[int(user)]
-        item = dataset.item_token(place + own.start)
-        frame = {
-            "user": token,
-            "rank": np.arange(1, len(place) + 1),
-            "item": item,
-            "score": score,
-            "source": source,
-        }
-        frames.append(pd.DataFrame(frame))
-    empty = pd.DataFrame(columns=["user", "rank", "item", "score", "source"])
-    return pd.concat(frames, ignore_index=True) if frames else empty
+        inside = (item >= span.start) & (item < span.stop)
+        scores[row[inside], item[inside] - span.start] = -torch.inf
+        yield from zip(owners.tolist(), scores, scorable.tolist(), strict=True)
+
+
+def _enriched_instances(experiment: NextItemExperiment, users: np.ndarray, domain: int) -> Instances:
+    """Returns the users' instances with what the model's stages, and the model itself, add to them."""
+    config, dataset, split, model = experiment.config, experiment.dataset, experiment.split, experiment.model
+    instances = _serving_instances(dataset, split, users, domain)
+    for stage in type(model).stages(config):
+        instances = augment(config, dataset, split, stage, instances)
+    if model.needs_pseudo and instances.recalled is None:
+        instances = type(model).prepare_data(config, dataset, replace(split, test=instances)).test
+    return instances
 
 
 def _serving_instances(
@@ -171,5 +199,5 @@ def _serving_instances(
 def _top(scores: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns (places, scores) of the best, without those at minus infinity; of equal ones, the first."""
     values, places = torch.sort(scores, descending=True, stable=True)
-    kept = values[:k] > -torch.inf
-    return places[:k][kept].numpy(), values[:k][kept].numpy()
+    untouched = values[:k] > -torch.inf
+    return places[:k][untouched].numpy(), values[:k][untouched].numpy()

@@ -92,11 +92,11 @@ def _connected(options: Mapping[str, Any], use_gpu: bool) -> Iterator[None]:
             ray.init(address=str(options["ray_address"]), **quiet)
         else:
             processors = len(os.sched_getaffinity(0))
-            asked = math.ceil((options["jobs"] or 1) * options["cpus_per_trial"])
+            requested = math.ceil((options["jobs"] or 1) * options["cpus_per_trial"])
             with _import_path():
                 ray.init(
                     address="local",
-                    num_cpus=max(processors, asked),
+                    num_cpus=max(processors, requested),
                     num_gpus=None if use_gpu else 0,
                     include_dashboard=bool(options["dashboard"]),
                     dashboard_host="127.0.0.1",

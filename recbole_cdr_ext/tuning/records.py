@@ -71,8 +71,8 @@ def ended(folder: Path) -> list[Record]:
 
 def records(folder: Path) -> list[Record]:
     """The records of all trials that were begun, in the order of their names."""
-    found = (read_record(path) for path in sorted((folder / TRIALS).glob("*")))
-    return [record for record in found if record is not None]
+    read = (read_record(path) for path in sorted((folder / TRIALS).glob("*")))
+    return [record for record in read if record is not None]
 
 
 def end_trial(folder: Path, name: str, reason: str = "") -> Record | None:
@@ -100,7 +100,7 @@ def end_trial(folder: Path, name: str, reason: str = "") -> Record | None:
     return record
 
 
-def best_first(found: Iterable[Record], larger_is_better: bool) -> list[Record]:
+def best_first(trials: Iterable[Record], larger_is_better: bool) -> list[Record]:
     """Returns records in order: the best score first, of equal ones the first trial's; failed ones last."""
 
     def place(record: Record) -> tuple[bool, bool, float, str]:
@@ -112,4 +112,4 @@ def best_first(found: Iterable[Record], larger_is_better: bool) -> list[Record]:
             record.trial,
         )
 
-    return sorted(found, key=place)
+    return sorted(trials, key=place)

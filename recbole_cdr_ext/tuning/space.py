@@ -141,15 +141,15 @@ class Space:
     def sample(self, n: int, seed: int, fixed: Mapping[str, Any]) -> list[Settings]:
         """Returns n different settings drawn at random; fewer where there are no more."""
         rng = np.random.default_rng(seed)
-        found: dict[str, Settings] = {}
+        points: dict[str, Settings] = {}
         misses = 0
-        while len(found) < n and misses < 1000:
+        while len(points) < n and misses < 1000:
             # All are drawn, so that a condition does not shift what follows it.
             drawn = {parameter.key: parameter.draw(rng) for parameter in self.parameters}
             settings = self.choose(_looked_up(drawn), fixed)
-            misses = misses + 1 if repr(settings) in found else 0
-            found.setdefault(repr(settings), settings)
-        return list(found.values())
+            misses = misses + 1 if repr(settings) in points else 0
+            points.setdefault(repr(settings), settings)
+        return list(points.values())
 
     def grid(self, fixed: Mapping[str, Any]) -> list[Settings]:
         """Returns all combinations whose conditions hold, each once.
@@ -163,12 +163,12 @@ class Space:
                     f"{self.source}: search=grid needs listed values, and {parameter.key} is {parameter.kind}. "
                     "Say choice, int or quniform there, or --search=random."
                 )
-        found: dict[str, Settings] = {}
+        points: dict[str, Settings] = {}
         for values in itertools.product(*(parameter.listed() or [] for parameter in self.parameters)):
             row = dict(zip(self.keys, values, strict=True))
             settings = self.choose(_looked_up(row), fixed)
-            found.setdefault(repr(settings), settings)
-        return list(found.values())
+            points.setdefault(repr(settings), settings)
+        return list(points.values())
 
     def probes(self, fixed: Mapping[str, Any]) -> list[Settings]:
         """Returns settings in which every extreme value of every parameter stands once, its conditions met.
@@ -176,20 +176,22 @@ class Space:
         Raises:
             CDRError: a condition can never hold.
         """
-        found: dict[str, Settings] = {}
+        points: dict[str, Settings] = {}
         for parameter in self.parameters:
             wanted = self._enabling(parameter)
             for value in parameter.extremes():
-                asked = {**wanted, parameter.key: value}
-                values = {other.key: asked.get(other.key, other.extremes()[0]) for other in self.parameters}
+                fixed_values = {**wanted, parameter.key: value}
+                values = {
+                    other.key: fixed_values.get(other.key, other.extremes()[0]) for other in self.parameters
+                }
                 settings = self.choose(_looked_up(values), fixed)
                 if parameter.key not in settings:
                     raise CDRError(
                         f"{self.source}: the condition of '{parameter.key}' never holds: "
                         f"{_said(parameter.condition)}."
                     )
-                found.setdefault(repr(settings), settings)
-        return list(found.values())
+                points.setdefault(repr(settings), settings)
+        return list(points.values())
 
     def _enabling(self, parameter: Parameter) -> Settings:
         """Values of other parameters with which the condition of one holds."""
@@ -245,7 +247,7 @@ def read_space(path: str | Path) -> Space:
 
 
 def _read_yaml(path: Path) -> list[Parameter]:
-    found = []
+    parameters = []
     for key, text in read_mapping(path).items():
         where = f"{path}: {key}"
         if not isinstance(text, Mapping):
@@ -262,8 +264,8 @@ def _read_yaml(path: Path) -> list[Parameter]:
         values = text[kinds[0]]
         if not isinstance(values, list):
             raise CDRError(f"{where}: {kinds[0]} takes a list, not {values!r}.")
-        found.append(_parameter(where, key, kinds[0], values, text.get("if", {})))
-    return found
+        parameters.append(_parameter(where, key, kinds[0], values, text.get("if", {})))
+    return parameters
 
 
 def _read_recbole(path: Path) -> list[Parameter]:
@@ -271,7 +273,7 @@ def _read_recbole(path: Path) -> list[Parameter]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise CDRError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}.") from error
-    found: dict[str, Parameter] = {}
+    parameters: dict[str, Parameter] = {}
     for number, line in enumerate(lines, start=1):
         words = line.split(maxsplit=2)
         if not words or words[0].startswith("#"):
@@ -282,7 +284,7 @@ def _read_recbole(path: Path) -> list[Parameter]:
                 f"{where}: expected 'setting kind values' with a kind among {', '.join(_RECBOLE_KINDS)}, not '{line}'."
             )
         key, kind, text = words
-        if key in found:
+        if key in parameters:
             raise CDRError(f"{where}: the setting '{key}' stands here a second time.")
         values = parse_value(text if kind == "choice" else f"[{text}]")
         if not isinstance(values, list):
@@ -293,8 +295,8 @@ def _read_recbole(path: Path) -> list[Parameter]:
                     f"{where}: the limits of loguniform are natural logarithms here; {text} is too large."
                 )
             values = [math.exp(value) for value in values]
-        found[key] = _parameter(where, key, kind, values, {})
-    return list(found.values())
+        parameters[key] = _parameter(where, key, kind, values, {})
+    return list(parameters.values())
 
 
 def _parameter(where: str, key: str, kind: str, values: Sequence[Any], condition: Any) -> Parameter:
@@ -374,7 +376,7 @@ def check_space(
     space: Space,
     settings_with: Callable[[Settings], Mapping[str, Any]],
     *,
-    given: Collection[str],
+    user_keys: Collection[str],
     shared: Collection[str],
     known: Collection[str],
 ) -> Space:
@@ -382,7 +384,7 @@ def check_space(
 
     Args:
         settings_with: returns all settings with some changed; raises a CDRError for what cannot be.
-        given: settings that the user gave besides.
+        user_keys: settings that the user gave besides.
         shared: settings that all trials of a sweep share.
         known: all settings of the model.
 
@@ -391,7 +393,7 @@ def check_space(
     """
     for parameter in space.parameters:
         key = parameter.key
-        if key in given:
+        if key in user_keys:
             raise CDRError(
                 f"{space.source} searches '{key}', and --{key}=... is given: leave out one of the two."
             )

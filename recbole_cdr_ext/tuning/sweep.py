@@ -128,16 +128,16 @@ def prepare(
         CDRError: one of them cannot be.
     """
     _check_options(options)
-    given = {**dict(config_dict or {}), **parse_arguments(argv)}
+    arguments = {**dict(config_dict or {}), **parse_arguments(argv)}
     for key in _OF_A_RUN:
-        if key in given:
+        if key in arguments:
             raise CDRError(
                 f"{key} is a setting of a single run: leave it out; --out names the sweep's folder."
             )
     user = CDRConfig(model, dataset, config_file_list, config_dict, argv)
     check_metrics(user)
     name, data = user["model"], user["dataset"]
-    settings = _user_settings(user, config_file_list, given)
+    settings = _user_settings(user, config_file_list, arguments)
     out = options["out"] or Path("tuning") / f"{name}-{data}-{options['search']}"
     folder = Path(out).absolute()
     machine = {
@@ -151,20 +151,20 @@ def prepare(
         "tensorboard": False,
     }
     model = model if isinstance(model, type) else name
-    made: dict[str, CDRConfig] = {}
+    configs: dict[str, CDRConfig] = {}
 
     def settings_with(searched: Settings) -> CDRConfig:
         key = repr(searched)
-        if key not in made:
-            made[key] = CDRConfig(model, data, config_file_list, {**given, **machine, **searched})
-        return made[key]
+        if key not in configs:
+            configs[key] = CDRConfig(model, data, config_file_list, {**arguments, **machine, **searched})
+        return configs[key]
 
     config = settings_with({})
     space = read_space(find_space(options["space"], name))
     space = check_space(
         space,
         lambda searched: settings_with(searched).final_config_dict,
-        given=set(given),
+        user_keys=set(arguments),
         shared=SHARED_KEYS,
         known=set(config.final_config_dict),
     )
@@ -195,13 +195,13 @@ def _check_options(options: Mapping[str, Any]) -> None:
         raise CDRError(f"gpus_per_trial={gpus} should be at least 0, and whole above 1.")
 
 
-def _user_settings(user: CDRConfig, config_file_list: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+def _user_settings(user: CDRConfig, config_file_list: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that the user gave, in files and besides, typed."""
     settings: dict[str, Any] = {}
-    for file in [*file_names(config_file_list), *file_names(given.get("config_files"))]:
+    for file in [*file_names(config_file_list), *file_names(arguments.get("config_files"))]:
         settings |= read_mapping(find_config_file(file))
     typed = user.to_dict()
-    for key, value in given.items():
+    for key, value in arguments.items():
         settings[key] = (
             typed[key] if key in typed else parse_value(value) if isinstance(value, str) else value
         )

@@ -102,12 +102,12 @@ class TokenIds(Mapping[str, dict[str, int]]):
 
     def __init__(self, tokens: Mapping[str, np.ndarray]):
         self._tokens = tokens
-        self._made: dict[str, dict[str, int]] = {}
+        self._ids: dict[str, dict[str, int]] = {}
 
     def __getitem__(self, name: str) -> dict[str, int]:
-        if name not in self._made:
-            self._made[name] = {str(token): i for i, token in enumerate(self._tokens[name])}
-        return self._made[name]
+        if name not in self._ids:
+            self._ids[name] = {str(token): i for i, token in enumerate(self._tokens[name])}
+        return self._ids[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tokens)
@@ -224,19 +224,19 @@ def _follow(record: Record, trainer: CrossDomainTrainer, phases: Sequence[Phase]
 
 def _by_epochs(trainer: CrossDomainTrainer, phases: Sequence[Phase], epochs: int) -> bool:
     """Whether epochs=N cuts the last phase alone: no earlier phase has run longer by the same setting."""
-    own = {phase.name for phase in phases if "epochs" in dict(phase.settings)}
-    return phases[-1].name not in own and all(
-        entry["epoch"] < epochs for entry in trainer.history if entry["phase"] not in own
+    with_epochs = {phase.name for phase in phases if "epochs" in dict(phase.settings)}
+    return phases[-1].name not in with_epochs and all(
+        entry["epoch"] < epochs for entry in trainer.history if entry["phase"] not in with_epochs
     )
 
 
 def _take_over(donor: Path, last: Path, config: CDRConfig, phases: Sequence[Phase]) -> None:
     """Makes another trial's checkpoint this one's, with this one's step size and decay in its optimiser."""
     meta, states = checkpoint.load(donor, model=config["model"])
-    own = dict(phases[meta["phase_index"]].settings)
+    phase_settings = dict(phases[meta["phase_index"]].settings)
     for group in states["optimizer"]["param_groups"]:
-        group["lr"] = float(own.get("learning_rate", config["learning_rate"]))
-        group["weight_decay"] = float(own.get("weight_decay", config["weight_decay"]) or 0)
+        group["lr"] = float(phase_settings.get("learning_rate", config["learning_rate"]))
+        group["weight_decay"] = float(phase_settings.get("weight_decay", config["weight_decay"]) or 0)
     checkpoint.save(last, meta, **states)
 
 

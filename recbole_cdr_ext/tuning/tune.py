@@ -137,7 +137,14 @@ def _begin(sweep: Sweep) -> dict[str, Any]:
     return state
 
 
-def _stored(model, dataset, options, config_dict, argv, config_file_list):
+def _stored(
+    model: str | type | None,
+    dataset: str | None,
+    options: Mapping[str, Any],
+    config_dict: Mapping[str, Any] | None,
+    argv: Sequence[str],
+    config_file_list: Sequence[str | Path] | str | Path | None,
+) -> tuple[str | type, str, dict[str, Any], dict[str, Any]]:
     """Returns what the sweep in ``out`` was begun with, for ``resume``; anything given besides must agree."""
     if not options["out"]:
         raise CDRError(
@@ -150,9 +157,9 @@ def _stored(model, dataset, options, config_dict, argv, config_file_list):
     identity, how = state["identity"], state["how"]
     changed = {key: value for key, value in options.items() if value != DEFAULTS[key]}
     options = {**DEFAULTS, **{key: identity[key] for key in DEFAULTS if key in identity}, **how, **changed}
-    given = {**dict(config_dict or {}), **parse_arguments(argv)}
-    for file in [*file_names(config_file_list), *file_names(given.pop("config_files", None))]:
-        given = {**read_mapping(find_config_file(file)), **given}
+    arguments = {**dict(config_dict or {}), **parse_arguments(argv)}
+    for file in [*file_names(config_file_list), *file_names(arguments.pop("config_files", None))]:
+        arguments = {**read_mapping(find_config_file(file)), **arguments}
     named = model.__name__ if isinstance(model, type) else model
     for key, value in (("model", named), ("dataset", dataset)):
         if value not in (None, identity[key]):
@@ -161,7 +168,7 @@ def _stored(model, dataset, options, config_dict, argv, config_file_list):
         model or identity["model"],
         dataset or identity["dataset"],
         options,
-        {**identity["settings"], **given},
+        {**identity["settings"], **arguments},
     )
 
 
@@ -178,10 +185,10 @@ def _search(sweep: Sweep) -> None:
     if sweep.options["ray_address"]:
         ray_tune.check_address(str(sweep.options["ray_address"]))
     wanted = len(sweep.plan) or sweep.options["trials"] or DEFAULT_TRIALS
-    asked = sweep.options["trials"] or DEFAULT_TRIALS
+    requested = sweep.options["trials"] or DEFAULT_TRIALS
     few = (
         " (there are no more different ones)"
-        if sweep.options["search"] == "random" and wanted < asked
+        if sweep.options["search"] == "random" and wanted < requested
         else ""
     )
     better = "larger" if sweep.larger_is_better else "smaller"
@@ -226,14 +233,14 @@ def _conclude(sweep: Sweep) -> dict[str, Any]:
     Raises:
         CDRError: every trial failed.
     """
-    folder, found = sweep.folder, best_first(ended(sweep.folder), sweep.larger_is_better)
-    print(trial_table(found, sweep.space.keys))
-    if not found or found[0].score is None or found[0].status == FAILED:
-        reasons = sorted({record.reason for record in found})
+    folder, trials = sweep.folder, best_first(ended(sweep.folder), sweep.larger_is_better)
+    print(trial_table(trials, sweep.space.keys))
+    if not trials or trials[0].score is None or trials[0].status == FAILED:
+        reasons = sorted({record.reason for record in trials})
         raise CDRError(
             f"Every trial failed: {'; '.join(reasons) or 'none was begun'}. Their logs: {folder / TRIALS}"
         )
-    best = found[0]
+    best = trials[0]
     notes = _write_best(sweep, best)
     threads = sweep.machine["torch_threads"]
     command = (
@@ -251,8 +258,8 @@ def _conclude(sweep: Sweep) -> dict[str, Any]:
         how=f"search {sweep.options['search']}, scheduler {sweep.options['scheduler']}, search_seed "
         f"{sweep.options['search_seed']}, torch_threads {threads}",
     )
-    sweep_page.write_page(found, about, folder / PAGE)
-    sweep_page.write_summary(found, about, folder / SUMMARY)
+    sweep_page.write_page(trials, about, folder / PAGE)
+    sweep_page.write_summary(trials, about, folder / SUMMARY)
     state = _read_json(folder / SWEEP)
     _write_json({**state, "finished": True}, folder / SWEEP)
     files = [BEST, *([SCHEDULE] if (folder / SCHEDULE).exists() else []), ENDED, PAGE, SUMMARY]
@@ -263,7 +270,7 @@ def _conclude(sweep: Sweep) -> dict[str, Any]:
         print(note)
     print(f"Written to {_relative(folder)}: {', '.join(files)}")
     print(f"To run it, test part included:\n  {command}")
-    return {"best": best, "trials": found, "folder": folder, "files": files, "command": command}
+    return {"best": best, "trials": trials, "folder": folder, "files": files, "command": command}
 
 
 def _write_best(sweep: Sweep, best: Record) -> list[str]:
@@ -300,9 +307,10 @@ def _write_best(sweep: Sweep, best: Record) -> list[str]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CDRError(f"{path} is damaged ({error}): delete the folder to begin anew.") from error
+    return content
 
 
 def _write_json(value: Mapping[str, Any], path: Path) -> None:
