@@ -27,7 +27,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 # torch comes first and alone, in its exact version, so that a build for this machine is taken where pip finds one.
-$(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is older than Python 3.11, or missing: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
