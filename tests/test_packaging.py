@@ -12,6 +12,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+
+import recbole_cdr_ext
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -134,3 +137,9 @@ def test_commands_need_nothing_that_only_unix_has():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == recbole_cdr_ext.__version__
+    assert citation["title"] == setup_cfg()["metadata"]["name"]
