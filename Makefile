@@ -1,4 +1,4 @@
-# make demo | test | lint | docs | coverage | clean. Needs Python 3.11 or newer and nothing else:
+# make demo | test | lint | docs | help. Needs Python 3.11 or newer and nothing else:
 # everything is installed into $(VENV), once, and again when the requirements change.
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,17 +8,18 @@ PYTEST_ARGS ?=
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
-.PHONY: help demo test slow coverage lint docs hooks clean
+.PHONY: help demo test slow coverage lint docs properties hooks clean
 
 help:
-	@echo "make demo      I2VAE on ml100k_genres: prepares, trains, prints the table"
-	@echo "make test      the tests (WORKERS=2 at a time, PYTEST_ARGS=... for more of pytest's options)"
-	@echo "make slow      the tests that take more than ten seconds each"
-	@echo "make coverage  the tests again, and which lines they never reach"
-	@echo "make lint      ruff, mypy, and who may import whom"
-	@echo "make docs      the site of the documentation, in site/"
-	@echo "make hooks     has git run the quick checks before each commit"
-	@echo "make clean     removes the environment and everything that can be made again"
+	@echo "make demo        I2VAE on ml100k_genres: prepares, trains, prints the table"
+	@echo "make test        the tests (WORKERS=2 at a time, PYTEST_ARGS=... for more of pytest's options)"
+	@echo "make slow        the tests that take more than ten seconds each"
+	@echo "make coverage    the tests again, and which lines they never reach"
+	@echo "make lint        ruff, mypy, and who may import whom"
+	@echo "make docs        the site of the documentation, in site/"
+	@echo "make properties  the property files, from the classes that declare settings"
+	@echo "make hooks       has git run the quick checks before each commit"
+	@echo "make clean       removes the environment and everything that can be made again"
 
 demo: $(INSTALLED)
 	$(BIN)/python run_recbole_cdr.py --model=I2VAE --dataset=ml100k_genres
@@ -40,6 +41,9 @@ lint: $(INSTALLED)
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+properties: $(INSTALLED)
+	$(BIN)/python -m recbole_cdr_ext.settings.write
 
 hooks: $(INSTALLED)
 	$(BIN)/pre-commit install

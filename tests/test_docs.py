@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -77,3 +79,26 @@ def test_the_site_links_lead_where_those_of_the_repository_lead(tmp_path):
         assert not re.findall(r"""<(?:script|link)[^>]+(?:src|href)=["']?https?:""", text), page.name
         for target in re.findall(r'(?:href|src)="([^"#?:]+)[^":]*"', text):
             assert target.startswith("/") or (page.parent / unquote(target)).exists(), f"{page}: {target}"
+
+
+def test_the_walks_name_what_there_is():
+    """What docs/architecture.md calls `module:function` is there."""
+    names = re.findall(
+        r"`([a-z_.0-9]+:[\w.]+)`", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    )
+    assert len(names) > 20
+    for name in names:
+        assert pkgutil.resolve_name(f"recbole_cdr_ext.{name}"), name
+
+
+def test_the_layers_of_the_page_are_those_that_are_checked():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    shown = [
+        re.findall(r"`(\w+)`", row) for row in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", text, re.MULTILINE)
+    ]
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    layers = next(contract["layers"] for contract in contracts["contracts"] if contract["type"] == "layers")
+    order = {room: height for height, layer in enumerate(layers) for room in re.findall(r"\w+", layer)}
+    rooms = [room for row in shown for room in row]
+    assert sorted(rooms) == sorted(order)
+    assert [order[room] for room in rooms] == sorted(order[room] for room in rooms)
