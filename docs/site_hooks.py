@@ -38,6 +38,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return Files(shown)
 
 
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Returns a page whose folded parts are read as Markdown, as CommonMark does behind a blank line."""
+    return re.sub(r"^<details>", "<details markdown>", markdown, flags=re.MULTILINE)
+
+
 def result_pages(root: Path) -> Iterator[Path]:
     """All Markdown below the folders that hold results: what was written, then the tables of studies."""
     yield from sorted((root / "results").glob("*.md"))

@@ -68,6 +68,7 @@ def test_the_api_shows_modules_that_exist():
             assert importlib.util.find_spec(module), f"{page.name}: {module}"
 
 
+@pytest.mark.slow
 def test_the_site_links_lead_where_those_of_the_repository_lead(tmp_path):
     pytest.importorskip("mkdocs")
     pytest.importorskip("mkdocstrings")
@@ -79,6 +80,10 @@ def test_the_site_links_lead_where_those_of_the_repository_lead(tmp_path):
         assert not re.findall(r"""<(?:script|link)[^>]+(?:src|href)=["']?https?:""", text), page.name
         for target in re.findall(r'(?:href|src)="([^"#?:]+)[^":]*"', text):
             assert target.startswith("/") or (page.parent / unquote(target)).exists(), f"{page}: {target}"
+    for source in ROOT.glob("results/**/*.md"):
+        shown = (tmp_path / source.relative_to(ROOT)).with_suffix(".html").read_text(encoding="utf-8")
+        tables = re.findall(r"^\|-+", source.read_text(encoding="utf-8"), re.MULTILINE)
+        assert len(re.findall("<table", shown)) == len(tables), source  # those in folded parts as well
 
 
 def test_the_walks_name_what_there_is():
