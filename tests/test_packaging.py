@@ -12,6 +12,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+
+import recbole_cdr_ext
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,7 +26,7 @@ def wheel(tmp_path_factory) -> Path:
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("recbole_cdr_ext", "properties"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for pattern in ("setup.*", "pyproject.toml", "MANIFEST.in", "LICENSE", "*.md"):
+    for pattern in ("setup.cfg", "pyproject.toml", "MANIFEST.in", "LICENSE", "*.md"):
         for path in ROOT.glob(pattern):
             shutil.copy(path, source)
     command = [
@@ -43,17 +46,31 @@ def wheel(tmp_path_factory) -> Path:
     return next(out.glob("*.whl"))
 
 
-def test_the_wheel_holds_every_module_and_every_property_file(wheel):
-    held = set(zipfile.ZipFile(wheel).namelist())
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "recbole_cdr_ext").rglob("*.py")}
+def test_the_wheel_holds_all_files_of_the_package_and_of_properties(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    package = {path.relative_to(ROOT).as_posix() for path in files_in(ROOT / "recbole_cdr_ext")}
     properties = {
-        f"recbole_cdr_ext/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / "properties").rglob("*.yaml")
+        f"recbole_cdr_ext/{path.relative_to(ROOT).as_posix()}" for path in files_in(ROOT / "properties")
     }
     assert properties
-    assert modules - held == set()
-    assert properties - held == set()
-    assert any(name.endswith("LICENSE") for name in held)
-    assert not [name for name in held if name.startswith(("tests", "benchmarks", "properties"))]
+    assert "recbole_cdr_ext/py.typed" in package
+    assert package - names == set()
+    assert properties - names == set()
+    assert any(name.endswith("LICENSE") for name in names)
+    assert not [name for name in names if name.startswith(("tests", "benchmarks", "properties"))]
+
+
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+
+
+def test_setup_cfg_lists_every_package():
+    setuptools = pytest.importorskip("setuptools")
+    rooms = setuptools.find_packages(str(ROOT), include=["recbole_cdr_ext", "recbole_cdr_ext.*"])
+    options = setup_cfg()["options"]
+    assert options["packages"].split() == sorted([*rooms, "recbole_cdr_ext.properties"])
+    folders = {path.parent for path in (ROOT / "recbole_cdr_ext").rglob("*.py")}
+    assert {".".join(folder.relative_to(ROOT).parts) for folder in folders} == set(rooms)
 
 
 def test_the_wheel_works_outside_of_the_checkout(wheel, tmp_path):
@@ -90,13 +107,20 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_constraints_pin_what_make_installs():
+def setup_cfg() -> configparser.ConfigParser:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
-    required = setup["options"]["install_requires"] + setup["options.extras_require"]["dev"]
-    names = [re.match(r"[\w-]+", line) for line in required.splitlines() if line and not line.startswith("#")]
-    missing = [match.group() for match in names if match and _normal(match.group()) not in pinned()]
-    assert missing == []
+    return setup
+
+
+def test_constraints_pin_what_make_installs():
+    extras = setup_cfg()["options.extras_require"]
+    shared = re.search(r"^recbole_cdr_ext\[(.+)\]$", extras["dev"], re.MULTILINE)
+    assert shared
+    assert {*shared[1].split(","), "dev"} == set(extras)
+    required = "\n".join([setup_cfg()["options"]["install_requires"], *extras.values()])
+    names = {re.match(r"[\w-]+", line)[0] for line in required.splitlines() if line and line[0] != "#"}
+    assert {name for name in names if _normal(name) not in pinned()} == {"recbole_cdr_ext"}
 
 
 def test_constraints_suit_every_machine():
@@ -113,3 +137,9 @@ def test_commands_need_nothing_that_only_unix_has():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == recbole_cdr_ext.__version__
+    assert citation["title"] == setup_cfg()["metadata"]["name"]

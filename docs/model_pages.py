@@ -1,16 +1,16 @@
 """Writes what can be looked up into the pages of the models: capabilities, settings, results.
 
-    python benchmarks/model_pages.py [--check]
+    python docs/model_pages.py [--check]
 
-Three sections of a next-item model's docs/models/NAME.md are made: "At a glance" (what the class says of itself),
-"Settings" (its property file) and "Result" (its rows in studies/); of a rating model the last only.
-All else on a page is written by hand. `--check` writes nothing, and fails if a page is missing or what its code says is
-out of date.
+Three sections of a next-item model's docs/models/NAME.md are written: "At a glance" (what the class says of itself),
+"Settings" (its property file) and "Result" (its rows in results/); of a rating model the last only. All else on a page
+is written by hand. `--check` writes nothing, and fails if a page is missing or its first two sections are out of date.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections import defaultdict
@@ -18,9 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from rows import read_rows
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from recbole_cdr_ext.registry.models import ModelInfo, list_models
@@ -37,8 +36,8 @@ RATING_PRINTED = ("mae", "rmse")
 
 def page_of(info: ModelInfo) -> Path:
     """Where a model's page is; RecBole's models without one of their own share a page."""
-    own = PAGES / f"{info.name}.md"
-    return own if own.exists() or info.origin == "recbole_cdr_ext" else PAGES / "recbole.md"
+    page = PAGES / f"{info.name}.md"
+    return page if page.exists() or info.origin == "recbole_cdr_ext" else PAGES / "recbole.md"
 
 
 def glance(info: ModelInfo) -> list[str]:
@@ -65,24 +64,22 @@ def settings(info: ModelInfo) -> list[str]:
 
 def results(info: ModelInfo) -> list[str]:
     """NDCG@10 / HR@10 in percent of each label of the model, by dataset, split, domain and group."""
-    lines: list[str] = []
-    found: dict[tuple[str, str], dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
-    for scene, made_by, row in all_rows():
+    by_label: dict[tuple[str, str], dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
+    for scene, study, row in next_item_rows():
         if f"--model={info.name} " in row["command"]:
-            found[scene, row["label"]][made_by].append(row)
-    scenes: dict[tuple[str, str], dict[str, list[dict]]] = defaultdict(dict)
-    for (scene, label), sources in found.items():
-        made_by = max(
-            sources, key=lambda name: len(sources[name])
-        )  # of what stands in several, the most seeds
-        scenes[scene, made_by][label] = sources[made_by]
-    for (scene, made_by), labels in sorted(scenes.items()):
+            by_label[scene, row["label"]][study].append(row)
+    by_scene: dict[tuple[str, str], dict[str, list[dict]]] = defaultdict(dict)
+    for (scene, label), studies in by_label.items():
+        study = max(studies, key=lambda name: len(studies[name]))  # of several studies the one of most seeds
+        by_scene[scene, study][label] = studies[study]
+    lines: list[str] = []
+    for (scene, study), labels in sorted(by_scene.items()):
         first = next(iter(labels.values()))[0]["test"]
         columns = [(d, g) for d, groups in first.items() for g, cell in groups.items() if cell["n"]]
         lines += [
             "",
             f"{scene}, NDCG@10 / HR@10 in percent (seeds after the name; made by",
-            f"`{made_by}`):",
+            f"`recbole-cdr study {study}`):",
             "",
         ]
         lines.append("| | " + " | ".join(f"{d} {g}" for d, g in columns) + " |")
@@ -93,16 +90,26 @@ def results(info: ModelInfo) -> list[str]:
     return lines[1:] or ["No row yet."]
 
 
-def all_rows() -> Iterator[tuple[str, str, dict]]:
-    """Every row of next-item results: its dataset and split, what made it, and label, command and test table."""
-    for name in sorted(shipped_studies()):
-        path = ROOT / "studies" / name / "cells.jsonl"
-        for line in read_rows(path, lambda line: line["key"]).values():
-            result = line["result"]
-            if line["settings"]["task"] == "next_item" and line["varied"] is None:  # else of thinned data
-                scene = f"{result['dataset']}, split={result['split']}"
-                row = {"label": line["row"], "command": line["command"], "test": result["test"]}
-                yield scene, f"recbole-cdr study {path.parent.name}", row
+def next_item_rows() -> Iterator[tuple[str, str, dict]]:
+    """Every row of next-item results: its dataset and split, its study, and label, command and test table."""
+    for study in sorted(shipped_studies()):
+        for cell in study_cells(study):
+            result = cell["result"]
+            if cell["settings"]["task"] == "next_item" and cell["varied"] is None:  # else of thinned data
+                row = {"label": cell["row"], "command": cell["command"], "test": result["test"]}
+                yield f"{result['dataset']}, split={result['split']}", study, row
+
+
+def study_cells(study: str) -> list[dict]:
+    """The finished cells of a study; of lines with one key the last counts, and half a line is left out."""
+    path, cells = ROOT / "results" / study / "cells.jsonl", {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            cell = json.loads(line)
+        except json.JSONDecodeError:  # a process was killed while it wrote
+            continue
+        cells[cell["key"]] = cell
+    return list(cells.values())
 
 
 def _mean(rows: list[dict], column: tuple[str, str], metric: str) -> str:
@@ -117,60 +124,59 @@ def _spread(values: list[float], digits: int) -> str:
     return f"{np.mean(values):.{digits}f}{spread}"
 
 
-def rating_results(wanted: Callable[[dict], bool]) -> list[str]:
-    """MAE / RMSE by β of the rows of one direction whose settings are wanted, mean ± standard deviation over seeds."""
-    seen: set[str] = set()
-    found: dict[tuple[str, str], dict[float, list[dict]]] = defaultdict(lambda: defaultdict(list))
-    for study, line in rating_lines():
+def rating_results(selects: Callable[[dict], bool]) -> list[str]:
+    """MAE / RMSE by β of the cells of one direction whose settings are selected, mean ± deviation over seeds."""
+    commands: set[str] = set()
+    by_label: dict[tuple[str, str], dict[float, list[dict]]] = defaultdict(lambda: defaultdict(list))
+    for study, cell in rating_cells():
         # What stands in several studies is shown from the first.
-        if wanted(line["settings"]) and line["command"] not in seen:
-            seen.add(line["command"])
-            found[study, line["row"]][line["varied"][1]].append(_only_cell(line["result"]["test"]))
-    return _rating_table(found)
+        if selects(cell["settings"]) and cell["command"] not in commands:
+            commands.add(cell["command"])
+            by_label[study, cell["row"]][cell["varied"][1]].append(_single(cell["result"]["test"]))
+    return _rating_table(by_label)
 
 
 def floor_results() -> list[str]:
     """The same of the floors, which stand beside every run."""
-    found: dict[tuple[str, str], dict[float, list[dict]]] = defaultdict(lambda: defaultdict(list))
-    seen = set()
-    for study, line in rating_lines():
-        place = line["varied"][1], line["seed"]
-        if study == RATING_STUDIES[0] and place not in seen:
-            seen.add(place)
-            for name, table in line["result"]["floors"].items():
-                found[study, name][place[0]].append(_only_cell(table))
-    return _rating_table(found)
+    by_label: dict[tuple[str, str], dict[float, list[dict]]] = defaultdict(lambda: defaultdict(list))
+    places = set()
+    for study, cell in rating_cells():
+        beta, seed = cell["varied"][1], cell["seed"]
+        if study == RATING_STUDIES[0] and (beta, seed) not in places:
+            places.add((beta, seed))
+            for name, table in cell["result"]["floors"].items():
+                by_label[study, name][beta].append(_single(table))
+    return _rating_table(by_label)
 
 
-def rating_lines() -> Iterator[tuple[str, dict]]:
-    """The runs of one direction, with the studies that they stand in."""
+def rating_cells() -> Iterator[tuple[str, dict]]:
+    """The cells of one direction, with the studies that they stand in."""
     for study in RATING_STUDIES:
-        path = ROOT / "studies" / study / "cells.jsonl"
-        for line in read_rows(path, lambda line: line["key"]).values():
-            if line["scene"] == RATING_SCENE:
-                yield study, line
+        for cell in study_cells(study):
+            if cell["scene"] == RATING_SCENE:
+                yield study, cell
 
 
-def _only_cell(table: dict) -> dict:
-    """What a table of one domain and one group holds."""
+def _single(table: dict) -> dict:
+    """The metrics in a table of one domain and one group."""
     (groups,) = table.values()
     (cell,) = groups.values()
     return cell
 
 
-def _rating_table(found: dict[tuple[str, str], dict[float, list[dict]]]) -> list[str]:
-    betas = sorted({beta for cells in found.values() for beta in cells})
+def _rating_table(by_label: dict[tuple[str, str], dict[float, list[dict]]]) -> list[str]:
+    betas = sorted({beta for cells in by_label.values() for beta in cells})
     lines: list[str] = []
-    for study in dict.fromkeys(study for study, _ in found):
+    for study in dict.fromkeys(study for study, _ in by_label):
         lines += [
             "",
             f"{RATING_SCENE}, MAE / RMSE of cold-start users by their share β (seeds after the name; made by",
-            f"`recbole-cdr study {study}`, [all of it](../../studies/{study}/tables.md)):",
+            f"`recbole-cdr study {study}`, [all of it](../../results/{study}/tables.md)):",
             "",
             "| | " + " | ".join(f"β = {beta}" for beta in betas) + " |",
             "|---|" + "---|" * len(betas),
         ]
-        for label, cells in ((label, cells) for (of, label), cells in found.items() if of == study):
+        for label, cells in ((label, cells) for (of, label), cells in by_label.items() if of == study):
             shown = [
                 " / ".join(_spread([cell[m] for cell in cells[beta]], 3) for m in RATING_PRINTED)
                 for beta in betas
@@ -183,9 +189,9 @@ def _rating_table(found: dict[tuple[str, str], dict[float, list[dict]]]) -> list
 def with_section(text: str, heading: str, body: list[str], *, before: str = "") -> str:
     """Returns a page with the section's text replaced, or added: before a section that begins so, else at the end."""
     new = f"## {heading}\n\n" + "\n".join(body) + "\n"
-    found = re.search(rf"^## {re.escape(heading)}\n.*?(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
-    if found:
-        return (text[: found.start()] + new + "\n" + text[found.end() :].lstrip("\n")).rstrip("\n") + "\n"
+    old = re.search(rf"^## {re.escape(heading)}\n.*?(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    if old:
+        return (text[: old.start()] + new + "\n" + text[old.end() :].lstrip("\n")).rstrip("\n") + "\n"
     place = text.find(f"\n{before}") if before else -1
     if place < 0:
         return text.rstrip("\n") + "\n\n" + new
@@ -206,11 +212,11 @@ def main() -> None:
     options = parser.parse_args()
     behind = write(check=options.check)
     if behind:
-        raise SystemExit("\n".join([*behind, "Write them with: python benchmarks/model_pages.py"]))
+        raise SystemExit("\n".join([*behind, "Write them with: python docs/model_pages.py"]))
 
 
 def write(*, check: bool = False) -> list[str]:
-    """Writes the pages, or with ``check`` returns what is wrong with them."""
+    """Writes the pages; with ``check`` writes nothing, and returns what is out of date."""
     behind, infos = [], list_models()
     shared = {info.name for info in infos if info.task == "rating"}
     for info in infos:
