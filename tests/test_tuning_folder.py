@@ -12,6 +12,7 @@ import tuning_toys
 from tuning_toys import prepared, space_file
 
 from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.pages.page import plotly_script
 from recbole_cdr_ext.tuning import sweep, sweep_page
 from recbole_cdr_ext.tuning.records import CUT, FAILED, FINISHED, Record, best_first
 from recbole_cdr_ext.tuning.space import Parameter
@@ -131,7 +132,7 @@ def test_page_and_summary(tmp_path, n):
     sweep_page.write_page(records, about, tmp_path / "p.html")
     sweep_page.write_summary(records, about, tmp_path / "p.md")
     text, summary = (tmp_path / "p.html").read_text(), (tmp_path / "p.md").read_text()
-    own = text.replace(sweep_page._plotly_source(), "")
+    own = text.replace(plotly_script(), "")
     assert "<script src" not in text and "http" not in own.replace("http-equiv", "")
     assert "<b>out" not in text and "&lt;b&gt;out" in text and "recbole-cdr run --x" in text
     assert ('id="importance"' in text) == (n == 12) and 'id="parallel"' in text and 'id="curves"' in text

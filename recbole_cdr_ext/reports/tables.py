@@ -17,6 +17,8 @@ from recbole_cdr_ext.reports.groups import Group
 from recbole_cdr_ext.runs.finished import Run
 
 LEVELS = ((0.01, 2), (0.05, 1))  # p below, marks
+# Numbers by domain, group and metric, as result.json has them.
+ResultTable = Mapping[str, Mapping[str, Mapping[str, Any]]]
 BETTER, WORSE = "*", "↓"
 CAPPED, FALLBACK = "‡", "†"
 # The column of a per-instance table that a metric of the results is the mean of.
@@ -24,7 +26,7 @@ TESTED = {"mae": "absolute_error", "rmse": "squared_error"}
 
 
 @dataclass
-class Cell:
+class TableCell:
     """A number of a table: ``place`` is 1 for the best of the models, 2 for the second, else 0."""
 
     spread: Spread | None
@@ -45,7 +47,7 @@ class Row:
     label: str
     seeds: int
     floor: bool
-    cells: dict[tuple[str, str], Cell]
+    cells: dict[tuple[str, str], TableCell]
     flags: str = ""
 
 
@@ -118,12 +120,12 @@ def tables_of(group: Group, baseline: str | None = None) -> list[Table]:
     against, notes = baseline_of(group, baseline)
     table = Table(group.title, _blocks(group, "test", "popularity"), baseline=against, notes=notes)
     _mark(table, group)
-    found = [table]
+    tables = [table]
     second = "test_among_test_items"
     if all(second in run.result for run in group.runs):
         title = f"{group.title}, negatives from the items of the test file"
-        found.append(Table(title, _blocks(group, second, "popularity_among_test_items")))
-    return found
+        tables.append(Table(title, _blocks(group, second, "popularity_among_test_items")))
+    return tables
 
 
 def baseline_of(group: Group, baseline: str | None) -> tuple[str | None, list[str]]:
@@ -158,19 +160,24 @@ def _blocks(group: Group, part: str, popularity: str) -> list[Block]:
 
 
 def _row(
-    label: str, tables: Sequence[Mapping], domain: str, columns: Iterable, *, floor: bool = False
+    label: str,
+    tables: Sequence[ResultTable],
+    domain: str,
+    columns: Iterable[tuple[str, str]],
+    *,
+    floor: bool = False,
 ) -> Row:
     cells = {}
     for name, metric in columns:
-        values = [table.get(domain, {}).get(name, {}).get(metric) for table in tables]
+        values: list[Any] = [table.get(domain, {}).get(name, {}).get(metric) for table in tables]
         if not values or None in values:
-            cells[name, metric] = Cell(None)
+            cells[name, metric] = TableCell(None)
             continue
         spread = Spread.of(values)
         # A floor that has nothing random in it was not repeated, however many runs it stands beside.
         if floor and len(set(values)) == 1:
             spread = Spread.of(values[:1])
-        cells[name, metric] = Cell(spread, written(metric, spread))
+        cells[name, metric] = TableCell(spread, written(metric, spread))
     return Row(
         label, max((c.spread.n for c in cells.values() if c.spread), default=len(tables)), floor, cells
     )
@@ -183,18 +190,18 @@ def written(metric: str, spread: Spread) -> str:
     return text if spread.std is None else f"{text} ± {factor * spread.std:.{digits}f}"
 
 
-def _floors(group: Group, popularity: str) -> dict[str, list[Mapping]]:
+def _floors(group: Group, popularity: str) -> dict[str, list[ResultTable]]:
     """What a model has to be above, with the table of one run per seed."""
-    found: dict[str, dict[int, Mapping]] = {}
+    by_name: dict[str, dict[int, ResultTable]] = {}
     for run in group.runs:
-        own = run.result.get("floors") or {}
+        floors = run.result.get("floors") or {}
         if popularity in run.result:
-            own = {**own, "Popularity": run.result[popularity]}
-        for name, table in own.items():
+            floors = {**floors, "Popularity": run.result[popularity]}
+        for name, table in floors.items():
             # A floor that is among the models as well stands there.
             if name not in group.members:
-                found.setdefault(name, {}).setdefault(run.seed, table)
-    return {name: list(of_seed.values()) for name, of_seed in found.items()}
+                by_name.setdefault(name, {}).setdefault(run.seed, table)
+    return {name: list(of_seed.values()) for name, of_seed in by_name.items()}
 
 
 def _fell_back(run: Run, domain: str) -> bool:
@@ -244,11 +251,11 @@ def _mark(table: Table, group: Group) -> None:
         for name, metric in block.columns
         if not row.floor
     }
-    for one in table.comparisons.itertuples():
-        cell = cells.get((one.domain, one.group, one.metric, one.model))
+    for test in table.comparisons.itertuples():
+        cell = cells.get((test.domain, test.group, test.metric, test.model))
         if cell is not None:
-            level = next((marks for p, marks in LEVELS if one.p < p), 0)
-            cell.mark = (BETTER if one.better else WORSE) * level
+            level = next((marks for p, marks in LEVELS if test.p < p), 0)
+            cell.mark = (BETTER if test.better else WORSE) * level
 
 
 def _has(runs: Sequence[Run], metric: str) -> bool:
@@ -397,5 +404,5 @@ def _tex(text: str) -> str:
             parts.append(letter)
         else:
             plain = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
-            parts.append("".join(_TEX.get(one, one) for one in plain) or "?")
+            parts.append("".join(_TEX.get(sign, sign) for sign in plain) or "?")
     return "".join(parts)
