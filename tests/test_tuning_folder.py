@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import json
 import socket
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tuning_toys
+from page_reader import EVIL, Page, check_harmless
 from tuning_toys import prepared, space_file
 
 from recbole_cdr_ext.errors import CDRError
@@ -122,6 +124,38 @@ def test_importance_finds_what_matters():
     found = sweep_page.importance(made_up(40), PARAMETERS)
     assert next(iter(found)) == "learning_rate" and found["learning_rate"][0] > 10 * abs(found["kind"][0])
     assert sweep_page.importance(made_up(7), PARAMETERS) is None
+
+
+def test_what_comes_from_files_is_no_markup_in_the_page(tmp_path):
+    parameters = (*PARAMETERS, Parameter("word", "choice", (EVIL, "b")))
+    records = [replace(record, settings={**record.settings, "word": EVIL}) for record in made_up(9)]
+    failed = Record(EVIL, {"word": EVIL, "learning_rate": 0.5}, FAILED, reason=EVIL)
+    about = sweep_page.About(EVIL, EVIL, EVIL, True, parameters, EVIL, EVIL, [EVIL])
+    sweep_page.write_page([*records, failed], about, tmp_path / "p.html")
+    page = Page((tmp_path / "p.html").read_text(encoding="utf-8"))
+    check_harmless(page)
+    assert page.title == about.title
+    # Title and heading; command, how and note; nine values, and the failed trial's with its name.
+    assert page.text.count(EVIL) == 2 * 3 + 3 + 9 + 2
+    assert set(page.figures) == {"parallel", "importance", "curves"}
+    # Parallel coordinates are drawn by code that plotly compiles.
+    assert "script-src 'unsafe-inline' 'unsafe-eval';" in page.policy
+
+
+def test_trials_are_sorted_by_their_numbers(tmp_path):
+    failed = Record("9999", {"kind": "a", "learning_rate": 0.5}, FAILED, reason="x")
+    about = sweep_page.About("M", "D", "NDCG@10", True, PARAMETERS, "command", "how")
+    sweep_page.write_page([*made_up(1), failed], about, tmp_path / "p.html")
+    page = Page((tmp_path / "p.html").read_text(encoding="utf-8"))
+    numbers = [attributes.get("data-value") for tag, attributes in page.tags if tag == "td"]
+    first = made_up(1)[0]
+    assert numbers[:4] == [
+        None,
+        str(first.settings["learning_rate"]),
+        None,
+        "",
+    ]  # of trial, rate, kind and size
+    assert numbers[8:] == [None, "0.5", None, "", "0", "", "0.0", None]  # a missing score comes last
 
 
 @pytest.mark.parametrize("n", [3, 12])

@@ -238,7 +238,9 @@ def _row(record: Record, about: About) -> dict[str, str | tuple[str, float | str
 def _sortable(value: object) -> str | tuple[str, float | str]:
     if value == "-":
         return "-", ""
-    return (shown(value), value) if isinstance(value, int | float) else shown(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return shown(value)
+    return shown(value), value
 
 
 def write_summary(records: Sequence[Record], about: About, path: Path) -> None:
