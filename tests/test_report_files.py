@@ -12,7 +12,8 @@ from page_reader import EVIL, Page, check_harmless
 from report_runs import only_group, write_run, written
 
 from recbole_cdr_ext.evaluation.instance_table import read_instances, write_instances
-from recbole_cdr_ext.reports.tables import _tex, latex, markdown, tables_of
+from recbole_cdr_ext.reports.table_text import latex, markdown, tex
+from recbole_cdr_ext.reports.tables import tables_of
 from recbole_cdr_ext.runs.finished import find_folders, read_run
 from recbole_cdr_ext.runs.run import run_recbole_cdr
 
@@ -188,8 +189,8 @@ def test_latex_of_ordinary_runs(tmp_path):
     assert r"\toprule" in text and r"\bottomrule" in text
     assert r"\textbf{" in text and r"\underline{" in text
     assert r"$^{\downarrow \downarrow }$" in text
-    assert _tex("é → 漢_50%") == r"e $\rightarrow$ ?\_50\%"
-    assert _tex("[a]*") == "{[}a{]}{*}"  # or they would belong to the row break before them
+    assert tex("é → 漢_50%") == r"e $\rightarrow$ ?\_50\%"
+    assert tex("[a]*") == "{[}a{]}{*}"  # or they would belong to the row break before them
 
 
 def test_markdown_has_as_many_cells_as_heads(tmp_path):

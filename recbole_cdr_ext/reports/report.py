@@ -12,7 +12,8 @@ from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.files import make_folder, replacing
 from recbole_cdr_ext.reports.groups import Collection, collect
 from recbole_cdr_ext.reports.report_page import page
-from recbole_cdr_ext.reports.tables import baseline_of, latex, markdown, tables_of
+from recbole_cdr_ext.reports.table_text import latex, markdown
+from recbole_cdr_ext.reports.tables import baseline_of, tables_of
 
 PAGE, MARKDOWN, LATEX = "report.html", "tables.md", "tables.tex"
 
@@ -35,9 +36,9 @@ def report(options: Mapping[str, Any]) -> Path:
     tables = [tables_of(group, options["baseline"]) for group in collection.groups]
     pairs = list(zip(collection.groups, tables, strict=True))
     title = options["title"] or "Report"
-    made = f"Made {datetime.now():%Y-%m-%d %H:%M} by recbole_cdr_ext {__version__}"
+    origin = f"Made {datetime.now():%Y-%m-%d %H:%M} by recbole_cdr_ext {__version__}"
     written = {
-        PAGE: page(title, made, collection, tables),
+        PAGE: page(title, origin, collection, tables),
         MARKDOWN: markdown(title, pairs),
         LATEX: latex(pairs),
     }

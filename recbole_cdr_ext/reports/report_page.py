@@ -60,7 +60,7 @@ class RunDetails:
 
 def page(
     title: str,
-    made: str,
+    origin: str,
     collection: Collection,
     tables: Sequence[Sequence[Table]],
     summaries: Sequence[Table] = (),
@@ -69,7 +69,7 @@ def page(
     """Returns the page.
 
     Args:
-        made: when and by what.
+        origin: when and by what.
         tables: of each group of ``collection``.
         summaries: tables that stand above the groups.
         images: by name, PNG files that stand below these.
@@ -85,7 +85,7 @@ def page(
         "report.html.j2",
         title,
         [drawing for section in sections for drawing in section.drawings],
-        made=made,
+        origin=origin,
         n_runs=len(runs),
         skipped=skipped,
         summaries=summaries,

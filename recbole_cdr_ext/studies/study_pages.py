@@ -17,7 +17,8 @@ from recbole_cdr_ext.files import replacing
 from recbole_cdr_ext.pages.curves import Curves
 from recbole_cdr_ext.reports.groups import Collection
 from recbole_cdr_ext.reports.report_page import page
-from recbole_cdr_ext.reports.tables import Block, Table, latex, markdown_table, md
+from recbole_cdr_ext.reports.table_text import latex, markdown_table, md
+from recbole_cdr_ext.reports.tables import Block, Table
 from recbole_cdr_ext.settings.reading import text_of
 from recbole_cdr_ext.studies.analyses import Analysis, analyses_of
 from recbole_cdr_ext.studies.cells import Cell
@@ -82,7 +83,7 @@ def _image(analysis: Analysis) -> Path | None:
 
 
 def _markdown(state: State, pairs: Sequence[Pair], beside: Sequence[Pair], images: dict[str, Path]) -> str:
-    lines = [f"# {md(state.study.title)}", "", _made(state)]
+    lines = [f"# {md(state.study.title)}", "", _origin(state)]
     failed = [f"- {md(name)}: {md(reason)}" for name, reason in state.failed.items()]
     lines += ["", "Failed:", "", *failed] if failed else []
     for group, tables in beside:
@@ -136,7 +137,7 @@ def _commands(rows: dict[str, list[Cell]]) -> list[str]:
     return [cells[0].command for cells in rows.values()]
 
 
-def _made(state: State) -> str:
+def _origin(state: State) -> str:
     done = len(state.cells) - sum(state.line(cell) is None for cell in state.cells)
     threads = state.cells[0].settings["torch_threads"]
     left = len(state.cells) - done
@@ -155,8 +156,8 @@ def _page(state: State, pairs: Sequence[Pair], beside: Sequence[Pair], images: d
         [group for group, _ in pairs], [(Path(name), why) for name, why in state.failed.items()]
     )
     summaries = [table for _, tables in beside for table in tables]
-    made = f"Made by recbole_cdr_ext {__version__}"
-    return page(state.study.title, made, collection, [tables for _, tables in pairs], summaries, images)
+    origin = f"Made by recbole_cdr_ext {__version__}"
+    return page(state.study.title, origin, collection, [tables for _, tables in pairs], summaries, images)
 
 
 # -- figures --------------------------------------------------------------------------------------------------------
