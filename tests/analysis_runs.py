@@ -9,7 +9,7 @@ import pytest
 
 from recbole_cdr_ext.analysis.bridges import ratings_of
 from recbole_cdr_ext.cli.main import main
-from recbole_cdr_ext.pages import curves
+from recbole_cdr_ext.pages.figure import require
 from recbole_cdr_ext.runs.run import run_recbole_cdr
 from recbole_cdr_ext.serving.recommendation import load_model
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
     """Folder of runs on toy: SCDR; EMCDR, a matrix without biases; TGT; and SCDR on another split."""
-    curves.require()  # imported once, in no test's time
+    require()  # imported once, in no test's time
     folder = tmp_path_factory.mktemp("analysis")
     shared = {
         "task": "rating", "show_progress": False, "tensorboard": False, "use_gpu": False, "epochs": 2,

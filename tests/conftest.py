@@ -6,7 +6,7 @@ import pytest
 import torch
 from study_runs import CHILD
 
-from recbole_cdr_ext.reports import report_page
+from recbole_cdr_ext.pages import page
 from recbole_cdr_ext.studies import drive
 
 # The tensors here are small: a second thread costs more than it gives, and a great deal on a busy machine.
@@ -18,6 +18,6 @@ def here(tmp_path, monkeypatch):
     """A folder to work in, where a study's runs are made by the stand-in."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(drive, "child", lambda words: [sys.executable, "-S", str(CHILD), *words])
-    monkeypatch.setattr(report_page, "plotly_script", lambda: "")  # five megabytes in each page
+    monkeypatch.setattr(page, "plotly_script", lambda: "")  # five megabytes in each page
     (tmp_path / "moods").mkdir()
     return tmp_path

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from analysis_runs import analyse, check_figures
 
-from recbole_cdr_ext.analysis import analyse as commands
+from recbole_cdr_ext.analysis import bridge_analyses
 from recbole_cdr_ext.analysis import sensitivity as grids
 from recbole_cdr_ext.analysis.attack import fgsm
 from recbole_cdr_ext.analysis.bridges import check_trained, find_run, labels, open_runs
@@ -159,9 +159,9 @@ def test_both_stages_set_what_the_first_one_does():
         "step_size": None,
         "words": ["--task=rating", "--pretrain_sharpness=none"],
     }
-    assert grids.cells("SCDR", "toy", **given)[0].config["pretrain_sharpness"] == "none"
+    assert grids.grid_points("SCDR", "toy", **given)[0].config["pretrain_sharpness"] == "none"
     with pytest.raises(CDRError, match="'pretrain_sharpness' is set for each cell"):
-        grids.cells("SCDR", "toy", **given, both_stages=True)
+        grids.grid_points("SCDR", "toy", **given, both_stages=True)
 
 
 def test_lipschitz_command(saved, tmp_path):
@@ -219,7 +219,7 @@ def test_bad_words(words, message, capsys, tmp_path, monkeypatch):
 def test_vectors_of_different_size_have_no_common_directions(saved, tmp_path, capsys, monkeypatch):
     runs = open_runs(["sharp", "linear"], saved)
     runs[1].model.size = 30
-    monkeypatch.setattr(commands, "open_runs", lambda *_, **__: runs)
+    monkeypatch.setattr(bridge_analyses, "open_runs", lambda *_, **__: runs)
     assert analyse("landscape", saved, tmp_path, "--runs=sharp,linear") == 2
     assert "source vectors of different size (sharp: 10, linear: 30)" in capsys.readouterr().err
 

@@ -55,19 +55,23 @@ def test_sensitivity_trains_each_cell_once(saved, tmp_path, words, monkeypatch):
 def test_cells_of_other_settings_are_other_runs():
     settings = {"steps": [1], "rhos": [1.0], "step_size": 0.3}
     names = {
-        grids.cells("SCDR", "toy", **{**settings, **other}, words=["--task=rating", *words])[0].folder.name
+        grids.grid_points("SCDR", "toy", **{**settings, **other}, words=["--task=rating", *words])[
+            0
+        ].folder.name
         for other in ({}, {"steps": [2]}, {"rhos": [2.0]}, {"step_size": None})
         for words in ([], ["--beta=0.4"], ["--seed=7"], ["--biases=False"], ["--rho_relative=True"])
     }
     assert len(names) == 20
-    found = grids.cells("SCDR", "toy", [1, 5], [2.0, 3.0], step_size=None, words=["--task=rating"])
+    found = grids.grid_points("SCDR", "toy", [1, 5], [2.0, 3.0], step_size=None, words=["--task=rating"])
     assert [(cell.rho, cell.steps) for cell in found] == [(2, 1), (2, 5), (3, 1), (3, 5)]
-    same = grids.cells("SCDR", "toy", **settings, words=["--task=rating", "--checkpoint_dir=elsewhere"])[0]
+    same = grids.grid_points(
+        "SCDR", "toy", **settings, words=["--task=rating", "--checkpoint_dir=elsewhere"]
+    )[0]
     assert same.folder.name in names
 
 
 def test_a_begun_cell_goes_on(tmp_path, monkeypatch):
-    cell = grids.cells(
+    cell = grids.grid_points(
         "SCDR", "toy", [2], [1.0], step_size=0.3, words=["--task=rating", f"--checkpoint_dir={tmp_path}"]
     )[0]
     seen = []
@@ -83,14 +87,14 @@ def test_a_begun_cell_goes_on(tmp_path, monkeypatch):
 
 def test_stages_decides_whether_pretraining_varies(tmp_path):
     settings = {"words": ["--task=rating"], "step_size": None}
-    mapping = grids.cells("SCDR", "toy", [2], [3.0], **settings)[0].config
-    both = grids.cells("SCDR", "toy", [2], [3.0], both_stages=True, **settings)[0].config
+    mapping = grids.grid_points("SCDR", "toy", [2], [3.0], **settings)[0].config
+    both = grids.grid_points("SCDR", "toy", [2], [3.0], both_stages=True, **settings)[0].config
     assert (mapping["rho_pretrain"], mapping["pretrain_pgd_steps"]) == (0.1, 5)
     assert (both["rho_pretrain"], both["pretrain_pgd_steps"]) == (3.0, 2)
 
 
 def test_a_cell_that_diverges_is_a_gap_and_not_the_end(monkeypatch):
-    cells = grids.cells("SCDR", "toy", [1], [1.0, 5.0], step_size=0.3, words=["--task=rating"])
+    cells = grids.grid_points("SCDR", "toy", [1], [1.0, 5.0], step_size=0.3, words=["--task=rating"])
 
     def train(cell):
         if cell.rho == 5:
@@ -107,7 +111,7 @@ def test_a_cell_that_diverges_is_a_gap_and_not_the_end(monkeypatch):
 
 
 def test_an_interrupt_says_how_to_go_on(monkeypatch):
-    cells = grids.cells("SCDR", "toy", [1], [1.0], step_size=0.3, words=["--task=rating"])
+    cells = grids.grid_points("SCDR", "toy", [1], [1.0], step_size=0.3, words=["--task=rating"])
 
     def stop(_):
         raise KeyboardInterrupt
@@ -124,7 +128,7 @@ def test_a_line_far_from_the_others_is_left_outside_and_named(tmp_path):
         curves.line(f"near {number}", [0, 1], [1 + 0.01 * number, 1.1])
     curves.line("far", [0, 1], [9.0, 9.5])
     curves.write(tmp_path / "lines.png", tmp_path / "lines.html")
-    assert curves.panels[0]["range"][1] < 2
+    assert curves.panels[0].range[1] < 2
     assert "note. Beyond the axis: far." in (tmp_path / "lines.html").read_text(encoding="utf-8")
 
 
@@ -133,6 +137,6 @@ def test_no_two_of_twenty_lines_look_alike():
     curves.panel("one", "x", "y")
     for number in range(20):
         curves.line(str(number), [0, 1], [0, number])
-    curves._ranges()
-    drawn = [one.lines[0] for one in curves._matplotlib().axes[0].containers]
+    curves.find_ranges()
+    drawn = [one.lines[0] for one in curves.for_image().axes[0].containers]
     assert len({(line.get_color(), line.get_linestyle()) for line in drawn}) == 20

@@ -22,7 +22,7 @@ from recbole_cdr_ext.cli.main import main
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.latent_meter import LatentMeter
 from recbole_cdr_ext.model.parts.layers import kl
-from recbole_cdr_ext.pages import curves
+from recbole_cdr_ext.pages.figure import require
 from recbole_cdr_ext.runs.folder import finished_result
 from recbole_cdr_ext.runs.run import run_recbole_cdr
 from recbole_cdr_ext.serving.recommendation import load_model
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
     """Folder of runs on toy: I2VAE with latents and without, and a model that has none."""
-    curves.require()
+    require()
     folder = tmp_path_factory.mktemp("latents")
     shared = {
         "task": "next_item", "show_progress": False, "tensorboard": False, "use_gpu": False, "epochs": 2, "seed": 1,

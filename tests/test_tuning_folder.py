@@ -5,13 +5,16 @@ from __future__ import annotations
 import fcntl
 import json
 import socket
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tuning_toys
+from page_reader import EVIL, Page, check_harmless
 from tuning_toys import prepared, space_file
 
 from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.pages.page import plotly_script
 from recbole_cdr_ext.tuning import sweep, sweep_page
 from recbole_cdr_ext.tuning import tune as tune_module
 from recbole_cdr_ext.tuning.records import CUT, FAILED, FINISHED, Record, best_first
@@ -124,6 +127,38 @@ def test_importance_finds_what_matters():
     assert sweep_page.importance(made_up(7), PARAMETERS) is None
 
 
+def test_what_comes_from_files_is_no_markup_in_the_page(tmp_path):
+    parameters = (*PARAMETERS, Parameter("word", "choice", (EVIL, "b")))
+    records = [replace(record, settings={**record.settings, "word": EVIL}) for record in made_up(9)]
+    failed = Record(EVIL, {"word": EVIL, "learning_rate": 0.5}, FAILED, reason=EVIL)
+    about = sweep_page.About(EVIL, EVIL, EVIL, True, parameters, EVIL, EVIL, [EVIL])
+    sweep_page.write_page([*records, failed], about, tmp_path / "p.html")
+    page = Page((tmp_path / "p.html").read_text(encoding="utf-8"))
+    check_harmless(page)
+    assert page.title == about.title
+    # Title and heading; command, how and note; nine values, and the failed trial's with its name.
+    assert page.text.count(EVIL) == 2 * 3 + 3 + 9 + 2
+    assert set(page.figures) == {"parallel", "importance", "curves"}
+    # Parallel coordinates are drawn by code that plotly compiles.
+    assert "script-src 'unsafe-inline' 'unsafe-eval';" in page.policy
+
+
+def test_trials_are_sorted_by_their_numbers(tmp_path):
+    failed = Record("9999", {"kind": "a", "learning_rate": 0.5}, FAILED, reason="x")
+    about = sweep_page.About("M", "D", "NDCG@10", True, PARAMETERS, "command", "how")
+    sweep_page.write_page([*made_up(1), failed], about, tmp_path / "p.html")
+    page = Page((tmp_path / "p.html").read_text(encoding="utf-8"))
+    numbers = [attributes.get("data-value") for tag, attributes in page.tags if tag == "td"]
+    first = made_up(1)[0]
+    assert numbers[:4] == [
+        None,
+        str(first.settings["learning_rate"]),
+        None,
+        "",
+    ]  # of trial, rate, kind and size
+    assert numbers[8:] == [None, "0.5", None, "", "0", "", "0.0", None]  # a missing score comes last
+
+
 @pytest.mark.parametrize("n", [3, 12])
 def test_page_and_summary(tmp_path, n):
     failed = Record("9999", {"kind": "a", "learning_rate": 0.5}, FAILED, reason="<b>out</b> | of memory")
@@ -132,7 +167,7 @@ def test_page_and_summary(tmp_path, n):
     sweep_page.write_page(records, about, tmp_path / "p.html")
     sweep_page.write_summary(records, about, tmp_path / "p.md")
     text, summary = (tmp_path / "p.html").read_text(), (tmp_path / "p.md").read_text()
-    own = text.replace(sweep_page._plotly_source(), "")
+    own = text.replace(plotly_script(), "")
     assert "<script src" not in text and "http" not in own.replace("http-equiv", "")
     assert "<b>out" not in text and "&lt;b&gt;out" in text and "recbole-cdr run --x" in text
     assert ('id="importance"' in text) == (n == 12) and 'id="parallel"' in text and 'id="curves"' in text

@@ -35,7 +35,8 @@ def perturbation(
     """Returns η, (B, d): ε sign ∇ (Eq. 19 of SCDR), or ε ‖u‖ / √d sign ∇ if ``relative``, of length ε ‖u‖."""
     if not relative:
         return epsilon * sign
-    return epsilon * rows.norm(dim=1, keepdim=True) / math.sqrt(rows.shape[1]) * sign
+    length: torch.Tensor = epsilon * rows.norm(dim=1, keepdim=True) / math.sqrt(rows.shape[1])
+    return length * sign
 
 
 def fgsm(

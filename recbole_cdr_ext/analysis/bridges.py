@@ -27,8 +27,8 @@ ANALYSED = "Bridges can be analysed: models that map a source vector, with embed
 
 
 @dataclass(frozen=True)
-class Run:
-    """A saved run, loaded.
+class OpenedRun:
+    """A saved run of a bridge, loaded.
 
     Attributes:
         name: its folder's name; with its path, if another run has that name.
@@ -49,14 +49,14 @@ class Run:
 def open_runs(
     names: Sequence[str],
     checkpoint_dir: str | Path = DEFAULT_CHECKPOINT_DIR,
-    called: Sequence[str] | None = None,
+    run_labels: Sequence[str] | None = None,
     **settings: Any,
-) -> list[Run]:
+) -> list[OpenedRun]:
     """Loads the runs that are to be analysed side by side.
 
     Args:
         names: folders, or their names in ``checkpoint_dir``.
-        called: their labels; None: see :func:`labels`.
+        run_labels: their labels; None: see :func:`labels`.
         settings: run-time settings in place of the stored ones (``data_path``, ``use_gpu``, ...).
 
     Raises:
@@ -64,7 +64,7 @@ def open_runs(
             splits; found from the stored settings, before any data are read.
     """
     folders = find_runs(names, checkpoint_dir)
-    check_labels(called, len(folders))
+    check_labels(run_labels, len(folders))
     stored = [stored_settings(folder) for folder in folders]
     for folder, of_run in zip(folders, stored, strict=True):
         check_trained(folder, of_run)
@@ -78,8 +78,10 @@ def open_runs(
     for folder, experiment in zip(folders, loaded, strict=True):
         if experiment.split.fingerprint != loaded[0].split.fingerprint:
             raise _other_split(folder, folders[0], "their data differ")
-    names = told_apart(folders)
-    return [Run(*parts) for parts in zip(names, called or labels(stored, names), loaded, strict=True)]
+    names = distinct_names(folders)
+    return [
+        OpenedRun(*parts) for parts in zip(names, run_labels or labels(stored, names), loaded, strict=True)
+    ]
 
 
 def find_runs(names: Sequence[str], checkpoint_dir: str | Path) -> list[Path]:
@@ -97,13 +99,13 @@ def find_runs(names: Sequence[str], checkpoint_dir: str | Path) -> list[Path]:
     return folders
 
 
-def check_labels(called: Sequence[str] | None, n: int) -> None:
-    """Raises a CDRError where given labels are not one for each of n runs, all different."""
-    if called is not None and (len(called) != n or len(set(called)) != n):
-        raise CDRError(f"--labels={','.join(called)} should name each of the {n} runs, all differently.")
+def check_labels(run_labels: Sequence[str] | None, n: int) -> None:
+    """Refuses labels that are not one for each of n runs, all different; None, none being requested, is right."""
+    if run_labels is not None and (len(run_labels) != n or len(set(run_labels)) != n):
+        raise CDRError(f"--labels={','.join(run_labels)} should name each of the {n} runs, all differently.")
 
 
-def told_apart(folders: Sequence[Path]) -> list[str]:
+def distinct_names(folders: Sequence[Path]) -> list[str]:
     """Returns the folders' names, or their paths where two have one name."""
     names = [folder.name for folder in folders]
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
@@ -145,10 +147,10 @@ def labels(stored: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[st
         same = [other for other in stored if other["model"] == of_run["model"]]
         keys = [key for key in of_run if key not in RUNTIME_KEYS]
         differing = [key for key in keys if any(other.get(key) != of_run[key] for other in same)]
-        own = ", ".join(f"{key}={of_run[key]}" for key in differing)
+        settings = ", ".join(f"{key}={of_run[key]}" for key in differing)
         # More than two settings fill a legend and say less than a name does.
-        told = own if 0 < len(differing) <= 2 else name
-        titles.append(f"{of_run['model']} ({told})" if len(same) > 1 else str(of_run["model"]))
+        distinction = settings if 0 < len(differing) <= 2 else name
+        titles.append(f"{of_run['model']} ({distinction})" if len(same) > 1 else str(of_run["model"]))
     unique = len(set(titles)) == len(titles)
     return titles if unique else [f"{t} [{name}]" for t, name in zip(titles, names, strict=True)]
 
@@ -159,7 +161,8 @@ def labels(stored: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[st
 def bridge_of(experiment: RatingExperiment) -> Bridge:
     """Returns the experiment's model, as what it has been checked to be."""
     model: Any = experiment.model
-    return model
+    bridge: Bridge = model
+    return bridge
 
 
 def ratings_of(experiment: RatingExperiment, part: str) -> RatingBatch:
@@ -169,7 +172,8 @@ def ratings_of(experiment: RatingExperiment, part: str) -> RatingBatch:
         part: "test" or "valid", or "train" for those that mappings are learned from (D^o).
     """
     if part != "train":
-        return experiment.batch(part)
+        batch: RatingBatch = experiment.batch(part)
+        return batch
     split = experiment.split
     rows = whole_batch(split.shared_ratings(), int(split.item_offset[split.target]), split.target)
     return rows.to(experiment.config["device"])
@@ -189,8 +193,8 @@ def median_norm(model: Bridge, batch: RatingBatch) -> float:
     return float(np.median(rows.norm(dim=1).cpu().numpy()))
 
 
-def describe(run: Run) -> dict[str, Any]:
-    """What every table says of a run, in its first columns."""
+def describe(run: OpenedRun) -> dict[str, Any]:
+    """Returns what every table says of a run, in its first columns."""
     config = run.experiment.config
     return {
         "model": run.label,

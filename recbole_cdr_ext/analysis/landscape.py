@@ -20,7 +20,7 @@ PAIRS = 128  # of a random direction and its opposite, which together leave out 
 
 @dataclass(frozen=True)
 class Landscape:
-    """What was found around a run's source vectors.
+    """What was measured around a run's source vectors.
 
     Attributes:
         axis: (P,) the values of ζ and γ.
@@ -46,7 +46,8 @@ def directions(size: int, n: int, seed: int) -> torch.Tensor:
     """Returns n random directions g / ‖g‖ with g ~ N(0, I), (n, size); a longer list begins with the shorter one."""
     # numpy's generator and not torch's, whose numbers depend on how many are asked for.
     drawn = torch.from_numpy(np.random.default_rng(seed).standard_normal((n, size), np.float32))
-    return drawn / drawn.norm(dim=1, keepdim=True)
+    unit: torch.Tensor = drawn / drawn.norm(dim=1, keepdim=True)
+    return unit
 
 
 def sample(batch: RatingBatch, n: int, seed: int) -> RatingBatch:
@@ -68,14 +69,14 @@ def errors_at(model: Bridge, batch: RatingBatch, offsets: torch.Tensor) -> np.nd
     length, offsets = rows.norm(dim=1, keepdim=True), offsets.to(rows)
     copies = torch.arange(n, device=rows.device).repeat(min(at_once, len(offsets)))
     repeated = batch.take(copies)
-    found = []
+    errors = []
     for start in range(0, len(offsets), at_once):
         part = offsets[start : start + at_once]
         moved = (rows + length * part.unsqueeze(1)).reshape(-1, rows.shape[1])  # (points, N, d) as rows
         same = repeated.take(slice(0, len(moved)))
         error = (model.finished(model.rate_from(moved, same), same) - same.rating).abs()
-        found.append(error.view(len(part), n).double().mean(1))
-    return torch.cat(found).cpu().numpy()
+        errors.append(error.view(len(part), n).double().mean(1))
+    return torch.cat(errors).cpu().numpy()
 
 
 def landscape(
@@ -101,10 +102,10 @@ def landscape(
     zeta, gamma = (torch.from_numpy(g.ravel()).float() for g in np.meshgrid(axis, axis, indexing="ij"))
     grid = errors_at(model, batch, zeta[:, None] * first + gamma[:, None] * second)
     centre = float(errors_at(model, batch, torch.zeros(1, model.size))[0])
-    rises, deviations = {}, {}
+    rises, errors = {}, {}
     for distance in DISTANCES:
         pairs = (errors_at(model, batch, distance * around) + errors_at(model, batch, -distance * around)) / 2
         rises[distance] = float(pairs.mean()) - centre
-        deviations[distance] = float(pairs.std(ddof=1)) / math.sqrt(PAIRS)
+        errors[distance] = float(pairs.std(ddof=1)) / math.sqrt(PAIRS)
     square, norm = grid.reshape(points, points), median_norm(model, everything)
-    return Landscape(axis, square, centre, rises, deviations, len(batch), norm)
+    return Landscape(axis, square, centre, rises, errors, len(batch), norm)

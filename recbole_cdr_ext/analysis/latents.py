@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from recbole_cdr_ext.analysis.bridges import check_ended, check_labels, find_runs, labels, told_apart
+from recbole_cdr_ext.analysis.bridges import check_ended, check_labels, distinct_names, find_runs, labels
 from recbole_cdr_ext.data.instances import Instances
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.next_item.i2vae import I2VAE
@@ -42,21 +42,24 @@ class LatentRun:
 
 
 def open_latent_runs(
-    names: Sequence[str], checkpoint_dir: str | Path, called: Sequence[str] | None, given: dict[str, Any]
+    names: Sequence[str],
+    checkpoint_dir: str | Path,
+    run_labels: Sequence[str] | None,
+    settings: dict[str, Any],
 ) -> list[LatentRun]:
     """Loads runs of I2VAE.
 
     Args:
         names: folders, or their names in ``checkpoint_dir``.
-        called: their labels; None: what tells them apart.
-        given: run-time settings in place of the stored ones.
+        run_labels: their labels; None: what tells them apart.
+        settings: run-time settings in place of the stored ones.
 
     Raises:
         CDRError: there is no such run, one is named twice, or is no finished run of I2VAE with latents; found before
             any data are read.
     """
     folders = find_runs(names, checkpoint_dir)
-    check_labels(called, len(folders))
+    check_labels(run_labels, len(folders))
     stored = [stored_settings(folder) for folder in folders]
     for folder, of_run in zip(folders, stored, strict=True):
         where = f"run '{folder.name}' ({of_run['model']}) can't be analysed"
@@ -65,10 +68,10 @@ def open_latent_runs(
         if of_run.get("variational") is False:
             raise CDRError(f"{where}: variational=False leaves no latents.")
         check_ended(where, folder)
-    names = told_apart(folders)
+    names = distinct_names(folders)
     return [
-        LatentRun(name, label, load_model(folder, **given), _epochs(folder))
-        for name, label, folder in zip(names, called or labels(stored, names), folders, strict=True)
+        LatentRun(name, label, load_model(folder, **settings), _epochs(folder))
+        for name, label, folder in zip(names, run_labels or labels(stored, names), folders, strict=True)
     ]
 
 
@@ -112,24 +115,26 @@ def latents(experiment: NextItemExperiment, part: str) -> list[Latent]:
     model: Any = experiment.model
     assert isinstance(model, I2VAE)
     model.eval()
-    found: dict[tuple[str, int], list[tuple[np.ndarray, np.ndarray]]] = {}
+    batches: dict[tuple[str, int], list[tuple[np.ndarray, np.ndarray]]] = {}
     for batch in experiment.loader(part):
         batch = batch.to(experiment.config["device"])
         x, posteriors = batch.target_domain, model.posteriors(batch)
         rows = posteriors.has_own
-        asked = [("own", posteriors.own[rows], model.own_prior[x]())]
+        pairs = [("own", posteriors.own[rows], model.own_prior[x]())]
         if posteriors.augmented is not None:
-            asked.append(("augmented", posteriors.augmented[rows], model.augmented_prior[x]()))
+            pairs.append(("augmented", posteriors.augmented[rows], model.augmented_prior[x]()))
         if posteriors.transfer is not None:
-            asked.append(("transfer", posteriors.transfer, None))
-        for name, q, p in asked:
-            found.setdefault((name, x), []).append((q.mean.cpu().numpy(), _by_dimension(q, p).cpu().numpy()))
-    order = sorted(found, key=lambda key: (key[1], list(NAMES).index(key[0])))
+            pairs.append(("transfer", posteriors.transfer, None))
+        for name, q, p in pairs:
+            batches.setdefault((name, x), []).append(
+                (q.mean.cpu().numpy(), _by_dimension(q, p).cpu().numpy())
+            )
+    order = sorted(batches, key=lambda key: (key[1], list(NAMES).index(key[0])))
     return [
         Latent(
             NAMES[name],
             experiment.dataset.domains[x],
-            *map(np.concatenate, zip(*found[name, x], strict=True)),
+            *map(np.concatenate, zip(*batches[name, x], strict=True)),
         )
         for name, x in order
     ]
@@ -141,33 +146,35 @@ def _by_dimension(q: Gaussian, p: Gaussian | None) -> torch.Tensor:
     return kl(one, None if p is None else Gaussian(p.mean.unsqueeze(-1), p.logvar.unsqueeze(-1)))
 
 
-def latent_table(found: list[Latent]) -> pd.DataFrame:
-    """One row per latent and domain: n, its KL in nats (mean over instances), its active dimensions, d."""
+def latent_table(measured: list[Latent]) -> pd.DataFrame:
+    """Returns one row per latent and domain: n, its KL in nats (mean over instances), its active dimensions, d."""
     return pd.DataFrame(
         {
-            "domain": one.domain,
-            "latent": one.name,
-            "n": len(one.mean),
-            "kl": float(one.kl.sum(1).mean()) if len(one.kl) else float("nan"),
-            "active": one.active,
-            "d": one.mean.shape[1],
+            "domain": latent.domain,
+            "latent": latent.name,
+            "n": len(latent.mean),
+            "kl": float(latent.kl.sum(1).mean()) if len(latent.kl) else float("nan"),
+            "active": latent.active,
+            "d": latent.mean.shape[1],
         }
-        for one in found
+        for latent in measured
     )
 
 
-def dimension_table(found: list[Latent]) -> pd.DataFrame:
-    """One row per latent, domain and dimension, the one with the largest KL first: its mean KL in nats."""
+def dimension_table(measured: list[Latent]) -> pd.DataFrame:
+    """Returns one row per latent, domain and dimension, the one with the largest KL first: its mean KL in nats."""
     tables = []
-    for one in found:
-        values = np.sort(one.kl.mean(0))[::-1] if len(one.kl) else np.full(one.kl.shape[1], np.nan)
+    for latent in measured:
+        values = np.sort(latent.kl.mean(0))[::-1] if len(latent.kl) else np.full(latent.kl.shape[1], np.nan)
         rank = np.arange(1, len(values) + 1)
-        tables.append(pd.DataFrame({"domain": one.domain, "latent": one.name, "rank": rank, "kl": values}))
+        tables.append(
+            pd.DataFrame({"domain": latent.domain, "latent": latent.name, "rank": rank, "kl": values})
+        )
     return pd.concat(tables, ignore_index=True)
 
 
 def recall_table(experiment: NextItemExperiment) -> pd.DataFrame | None:
-    """Share of instances, of those with recalled items, whose target is among the first r, by part and r.
+    """Returns the share of instances, of those with recalled items, whose target is among the first r, by part and r.
 
     Of training instances only each sequence's last counts, as in the leak audit. None without a generator.
     """
@@ -186,6 +193,7 @@ def recall_table(experiment: NextItemExperiment) -> pd.DataFrame | None:
 
 
 def recalled_targets(instances: Instances) -> np.ndarray:
-    """(n, r) whether the target is the item recalled at each place."""
+    """Returns whether the target is the item recalled at each place, (n, r)."""
     assert instances.recalled is not None
-    return instances.recalled == instances.target[:, None]
+    hit: np.ndarray = instances.recalled == instances.target[:, None]
+    return hit

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from recbole_cdr_ext.analysis.bridges import CHUNK, bridge_of, chunks, median_norm, ratings_of
+from recbole_cdr_ext.model.rating_recommender import RatingBatch
 from recbole_cdr_ext.tasks.rating import RatingExperiment
 from recbole_cdr_ext.trainer.sharpness import PGD
 
@@ -36,12 +37,13 @@ def lipschitz(
     batch = ratings_of(experiment, part)
     # Items without a training rating are predicted without any vector.
     batch = batch.take(model.known_items[batch.item])
-    found: list[torch.Tensor] = []
+    measured: list[torch.Tensor] = []
     for rows in chunks(batch, chunk):
         start = model.source_rows(rows).detach()
 
-        def loss(moved: torch.Tensor, rows=rows) -> torch.Tensor:
-            return (rows.rating - model.rate_from(moved, rows)).square().sum()
+        def loss(moved: torch.Tensor, rows: RatingBatch = rows) -> torch.Tensor:
+            total: torch.Tensor = (rows.rating - model.rate_from(moved, rows)).square().sum()
+            return total
 
         delta = ball.worst(start, loss)
         with torch.no_grad():
@@ -49,8 +51,8 @@ def lipschitz(
             apart = (model.bridged(moved, rows.user) - model.bridged(start, rows.user)).norm(dim=1)
             before, after = (model.finished(model.rate_from(at, rows), rows) for at in (start, moved))
         errors = ((before - rows.rating).abs(), (after - rows.rating).abs())
-        found.append(torch.stack([length, apart, (after - before).abs(), *errors]).double().cpu())
-    length, apart, change, error, worst = torch.cat(found, 1).numpy()
+        measured.append(torch.stack([length, apart, (after - before).abs(), *errors]).double().cpu())
+    length, apart, change, error, worst = torch.cat(measured, 1).numpy()
     # A vector that no step moves (its gradient is zero) has no slope.
     moves = length > 0
     slope = apart[moves] / length[moves]

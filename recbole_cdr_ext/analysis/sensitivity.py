@@ -25,13 +25,13 @@ from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.tasks.rating import RatingExperiment
 from recbole_cdr_ext.trainer.sharpness import PGD
 
-# Set cell by cell, so none can be given as one value.
+# Set point by point, so none can be given as one value.
 VARIED = ("rho", "rho_pretrain", "pretrain_pgd_steps", "sharpness", "run_id", "resume", "result_file")
 COMMON_STEPS = 5
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridPoint:
     """One pair of k and ρ: its settings, and the folder of its run."""
 
     steps: int
@@ -40,7 +40,7 @@ class Cell:
     folder: Path
 
 
-def cells(
+def grid_points(
     model: str,
     dataset: str | None,
     steps: Sequence[int],
@@ -50,14 +50,14 @@ def cells(
     both_stages: bool = False,
     words: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
-) -> list[Cell]:
-    """Returns the cells of the grid, ρ by ρ; nothing is trained.
+) -> list[GridPoint]:
+    """Returns the points of the grid, ρ by ρ; nothing is trained.
 
-    A cell's run is named by model, dataset, k, ρ and a hash of all that decides its numbers, so that the same
+    A point's run is named by model, dataset, k, ρ and a hash of all that decides its numbers, so that the same
     grid finds it again and another grid does not.
 
     Args:
-        step_size: α of every cell; None: 2.5 ρ / (k √d).
+        step_size: α of every point; None: 2.5 ρ / (k √d).
         both_stages: whether k and ρ are those of the pre-training as well, or of the mapping alone.
         words: further settings, as on the command line.
         settings: further settings, below ``words``.
@@ -72,52 +72,64 @@ def cells(
         raise CDRError(
             f"'{varied}' is set for each cell by the analysis: leave it out (--pgd_steps, --rhos)."
         )
-    found = []
+    points = []
     for rho in rhos:
         for k in steps:
-            own = {"sharpness": "pgd", "pgd_steps": int(k), "rho": float(rho), "pgd_step_size": step_size}
+            point_settings = {
+                "sharpness": "pgd",
+                "pgd_steps": int(k),
+                "rho": float(rho),
+                "pgd_step_size": step_size,
+            }
             if both_stages:
-                own |= {"pretrain_sharpness": "pgd", "pretrain_pgd_steps": int(k), "rho_pretrain": float(rho)}
+                point_settings |= {
+                    "pretrain_sharpness": "pgd",
+                    "pretrain_pgd_steps": int(k),
+                    "rho_pretrain": float(rho),
+                }
             quiet = {"allow_simulated": False, "state": "WARNING"}
-            config = CDRConfig(model, dataset, config_dict={**quiet, **(settings or {}), **own}, argv=words)
+            changes = {**quiet, **(settings or {}), **point_settings}
+            config = CDRConfig(model, dataset, config_dict=changes, argv=words)
             check_bridge(f"{config['model']} can't be analysed", config.model_class, config.to_dict())
             name = f"sensitivity-{config['model']}-{config['dataset']}-k{k}-rho{rho:g}-{config.fingerprint()[:10]}"
             config["run_id"] = name
-            found.append(Cell(int(k), float(rho), config, Path(config["checkpoint_dir"]) / name))
-    return found
+            points.append(GridPoint(int(k), float(rho), config, Path(config["checkpoint_dir"]) / name))
+    return points
 
 
-def train(cell: Cell) -> None:
-    """Trains a cell's run, goes on with it, or finds it finished.
+def train(point: GridPoint) -> None:
+    """Trains a point's run, goes on with it, or finds it finished.
 
     Raises:
         CDRError: as a run does; a loss that is not finite among others.
     """
-    if (cell.folder / RESULT).exists():
+    if (point.folder / RESULT).exists():
         return
-    settings = {key: value for key, value in cell.config.to_dict().items() if key not in ("model", "dataset")}
-    if (cell.folder / SETTINGS).exists():
-        settings |= {"resume": str(cell.folder), "run_id": None}
-    with redirect_stdout(io.StringIO()):  # the cells' tables come together at the end
-        run_recbole_cdr(cell.config["model"], cell.config["dataset"], config_dict=settings)
+    settings = {
+        key: value for key, value in point.config.to_dict().items() if key not in ("model", "dataset")
+    }
+    if (point.folder / SETTINGS).exists():
+        settings |= {"resume": str(point.folder), "run_id": None}
+    with redirect_stdout(io.StringIO()):  # the points' tables come together at the end
+        run_recbole_cdr(point.config["model"], point.config["dataset"], config_dict=settings)
 
 
 def measure(
-    cell: Cell, epsilons: Sequence[float] = EPSILONS, *, relative: bool = False, radius: float = 1.0
+    point: GridPoint, epsilons: Sequence[float] = EPSILONS, *, relative: bool = False, radius: float = 1.0
 ) -> dict[str, Any]:
-    """Returns the numbers of a trained cell.
+    """Returns the numbers of a trained point.
 
     Args:
-        radius: of the ball in which all cells are searched alike.
+        radius: of the ball in which all points are searched alike.
 
     Returns:
-        n, median_norm, mae and rmse of the test, ``mae_eps=ε`` for each attack rate, lipschitz (all cells searched in
-        one ball), lipschitz_own (with the cell's own k, ρ and α, as in the paper), epochs, and the MAE of two floors:
+        n, median_norm, mae and rmse of the test, ``mae_eps=ε`` for each attack rate, lipschitz (all points searched in
+        one ball), lipschitz_own (with the point's own k, ρ and α, as in the paper), epochs, and the MAE of two floors:
         item_mean and bias_only (a robust model that is not below them says little).
     """
-    experiment = load_model(cell.folder)
+    experiment = load_model(point.folder)
     attacked = fgsm(experiment, (0.0, *epsilons), relative=relative)
-    result = finished_result(cell.folder)
+    result = finished_result(point.folder)
     assert result is not None
     return {
         "n": int(attacked["n"].iloc[0]),
@@ -126,7 +138,7 @@ def measure(
         "rmse": attacked["rmse"].iloc[0],
         **{f"mae_eps={line.epsilon:g}": line.mae for line in attacked.iloc[1:].itertuples()},
         "lipschitz": lipschitz(experiment, PGD(radius, COMMON_STEPS))["lipschitz"],
-        "lipschitz_own": _in_own_ball(cell, experiment),
+        "lipschitz_own": _in_own_ball(point, experiment),
         "epochs": result["epochs_run"],
         "item_mean": _floor(result, "ItemMean"),
         "bias_only": _floor(result, "BiasOnly"),
@@ -134,62 +146,63 @@ def measure(
 
 
 def sensitivity(
-    grid: Sequence[Cell],
+    grid: Sequence[GridPoint],
     epsilons: Sequence[float] = EPSILONS,
     *,
     relative: bool = False,
     radius: float = 1.0,
     show_progress: bool = True,
 ) -> pd.DataFrame:
-    """Trains and measures all cells; what is trained already is not trained again.
+    """Trains and measures all points of a grid; what is trained already is not trained again.
 
     Returns:
-        One row per cell: run, k, rho, alpha, the columns of :func:`measure`, and note: why there is no number where
+        One row per point: run, k, rho, alpha, the columns of :func:`measure`, and note: why there is no number where
         training failed (large ρ makes the loss infinite).
 
     Raises:
-        CDRError: every cell failed.
+        CDRError: every point failed.
         KeyboardInterrupt: Ctrl-C; the same grid goes on from there.
     """
     lines: list[dict[str, Any]] = []
-    first: CDRError | None = None
+    first_error: CDRError | None = None
     with tqdm(grid, ncols=100, desc=set_color("cells", "pink"), disable=not show_progress) as bar:
-        for cell in bar:
-            bar.set_postfix_str(f"k={cell.steps}, rho={cell.rho:g}")
+        for point in bar:
+            bar.set_postfix_str(f"k={point.steps}, rho={point.rho:g}")
             line = {
-                "run": cell.folder.name,
-                "k": cell.steps,
-                "rho": cell.rho,
-                "alpha": cell.config["pgd_step_size"],
+                "run": point.folder.name,
+                "k": point.steps,
+                "rho": point.rho,
+                "alpha": point.config["pgd_step_size"],
                 "note": "",
             }
             try:
-                train(cell)
-                line |= measure(cell, epsilons, relative=relative, radius=radius)
+                train(point)
+                line |= measure(point, epsilons, relative=relative, radius=radius)
             except CDRError as error:
-                first = first or error
+                first_error = first_error or error
                 line["note"] = " ".join(str(error).split())
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(
-                    f"interrupted in the cell k={cell.steps}, rho={cell.rho:g}; the same command goes on from there."
+                    f"interrupted in the cell k={point.steps}, rho={point.rho:g}; the same command goes on from there."
                 ) from None
             lines.append(line)
-    if first is not None and all(line["note"] for line in lines):
-        raise first
+    if first_error is not None and all(line["note"] for line in lines):
+        raise first_error
     table = pd.DataFrame(lines)
     return table[[*(column for column in table if column != "note"), "note"]]
 
 
-def _in_own_ball(cell: Cell, experiment: RatingExperiment) -> float:
-    if not cell.steps or not cell.rho:
+def _in_own_ball(point: GridPoint, experiment: RatingExperiment) -> float:
+    if not point.steps or not point.rho:
         return math.nan  # trained without any search
-    config = cell.config
+    config = point.config
     scope, relative = config["rho_scope"], bool(config["rho_relative"])
-    ball = PGD(cell.rho, cell.steps, config["pgd_step_size"], scope=scope, relative=relative)
+    ball = PGD(point.rho, point.steps, config["pgd_step_size"], scope=scope, relative=relative)
     # A ball of a batch is as large as in training only with as many rows.
     size = int(config["train_batch_size"]) if scope == "batch" else CHUNK
-    return lipschitz(experiment, ball, chunk=size)["lipschitz"]
+    return float(lipschitz(experiment, ball, chunk=size)["lipschitz"])
 
 
 def _floor(result: Mapping[str, Any], name: str) -> float | None:
-    return result["floors"][name][result["target"]]["cold"].get("mae")  # None: not among the run's metrics
+    error: float | None = result["floors"][name][result["target"]]["cold"].get("mae")
+    return error  # None: not among the run's metrics

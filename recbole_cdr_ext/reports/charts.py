@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from recbole_cdr_ext.evaluation.result_table import spelt
-from recbole_cdr_ext.pages.curves import COLOURS
+from recbole_cdr_ext.pages.figure import COLOURS, plain
 from recbole_cdr_ext.reports.groups import Group
 from recbole_cdr_ext.reports.tables import Table
 from recbole_cdr_ext.runs.finished import Run
@@ -23,9 +22,9 @@ def figures(group: Group, table: Table) -> list[Figure]:
     """Returns a figure of bars per metric, and the learning curves if the runs keep them."""
     looks = {label: number for number, label in enumerate(group.members)}
     metrics = table.blocks[0].metrics if table.blocks else []
-    found = [_bars(table, metric, looks) for metric in metrics]
+    bars = [_bars(table, metric, looks) for metric in metrics]
     curves = _curves(group, looks)
-    return found + [curves] * bool(curves["data"])
+    return bars + [curves] * bool(curves["data"])
 
 
 def _bars(table: Table, metric: str, looks: Mapping[str, int]) -> Figure:
@@ -98,7 +97,7 @@ def _history(run: Run) -> tuple[list[int], list[float], list[str]]:
     return epochs, scores, texts
 
 
-def _layout(title: str, x: dict, y: dict, **more: Any) -> dict[str, Any]:
+def _layout(title: str, x: Mapping[str, Any], y: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     grid = {"gridcolor": "#e6e9ed", "zerolinecolor": "#b3bcc6", "automargin": True}
     return {
         "title": {"text": title, "font": {"size": 15}, "x": 0, "xref": "paper"},
@@ -107,8 +106,3 @@ def _layout(title: str, x: dict, y: dict, **more: Any) -> dict[str, Any]:
         "legend": {"orientation": "h", "y": -0.25, "yanchor": "top"}, "hovermode": "closest",
         "xaxis": {**grid, "showgrid": False, **x}, "yaxis": {**grid, **y}, **more,
     }  # fmt: skip
-
-
-def plain(text: str) -> str:
-    """Text that plotly, which reads some HTML, shows as it is."""
-    return html.escape(str(text), quote=False)

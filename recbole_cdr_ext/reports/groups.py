@@ -50,7 +50,7 @@ class Group:
 
     @property
     def runs(self) -> list[Run]:
-        """All runs."""
+        """All its runs."""
         return [run for runs in self.members.values() for run in runs]
 
     def instances_of(self, label: str) -> list[pd.DataFrame]:
@@ -75,7 +75,7 @@ class Group:
         if len({len(of_split) for of_split in by_split}) > 1:
             raise CDRError("some of its splits have more runs than others")
         rounds = zip(*by_split, strict=True)
-        return [pd.concat([run.instances for run in one], ignore_index=True) for one in rounds]
+        return [pd.concat([run.instances for run in round_], ignore_index=True) for round_ in rounds]
 
     @property
     def cells(self) -> dict[str, list[str]]:
@@ -89,7 +89,7 @@ class Group:
 
     def n(self, domain: str, group: str) -> int:
         """The number of test instances."""
-        return self.runs[0].result["test"][domain][group]["n"]
+        return int(self.runs[0].result["test"][domain][group]["n"])
 
     @property
     def metrics(self) -> list[str]:
@@ -104,7 +104,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Collection:
-    """What was found.
+    """The runs that a report is of.
 
     Attributes:
         skipped: (folder, reason).
@@ -124,18 +124,18 @@ def collect(runs: str | None, checkpoint_dir: str | Path) -> Collection:
     Raises:
         CDRError: there is no such folder, or no finished run in any.
     """
-    found: list[Run] = []
+    usable: list[Run] = []
     skipped: list[tuple[Path, str]] = []
     for folder in find_folders(runs, checkpoint_dir):
         try:
-            found.append(read_run(folder))
+            usable.append(read_run(folder))
         except Unusable as reason:
             skipped.append((folder, str(reason)))
-    if not found:
-        said = f" {len(skipped)} skipped; {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
+    if not usable:
+        first = f" {len(skipped)} skipped; {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
         where = runs if runs is not None else checkpoint_dir
-        raise CDRError(f"There is no finished run in {where}, so there is nothing to report.{said}")
-    groups, repeated = grouped(found)
+        raise CDRError(f"There is no finished run in {where}, so there is nothing to report.{first}")
+    groups, repeated = grouped(usable)
     return Collection(groups, skipped + repeated)
 
 
@@ -180,7 +180,7 @@ def grouped(runs: Iterable[Run]) -> tuple[list[Group], list[tuple[Path, str]]]:
 
 
 def shared_settings(run: Run) -> dict[str, Any]:
-    """Returns what makes runs comparable: whatever decides what was asked, and among which candidates."""
+    """Returns what makes runs comparable: whatever decides the questions, and among which candidates."""
     shared = {key: run.value(key) for key in SHARED_KEYS[run.task] if key not in ("task", "split")}
     if run.task == "rating":  # given or chosen
         shared |= {key: run.result.get(key, shared[key]) for key in ("source", "target", "beta")}
@@ -200,11 +200,11 @@ def _title(group: Group, groups: Sequence[Group]) -> str:
     """A group's title, with what differs from the groups of the same dataset and split."""
     others = [other for other in groups if (other.task, other.title) == (group.task, group.title)]
     keys = [k for k in group.facts if any(other.facts.get(k) != group.facts[k] for other in others)]
-    told = [f"{key}={short(group.facts[key])}" for key in keys]
+    differences = [f"{key}={short(group.facts[key])}" for key in keys]
     if others and not keys:
         n = sum(group.n(domain, names[0]) for domain, names in group.cells.items())
-        told = [f"{n:,} test instances"]
-    return ", ".join([group.title, *told])
+        differences = [f"{n:,} test instances"]
+    return ", ".join([group.title, *differences])
 
 
 def label_runs(runs: Sequence[Run]) -> list[str]:
@@ -216,14 +216,14 @@ def label_runs(runs: Sequence[Run]) -> list[str]:
     texts: list[str] = []
     for run in runs:
         same = [other for other in runs if other.model == run.model]
-        own = [key for key in differing(same) if text_of(run.value(key)) != _usual(key, same)]
-        known = [key for key in own if key not in run.unknown]
+        unusual = [key for key in differing(same) if text_of(run.value(key)) != _usual(key, same)]
+        known = [key for key in unusual if key not in run.unknown]
         # One word for all that a version did not have yet.
-        told = [OLDER] * (len(known) < len(own))
-        told += [f"{key}={short(run.value(key))}" for key in known[:IN_A_LABEL]]
+        words = [OLDER] * (len(known) < len(unusual))
+        words += [f"{key}={short(run.value(key))}" for key in known[:IN_A_LABEL]]
         if len(known) > IN_A_LABEL:
-            told.append(f"{len(known) - IN_A_LABEL} more")
-        texts.append(f"{run.model} ({', '.join(told)})" if told else run.model)
+            words.append(f"{len(known) - IN_A_LABEL} more")
+        texts.append(f"{run.model} ({', '.join(words)})" if words else run.model)
     # What was shortened away may be what tells two apart.
     numbers: dict[str, dict[str, int]] = {}
     for text, run in zip(texts, runs, strict=True):

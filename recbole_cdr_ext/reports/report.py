@@ -12,7 +12,8 @@ from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.files import make_folder, replacing
 from recbole_cdr_ext.reports.groups import Collection, collect
 from recbole_cdr_ext.reports.report_page import page
-from recbole_cdr_ext.reports.tables import baseline_of, latex, markdown, tables_of
+from recbole_cdr_ext.reports.table_text import latex, markdown
+from recbole_cdr_ext.reports.tables import baseline_of, tables_of
 
 PAGE, MARKDOWN, LATEX = "report.html", "tables.md", "tables.tex"
 
@@ -29,35 +30,35 @@ def report(options: Mapping[str, Any]) -> Path:
     Raises:
         CDRError: there is no finished run, no group has the baseline, plotly is missing, or nothing can be written.
     """
-    found = collect(options["runs"], options["checkpoint_dir"])
-    _check_baseline(found, options["baseline"])
+    collection = collect(options["runs"], options["checkpoint_dir"])
+    _check_baseline(collection, options["baseline"])
     out = make_folder(options["out"])
-    tables = [tables_of(group, options["baseline"]) for group in found.groups]
-    pairs = list(zip(found.groups, tables, strict=True))
+    tables = [tables_of(group, options["baseline"]) for group in collection.groups]
+    pairs = list(zip(collection.groups, tables, strict=True))
     title = options["title"] or "Report"
-    made = f"Made {datetime.now():%Y-%m-%d %H:%M} by recbole_cdr_ext {__version__}"
+    origin = f"Made {datetime.now():%Y-%m-%d %H:%M} by recbole_cdr_ext {__version__}"
     written = {
-        PAGE: page(title, made, found, tables),
+        PAGE: page(title, origin, collection, tables),
         MARKDOWN: markdown(title, pairs),
         LATEX: latex(pairs),
     }
     for name, text in written.items():
         with replacing(out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    for folder, reason in found.skipped:
+    for folder, reason in collection.skipped:
         print(f"Skipped {folder}: {reason}")
-    n = sum(len(group.runs) for group in found.groups)
-    print(f"{n} runs in {len(found.groups)} groups: {', '.join(str(out / name) for name in written)}")
+    n = sum(len(group.runs) for group in collection.groups)
+    print(f"{n} runs in {len(collection.groups)} groups: {', '.join(str(out / name) for name in written)}")
     return out / PAGE
 
 
-def _check_baseline(found: Collection, baseline: str | None) -> None:
+def _check_baseline(collection: Collection, baseline: str | None) -> None:
     """Refuses a baseline that no group has; where some have it, the others say so."""
     if baseline is None:
         return
-    means = [baseline_of(group, baseline) for group in found.groups]
+    means = [baseline_of(group, baseline) for group in collection.groups]
     if all(label is None for label, _ in means):
-        labels = list(dict.fromkeys(label for group in found.groups for label in group.members))
+        labels = list(dict.fromkeys(label for group in collection.groups for label in group.members))
         several = next((notes[0] for _, notes in means if "several" in notes[0]), "")
         known = f"Known: {'; '.join(labels)}."
         raise CDRError(

@@ -1,9 +1,7 @@
-"""The tables of a report: their numbers and marks, and how Markdown and LaTeX write them."""
+"""The tables of a report: their numbers, and the marks of what is more than chance."""
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,12 +9,13 @@ from typing import Any
 import pandas as pd
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation.result_table import spelt
 from recbole_cdr_ext.evaluation.significance import Spread, align, compare
 from recbole_cdr_ext.reports.groups import Group
 from recbole_cdr_ext.runs.finished import Run
 
 LEVELS = ((0.01, 2), (0.05, 1))  # p below, marks
+# Numbers by domain, group and metric, as result.json has them.
+ResultTable = Mapping[str, Mapping[str, Mapping[str, Any]]]
 BETTER, WORSE = "*", "↓"
 CAPPED, FALLBACK = "‡", "†"
 # The column of a per-instance table that a metric of the results is the mean of.
@@ -24,7 +23,7 @@ TESTED = {"mae": "absolute_error", "rmse": "squared_error"}
 
 
 @dataclass
-class Cell:
+class TableCell:
     """A number of a table: ``place`` is 1 for the best of the models, 2 for the second, else 0."""
 
     spread: Spread | None
@@ -45,7 +44,7 @@ class Row:
     label: str
     seeds: int
     floor: bool
-    cells: dict[tuple[str, str], Cell]
+    cells: dict[tuple[str, str], TableCell]
     flags: str = ""
 
 
@@ -118,12 +117,12 @@ def tables_of(group: Group, baseline: str | None = None) -> list[Table]:
     against, notes = baseline_of(group, baseline)
     table = Table(group.title, _blocks(group, "test", "popularity"), baseline=against, notes=notes)
     _mark(table, group)
-    found = [table]
+    tables = [table]
     second = "test_among_test_items"
     if all(second in run.result for run in group.runs):
         title = f"{group.title}, negatives from the items of the test file"
-        found.append(Table(title, _blocks(group, second, "popularity_among_test_items")))
-    return found
+        tables.append(Table(title, _blocks(group, second, "popularity_among_test_items")))
+    return tables
 
 
 def baseline_of(group: Group, baseline: str | None) -> tuple[str | None, list[str]]:
@@ -158,19 +157,24 @@ def _blocks(group: Group, part: str, popularity: str) -> list[Block]:
 
 
 def _row(
-    label: str, tables: Sequence[Mapping], domain: str, columns: Iterable, *, floor: bool = False
+    label: str,
+    tables: Sequence[ResultTable],
+    domain: str,
+    columns: Iterable[tuple[str, str]],
+    *,
+    floor: bool = False,
 ) -> Row:
     cells = {}
     for name, metric in columns:
-        values = [table.get(domain, {}).get(name, {}).get(metric) for table in tables]
+        values: list[Any] = [table.get(domain, {}).get(name, {}).get(metric) for table in tables]
         if not values or None in values:
-            cells[name, metric] = Cell(None)
+            cells[name, metric] = TableCell(None)
             continue
         spread = Spread.of(values)
         # A floor that has nothing random in it was not repeated, however many runs it stands beside.
         if floor and len(set(values)) == 1:
             spread = Spread.of(values[:1])
-        cells[name, metric] = Cell(spread, written(metric, spread))
+        cells[name, metric] = TableCell(spread, written(metric, spread))
     return Row(
         label, max((c.spread.n for c in cells.values() if c.spread), default=len(tables)), floor, cells
     )
@@ -183,18 +187,18 @@ def written(metric: str, spread: Spread) -> str:
     return text if spread.std is None else f"{text} ± {factor * spread.std:.{digits}f}"
 
 
-def _floors(group: Group, popularity: str) -> dict[str, list[Mapping]]:
+def _floors(group: Group, popularity: str) -> dict[str, list[ResultTable]]:
     """What a model has to be above, with the table of one run per seed."""
-    found: dict[str, dict[int, Mapping]] = {}
+    by_name: dict[str, dict[int, ResultTable]] = {}
     for run in group.runs:
-        own = run.result.get("floors") or {}
+        floors = run.result.get("floors") or {}
         if popularity in run.result:
-            own = {**own, "Popularity": run.result[popularity]}
-        for name, table in own.items():
+            floors = {**floors, "Popularity": run.result[popularity]}
+        for name, table in floors.items():
             # A floor that is among the models as well stands there.
             if name not in group.members:
-                found.setdefault(name, {}).setdefault(run.seed, table)
-    return {name: list(of_seed.values()) for name, of_seed in found.items()}
+                by_name.setdefault(name, {}).setdefault(run.seed, table)
+    return {name: list(of_seed.values()) for name, of_seed in by_name.items()}
 
 
 def _fell_back(run: Run, domain: str) -> bool:
@@ -244,69 +248,17 @@ def _mark(table: Table, group: Group) -> None:
         for name, metric in block.columns
         if not row.floor
     }
-    for one in table.comparisons.itertuples():
-        cell = cells.get((one.domain, one.group, one.metric, one.model))
+    for test in table.comparisons.itertuples():
+        cell = cells.get((test.domain, test.group, test.metric, test.model))
         if cell is not None:
-            level = next((marks for p, marks in LEVELS if one.p < p), 0)
-            cell.mark = (BETTER if one.better else WORSE) * level
+            level = next((marks for p, marks in LEVELS if test.p < p), 0)
+            cell.mark = (BETTER if test.better else WORSE) * level
 
 
 def _has(runs: Sequence[Run], metric: str) -> bool:
     return all(
         metric in cell for r in runs for groups in r.result["test"].values() for cell in groups.values()
     )
-
-
-# -- Markdown -------------------------------------------------------------------------------------------------------
-
-
-def markdown(title: str, groups: Sequence[tuple[Group, Sequence[Table]]]) -> str:
-    """Returns all tables as a Markdown page."""
-    lines = [f"# {md(title)}"]
-    for group, tables in groups:
-        for table in tables:
-            lines += ["", *markdown_table(group, table)]
-    return "\n".join(lines) + "\n"
-
-
-def markdown_table(group: Group, table: Table) -> list[str]:
-    """Returns the lines of a section with one of a group's tables, its legend, and what has to be said of it."""
-    lines = [f"## {md(table.title)}", ""]
-    if group.simulated:
-        lines += ["**SIMULATED DATA: these numbers say nothing about real users.**", ""]
-    for block in table.blocks:
-        heads = [
-            f"{md(name)} (n={n:,}) {md(spelt(metric))}"
-            for name, n in block.counts.items()
-            for metric in block.metrics
-        ]
-        lines.append(f"| {md(block.domain)} | " + " | ".join(heads) + " |")
-        lines.append("|---|" + "---:|" * len(heads))
-        lines += [_markdown_row(row, block) for row in block.rows]
-        lines.append("")
-    lines += [md(line) + "  " for line in table.legend()]
-    lines += ["", *(f"- {md(note)}" for note in [*table.notes, *warnings_of(group)])]
-    while not lines[-1]:
-        lines.pop()
-    return lines
-
-
-def _markdown_row(row: Row, block: Block) -> str:
-    cells = []
-    for column in block.columns:
-        cell = row.cells[column]
-        text = (
-            f"**{cell.text}**" if cell.place == 1 else f"<u>{cell.text}</u>" if cell.place == 2 else cell.text
-        )
-        cells.append(text + md(cell.mark))
-    name = f"{md(row.label)}{row.flags} ({row.seeds})"
-    return f"| {f'*{md(row.label)}*' if row.floor else name} | " + " | ".join(cells) + " |"
-
-
-def md(text: str) -> str:
-    """Returns text that Markdown shows as it is."""
-    flat = " ".join(str(text).split())
-    return re.sub(r"([\\`*_{}\[\]<>|#~&])", r"\\\1", flat)
 
 
 def warnings_of(group: Group) -> list[str]:
@@ -316,86 +268,3 @@ def warnings_of(group: Group) -> list[str]:
         leaks |= run.leaks
     said = [f"Leaks: {'; '.join(f'{what}: {n}' for what, n in leaks.items())}."] if leaks else []
     return [*said, *group.notes]
-
-
-# -- LaTeX ----------------------------------------------------------------------------------------------------------
-
-# Brackets and stars in braces, because they mean something else behind the \\ of the row above.
-_TEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': "''", "[": "{[}", "]": "{]}", "*": "{*}",
-    "±": r"$\pm$", "–": "--", "…": r"\ldots{}", "→": r"$\rightarrow$",
-    FALLBACK: r"$^{\dagger}$", CAPPED: r"$^{\ddagger}$", WORSE: r"$\downarrow$",
-}  # fmt: skip
-
-
-def latex(groups: Sequence[tuple[Group, Sequence[Table]]]) -> str:
-    """Returns all tables for a document that loads ``booktabs``, and nothing else."""
-    lines = [
-        r"% \input this file; the preamble needs \usepackage{booktabs}.",
-        *(line for group, tables in groups for table in tables for line in _latex_table(group, table)),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _latex_table(group: Group, table: Table) -> list[str]:
-    names = list(dict.fromkeys(name for block in table.blocks for name in block.counts))
-    metrics = table.blocks[0].metrics if table.blocks else []
-    width, per = len(names) * len(metrics), len(metrics)
-    simulated = r"\textbf{SIMULATED DATA.} " if group.simulated else ""
-    caption = " ".join(_tex(line) for line in [f"{table.title}.", *table.legend()])
-    spans = [(2 + i * per, 1 + (i + 1) * per) for i in range(len(names))]
-    lines = [
-        "", r"\begin{table*}[t]", r"\centering\small\setlength{\tabcolsep}{4pt}", rf"\caption{{{simulated}{caption}}}",
-        rf"\begin{{tabular}}{{@{{}}l{'r' * width}@{{}}}}", r"\toprule",
-        " & ".join(["", *(rf"\multicolumn{{{per}}}{{c}}{{{_tex(name)}}}" for name in names)]) + r" \\",
-        "".join(rf"\cmidrule(lr){{{a}-{b}}}" for a, b in spans),
-        " & ".join(["", *(_tex(spelt(metric)) for _ in names for metric in metrics)]) + r" \\",
-    ]  # fmt: skip
-    for block in table.blocks:
-        counts = [f"$n = {block.counts[name]}$" if name in block.counts else "" for name in names]
-        heads = [rf"\multicolumn{{{per}}}{{c}}{{{count}}}" for count in counts]
-        lines += [r"\midrule", " & ".join([rf"\emph{{{_tex(block.domain)}}}", *heads]) + r" \\"]
-        lines += [
-            _latex_row(row, [(name, metric) for name in names for metric in metrics]) for row in block.rows
-        ]
-    return [*lines, r"\bottomrule", r"\end{tabular}", r"\end{table*}"]
-
-
-def _latex_row(row: Row, columns: Sequence[tuple[str, str]]) -> str:
-    name = (
-        rf"\emph{{{_tex(row.label)}}}" if row.floor else f"{_tex(row.label)}{_tex(row.flags)} ({row.seeds})"
-    )
-    cells = [name]
-    for column in columns:
-        cell = row.cells.get(column)
-        if cell is None or cell.spread is None:
-            cells.append("--")
-            continue
-        mean, _, std = cell.text.partition(" ± ")
-        mean = (
-            rf"\textbf{{{mean}}}"
-            if cell.place == 1
-            else rf"\underline{{{mean}}}"
-            if cell.place == 2
-            else mean
-        )
-        spread = rf"\,{{\scriptsize$\pm$\,{std}}}" if std else ""
-        mark = cell.mark.replace(WORSE, r"\downarrow ")
-        cells.append(mean + spread + (f"$^{{{mark}}}$" if mark else ""))
-    return " & ".join(cells) + r" \\"
-
-
-def _tex(text: str) -> str:
-    """Text that LaTeX sets as it is; letters that it has no sign for lose their accents, or become a question mark."""
-    parts = []
-    for letter in " ".join(str(text).split()):
-        if letter in _TEX:
-            parts.append(_TEX[letter])
-        elif letter.isascii():
-            parts.append(letter)
-        else:
-            plain = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
-            parts.append("".join(_TEX.get(one, one) for one in plain) or "?")
-    return "".join(parts)

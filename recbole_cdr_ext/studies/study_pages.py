@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.util
 import re
 from collections.abc import Sequence
@@ -13,11 +12,13 @@ from tabulate import tabulate
 
 from recbole_cdr_ext import __version__
 from recbole_cdr_ext.evaluation.result_table import spelt
+from recbole_cdr_ext.evaluation.significance import Spread
 from recbole_cdr_ext.files import replacing
-from recbole_cdr_ext.pages.html import Markup, tag
+from recbole_cdr_ext.pages.curves import Curves
 from recbole_cdr_ext.reports.groups import Collection
-from recbole_cdr_ext.reports.report_page import page, table_markup
-from recbole_cdr_ext.reports.tables import Block, Table, latex, markdown_table, md
+from recbole_cdr_ext.reports.report_page import page
+from recbole_cdr_ext.reports.table_text import latex, markdown_table, md
+from recbole_cdr_ext.reports.tables import Block, Table
 from recbole_cdr_ext.settings.reading import text_of
 from recbole_cdr_ext.studies.analyses import Analysis, analyses_of
 from recbole_cdr_ext.studies.cells import Cell
@@ -55,8 +56,8 @@ def write(state: State, pairs: Sequence[Pair], *, final: bool) -> list[str]:
     beside = matrices(state, pairs)
     figures = _draw(state, pairs) if final and beside and _has("matplotlib", "plotly") else _drawn(state)
     images = {path.stem: path for path in figures}
-    done = [one for one in analyses_of(state) if one.done(state)]
-    analysed = {one.name: path for one in done if (path := _image(one)) is not None}
+    finished = [analysis for analysis in analyses_of(state) if analysis.done(state)]
+    analysed = {analysis.name: path for analysis in finished if (path := _image(analysis)) is not None}
     written = {
         MARKDOWN: _markdown(state, pairs, beside, {**images, **analysed}),
         LATEX: latex([*beside, *pairs]),
@@ -73,8 +74,8 @@ def _has(*names: str) -> bool:
     return all(importlib.util.find_spec(name) is not None for name in names)
 
 
-def _image(one: Analysis) -> Path | None:
-    path = one.folder / f"{one.kind}.png"
+def _image(analysis: Analysis) -> Path | None:
+    path = analysis.folder / f"{analysis.kind}.png"
     return path if path.exists() else None
 
 
@@ -82,7 +83,7 @@ def _image(one: Analysis) -> Path | None:
 
 
 def _markdown(state: State, pairs: Sequence[Pair], beside: Sequence[Pair], images: dict[str, Path]) -> str:
-    lines = [f"# {md(state.study.title)}", "", _made(state)]
+    lines = [f"# {md(state.study.title)}", "", _origin(state)]
     failed = [f"- {md(name)}: {md(reason)}" for name, reason in state.failed.items()]
     lines += ["", "Failed:", "", *failed] if failed else []
     for group, tables in beside:
@@ -117,12 +118,12 @@ def _numbers(path: Path) -> list[str]:
     if not path.exists():
         return []
     table = pd.read_csv(path).dropna(axis="columns", how="all")
-    told = [name for name in table if name not in _OF_RUNS]
+    columns = [name for name in table if name not in _OF_RUNS]
     rows = [
         [md(f"{value:.4g}" if isinstance(value, float) else str(value)) for value in row]
-        for row in table[told].itertuples(index=False)
+        for row in table[columns].itertuples(index=False)
     ]
-    heads = [f"| {' | '.join(map(md, told))} |", "|---" * len(told) + "|"]
+    heads = [f"| {' | '.join(map(md, columns))} |", "|---" * len(columns) + "|"]
     return ["", *heads, *(f"| {' | '.join(row)} |" for row in rows)]
 
 
@@ -136,7 +137,7 @@ def _commands(rows: dict[str, list[Cell]]) -> list[str]:
     return [cells[0].command for cells in rows.values()]
 
 
-def _made(state: State) -> str:
+def _origin(state: State) -> str:
     done = len(state.cells) - sum(state.line(cell) is None for cell in state.cells)
     threads = state.cells[0].settings["torch_threads"]
     left = len(state.cells) - done
@@ -151,23 +152,12 @@ def _made(state: State) -> str:
 
 
 def _page(state: State, pairs: Sequence[Pair], beside: Sequence[Pair], images: dict[str, Path]) -> str:
-    before = [
-        tag("section", [tag("h2", table.title), *table_markup(table, with_title=False)])
-        for _, tables in beside
-        for table in tables
-    ]
-    before += [_embedded(name, path) for name, path in images.items()]
-    found = Collection(
+    collection = Collection(
         [group for group, _ in pairs], [(Path(name), why) for name, why in state.failed.items()]
     )
-    made = f"Made by recbole_cdr_ext {__version__}"
-    return page(state.study.title, made, found, [tables for _, tables in pairs], before)
-
-
-def _embedded(name: str, path: Path) -> Markup:
-    data = base64.b64encode(path.read_bytes()).decode()
-    image = tag("img", src=f"data:image/png;base64,{data}", alt=name, style="max-width: 100%")
-    return tag("section", tag("h2", name), image)
+    summaries = [table for _, tables in beside for table in tables]
+    origin = f"Made by recbole_cdr_ext {__version__}"
+    return page(state.study.title, origin, collection, [tables for _, tables in pairs], summaries, images)
 
 
 # -- figures --------------------------------------------------------------------------------------------------------
@@ -179,11 +169,9 @@ def _drawn(state: State) -> list[Path]:
 
 def _draw(state: State, pairs: Sequence[Pair]) -> list[Path]:
     """A figure per scene: a panel for each varied setting and domain, of the first metric and user group."""
-    from recbole_cdr_ext.pages.curves import Curves
-
     for path in _drawn(state):
         path.unlink()
-    found: list[Path] = []
+    figures: list[Path] = []
     tables = {group.title: tables[0] for group, tables in pairs}
     for scene in state.study.scenes:
         curves = Curves(f"{state.study.title}: {scene}")
@@ -205,16 +193,18 @@ def _draw(state: State, pairs: Sequence[Pair]) -> list[Path]:
         if curves.panels:
             several = len(state.study.scenes) > 1
             name = f"figure-{re.sub(r'[^a-zA-Z0-9.=_]+', '-', scene).strip('-')}" if several else "figure"
-            if any(path.stem == name for path in found):
-                name += f"-{len(found)}"
+            if any(path.stem == name for path in figures):
+                name += f"-{len(figures)}"
             path = state.folder / f"{name}.png"
             curves.write(path, path.with_suffix(".html"))
-            found.append(path)
-    return found
+            figures.append(path)
+    return figures
 
 
-def _panel(curves, key: str, domain: str, there: Sequence[tuple[object, Table]], rows: Sequence[str]) -> None:
-    blocks = [(value, block) for value, table in there for block in table.blocks if block.domain == domain]
+def _panel(
+    curves: Curves, key: str, domain: str, tables: Sequence[tuple[object, Table]], rows: Sequence[str]
+) -> None:
+    blocks = [(value, block) for value, table in tables for block in table.blocks if block.domain == domain]
     first = blocks[0][1]
     group, metric = first.columns[0]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value, _ in blocks)
@@ -237,7 +227,7 @@ def _panel(curves, key: str, domain: str, there: Sequence[tuple[object, Table]],
             )
 
 
-def _spread(block: Block, label: str, column: tuple[str, str]):
+def _spread(block: Block, label: str, column: tuple[str, str]) -> Spread | None:
     row = next((row for row in block.rows if row.label == label and not row.floor), None)
     cell = row.cells.get(column) if row else None
     return None if cell is None else cell.spread

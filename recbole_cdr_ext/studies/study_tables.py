@@ -8,7 +8,7 @@ from typing import Any
 
 from recbole_cdr_ext.evaluation.significance import Spread
 from recbole_cdr_ext.reports.groups import Group, notes_of, shared_settings
-from recbole_cdr_ext.reports.tables import Block, Cell, Row, Table, tables_of, written
+from recbole_cdr_ext.reports.tables import Block, Row, Table, TableCell, tables_of, written
 from recbole_cdr_ext.settings.reading import text_of
 from recbole_cdr_ext.studies.cells import Cell as StudyCell
 from recbole_cdr_ext.studies.state import State
@@ -103,7 +103,7 @@ def _add_gaps(table: Table, rows: Sequence[str]) -> None:
     """Puts rows into the study's order, with gaps for those without a run; floors come last."""
     for block in table.blocks:
         there = {row.label: row for row in block.rows if not row.floor}
-        empty = {column: Cell(None) for column in block.columns}
+        empty = {column: TableCell(None) for column in block.columns}
         floors = [row for row in block.rows if row.floor]
         block.rows = [there.get(label) or Row(label, 0, False, dict(empty)) for label in rows] + floors
 
@@ -118,7 +118,9 @@ def _quote(table: Table, quoted: Mapping[str, Mapping[str, Any]]) -> None:
             for group, metric in block.columns:
                 value = domains.get(block.domain, {}).get(group, {}).get(metric)
                 spread = None if value is None else Spread.of([value])
-                row.cells[group, metric] = Cell(spread, written(metric, spread)) if spread else Cell(None)
+                row.cells[group, metric] = (
+                    TableCell(spread, written(metric, spread)) if spread else TableCell(None)
+                )
             block.rows.append(row)
 
 
@@ -172,7 +174,7 @@ def _blocks(tables: Mapping[str, Table], name: str) -> list[Block]:
             for text, block in of_value.items():
                 row = next((row for row in block.rows if (row.floor, row.label) == (floor, label)), None)
                 for metric in metrics:
-                    cell = row.cells[name, metric] if row else Cell(None)
+                    cell = row.cells[name, metric] if row else TableCell(None)
                     cells[text, metric] = replace(cell, mark="")  # the tests' marks stand in the tables below
                 if row:
                     seeds, flags = max(seeds, row.seeds), "".join(dict.fromkeys(flags + row.flags))

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import html
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from recbole_cdr_ext import __version__
 from recbole_cdr_ext.files import replacing
+from recbole_cdr_ext.pages.figure import drawing_of, plain
+from recbole_cdr_ext.pages.page import Drawing, render, write
 from recbole_cdr_ext.tuning.records import FAILED, Record
 from recbole_cdr_ext.tuning.space import Parameter
 from recbole_cdr_ext.tuning.trial_table import score, shown, state, trial_table
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 FEWEST_TRIALS = 8  # from which importance says anything
 HOW_IMPORTANCE = (
@@ -25,6 +28,17 @@ HOW_IMPORTANCE = (
     "counts as a value of its own. With few trials this is a hint, and trials that were cut enter with the score they "
     "had then."
 )
+# By setting, mean and standard deviation.
+Importances = dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A figure of the page, None where there is none, with what has to be said of it."""
+
+    title: str
+    drawing: Drawing | None
+    text: str
 
 
 @dataclass(frozen=True)
@@ -54,9 +68,7 @@ class About:
 # -- importance -----------------------------------------------------------------------------------------------------
 
 
-def importance(
-    records: Sequence[Record], parameters: Sequence[Parameter]
-) -> dict[str, tuple[float, float]] | None:
+def importance(records: Sequence[Record], parameters: Sequence[Parameter]) -> Importances | None:
     """Returns each setting's permutation importance, (mean, standard deviation), largest first.
 
     None where fewer than :data:`FEWEST_TRIALS` trials have a score.
@@ -70,8 +82,8 @@ def importance(
     columns = np.column_stack([_numbers(scored, parameter) for parameter in parameters])
     scores = np.array([record.score for record in scored])
     forest = RandomForestRegressor(n_estimators=300, random_state=0, n_jobs=1).fit(columns, scores)
-    found = permutation_importance(forest, columns, scores, n_repeats=30, random_state=0, n_jobs=1)
-    pairs = zip(parameters, found.importances_mean, found.importances_std, strict=True)
+    measured = permutation_importance(forest, columns, scores, n_repeats=30, random_state=0, n_jobs=1)
+    pairs = zip(parameters, measured.importances_mean, measured.importances_std, strict=True)
     named = {parameter.key: (float(mean), float(spread)) for parameter, mean, spread in pairs}
     return dict(sorted(named.items(), key=lambda item: -item[1][0]))
 
@@ -93,17 +105,17 @@ def _numbers(records: Sequence[Record], parameter: Parameter) -> np.ndarray:
 # -- figures --------------------------------------------------------------------------------------------------------
 
 
-def _parallel(records: Sequence[Record], about: About):
+def _parallel(records: Sequence[Record], about: About) -> go.Figure:
     """Parallel coordinates: a line per trial through its settings and its score."""
     import plotly.graph_objects as go
 
     scored = [record for record in records if record.score is not None and record.status != FAILED]
     scores = [float(record.score or 0.0) for record in scored]
     axes = [_axis(scored, parameter) for parameter in about.parameters]
-    axes.append({"label": about.metric, "values": scores})
+    axes.append({"label": plain(about.metric), "values": scores})
     line = {
         "color": scores, "colorscale": "Viridis", "showscale": True, "reversescale": not about.larger_is_better,
-        "colorbar": {"title": about.metric},
+        "colorbar": {"title": plain(about.metric)},
     }  # fmt: skip
     figure = go.Figure(go.Parcoords(line=line, dimensions=axes, labelangle=-20, labelside="bottom"))
     return figure.update_layout(height=440, margin={"l": 80, "r": 40, "t": 40, "b": 110})
@@ -112,7 +124,7 @@ def _parallel(records: Sequence[Record], about: About):
 def _axis(records: Sequence[Record], parameter: Parameter) -> dict[str, Any]:
     values = _numbers(records, parameter)
     left_out = any(parameter.key not in record.settings for record in records)
-    axis: dict[str, Any] = {"label": parameter.key, "values": values.tolist()}
+    axis: dict[str, Any] = {"label": plain(parameter.key), "values": values.tolist()}
     if parameter.kind == "choice":
         names = [shown(value) for value in parameter.values]
         places = list(range(len(names)))
@@ -127,7 +139,7 @@ def _axis(records: Sequence[Record], parameter: Parameter) -> dict[str, Any]:
     return axis
 
 
-def _curves(records: Sequence[Record], about: About):
+def _curves(records: Sequence[Record], about: About) -> go.Figure | None:
     """Learning curves: validation score by epoch, the best trial on top."""
     import plotly.graph_objects as go
 
@@ -137,26 +149,27 @@ def _curves(records: Sequence[Record], about: About):
             continue
         epochs, scores = zip(*record.curve, strict=True)
         figure.add_scatter(
-            x=list(epochs), y=list(scores), mode="lines+markers", name=f"trial {record.trial} ({record.status})",
+            x=list(epochs), y=list(scores), mode="lines+markers", name=plain(f"trial {record.trial} ({record.status})"),
             line={"width": 3 if place == 0 else 1, "color": "#c0392b" if place == 0 else None},
             marker={"size": 4}, opacity=1.0 if place == 0 else 0.6,
         )  # fmt: skip
     figure.update_layout(
-        template="plotly_white", height=460, hovermode="closest", xaxis_title="epoch", yaxis_title=about.metric,
+        template="plotly_white", height=460, hovermode="closest", xaxis_title="epoch", yaxis_title=plain(about.metric),
         margin={"t": 30},
     )  # fmt: skip
     return figure if figure.data else None
 
 
-def _bars(found: dict[str, tuple[float, float]]):
+def _bars(importances: Importances) -> go.Figure:
+    """Bars: the importance of each setting."""
     import plotly.graph_objects as go
 
-    names = list(found)[::-1]
+    names = list(importances)[::-1]
     bars = go.Bar(
-        x=[found[name][0] for name in names],
-        y=names,
+        x=[importances[name][0] for name in names],
+        y=[plain(name) for name in names],
         orientation="h",
-        error_x={"type": "data", "array": [found[name][1] for name in names]},
+        error_x={"type": "data", "array": [importances[name][1] for name in names]},
     )
     layout = {"template": "plotly_white", "height": 120 + 34 * len(names), "margin": {"t": 20}}
     return go.Figure(bars).update_layout(xaxis_title="fall of R²", **layout)
@@ -172,49 +185,62 @@ def write_page(records: Sequence[Record], about: About, path: Path) -> None:
         records: the trials that have ended, best first.
     """
     sections = [
-        (
+        Section(
             "Settings and scores",
-            _drawn(_parallel(records, about), "parallel"),
+            drawing_of(_parallel(records, about), "parallel", "Settings and scores"),
             "A line is a trial; drag along an axis to choose.",
-        )
+        ),
+        _importance_section(importance(records, about.parameters)),
     ]
-    found = importance(records, about.parameters)
-    if found is None:
-        why = (
-            f"Left out: it is computed from {FEWEST_TRIALS} or more trials with a score, and there are fewer."
-        )
-        sections.append(("Importance of the settings", "", why))
-    else:
-        sections.append(("Importance of the settings", _drawn(_bars(found), "importance"), HOW_IMPORTANCE))
     curves = _curves(records, about)
     if curves is not None:
         sections.append(
-            (
+            Section(
                 "Learning curves",
-                _drawn(curves, "curves"),
+                drawing_of(curves, "curves", "Learning curves"),
                 "The best trial is drawn thick. Double-click a name to see it alone.",
             )
         )
-    body = "\n".join(
-        f"<h2>{html.escape(name)}</h2>\n{figure}\n<p>{html.escape(text)}</p>"
-        for name, figure, text in sections
+    drawings = [section.drawing for section in sections if section.drawing is not None]
+    page = render(
+        "sweep.html.j2",
+        about.title,
+        drawings,
+        about=about,
+        counts=_counts(records, about),
+        sections=sections,
+        trials=[_row(record, about) for record in records],
     )
-    notes = "".join(f"<p>{html.escape(note)}</p>" for note in about.notes)
-    content = f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>{html.escape(about.title)}</title>
-<link rel="icon" href="data:,">
-<style>{_STYLE}</style><script>{_plotly_source()}</script></head><body>
-<h1>{html.escape(about.title)}</h1>
-<p>{html.escape(_counts(records, about))}</p>{notes}
-<p>To run the best, test part included:</p><pre>{html.escape(about.command)}</pre>
-{body}
-<h2>Trials</h2><p>Click a heading to sort.</p>
-{_html_table(records, about)}
-<script>{_SORTING}</script>
-</body></html>
-"""
-    with replacing(path) as temporary:
-        temporary.write_text(content, encoding="utf-8")
+    write(path, page)
+
+
+def _importance_section(importances: Importances | None) -> Section:
+    title = "Importance of the settings"
+    if importances is not None:
+        return Section(title, drawing_of(_bars(importances), "importance", title), HOW_IMPORTANCE)
+    why = f"Left out: it is computed from {FEWEST_TRIALS} or more trials with a score, and there are fewer."
+    return Section(title, None, why)
+
+
+def _row(record: Record, about: About) -> dict[str, str | tuple[str, float | str]]:
+    """A trial's row, with the numbers to sort by: that of what is missing is "", which comes last."""
+    numbers = {key: _sortable(record.settings.get(key, "-")) for key in about.keys}
+    return {
+        "trial": record.trial,
+        **numbers,
+        "epochs": (str(record.epochs), record.epochs),
+        "score": (score(record), "" if record.score is None else record.score),
+        "seconds": (f"{record.seconds:.1f}", record.seconds),
+        "status": state(record),
+    }
+
+
+def _sortable(value: object) -> str | tuple[str, float | str]:
+    if value == "-":
+        return "-", ""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return shown(value)
+    return shown(value), value
 
 
 def write_summary(records: Sequence[Record], about: About, path: Path) -> None:
@@ -222,8 +248,8 @@ def write_summary(records: Sequence[Record], about: About, path: Path) -> None:
     lines = [f"# {about.title}", "", _counts(records, about), "", *(f"{note}\n" for note in about.notes)]
     lines += ["To run the best, test part included:", "", f"    {about.command}", ""]
     lines += [trial_table(records, about.keys, "github"), ""]
-    found = importance(records, about.parameters)
-    if found is not None:
+    importances = importance(records, about.parameters)
+    if importances is not None:
         lines += [
             "## Importance of the settings",
             "",
@@ -232,7 +258,7 @@ def write_summary(records: Sequence[Record], about: About, path: Path) -> None:
             "| setting | importance | ± |",
             "|---|---|---|",
         ]
-        lines += [f"| {key} | {mean:.3f} | {spread:.3f} |" for key, (mean, spread) in found.items()]
+        lines += [f"| {key} | {mean:.3f} | {spread:.3f} |" for key, (mean, spread) in importances.items()]
         lines.append("")
     with replacing(path) as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")
@@ -248,56 +274,3 @@ def _counts(records: Sequence[Record], about: About) -> str:
         f"{len(records)} trials: {said}. {about.how}. Of the score, {better} is better; the test part was not looked "
         f"at. recbole_cdr_ext {__version__}."
     )
-
-
-def _plotly_source() -> str:
-    from plotly.offline import get_plotlyjs
-
-    return get_plotlyjs()
-
-
-def _drawn(figure: Any, name: str) -> str:
-    """A figure as a place in the page and the call that draws into it."""
-    drawn = json.loads(figure.to_json())
-    data, layout = (json.dumps(drawn.get(key)).replace("</", "<\\/") for key in ("data", "layout"))
-    options = '{"responsive": true, "displaylogo": false}'
-    return f'<div id="{name}"></div><script>Plotly.newPlot("{name}", {data}, {layout}, {options});</script>'
-
-
-def _html_table(records: Sequence[Record], about: About) -> str:
-    headings = "".join(
-        f"<th>{html.escape(name)}</th>"
-        for name in ("trial", *about.keys, "epochs", "score", "seconds", "status")
-    )
-    rows = []
-    for record in records:
-        cells = [
-            record.trial, *(shown(record.settings.get(key, "-")) for key in about.keys), str(record.epochs),
-            score(record), f"{record.seconds:.1f}", state(record),
-        ]  # fmt: skip
-        rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
-    return f'<table id="trials"><thead><tr>{headings}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-
-
-_STYLE = (
-    "body{font-family:sans-serif;max-width:1200px;margin:2em auto;padding:0 1em;color:#222}"
-    "table{border-collapse:collapse;font-size:.9em}"
-    "td,th{padding:.25em .7em;border-bottom:1px solid #ddd;text-align:right}"
-    "th{cursor:pointer;background:#f4f4f4}pre{background:#f4f4f4;padding:.7em;overflow-x:auto}"
-)
-_SORTING = """
-document.querySelectorAll("#trials th").forEach((heading, column) => {
-  let up = false;
-  heading.addEventListener("click", () => {
-    up = !up;
-    const body = document.querySelector("#trials tbody");
-    const value = row => row.cells[column].textContent;
-    const rows = [...body.rows].sort((a, b) => {
-      const x = parseFloat(value(a)), y = parseFloat(value(b));
-      const order = isNaN(x) || isNaN(y) ? value(a).localeCompare(value(b)) : x - y;
-      return up ? order : -order;
-    });
-    rows.forEach(row => body.appendChild(row));
-  });
-});
-"""

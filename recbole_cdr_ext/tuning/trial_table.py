@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from tabulate import tabulate
 
@@ -25,22 +24,22 @@ def trial_table(records: Sequence[Record], keys: Sequence[str], form: str = "sim
         for record in records
     ]
     headers = ["trial", *keys, "epochs", "score", "status"]
-    return tabulate(rows, headers=headers, tablefmt=form, disable_numparse=True)
+    return str(tabulate(rows, headers=headers, tablefmt=form, disable_numparse=True))
 
 
 def score(record: Record) -> str:
-    """The best score of a trial, as tables show it."""
+    """Returns the best score of a trial, as tables show it."""
     return "-" if record.score is None else f"{record.score:.6f}"
 
 
 def state(record: Record) -> str:
-    """The status of a trial, with why it failed in one line."""
+    """Returns the status of a trial, with why it failed in one line."""
     if record.status != FAILED:
         return record.status
     reason = record.reason
     return f"failed: {reason if len(reason) <= _LONGEST_REASON else reason[: _LONGEST_REASON - 3] + '...'}"
 
 
-def shown(value: Any) -> str:
-    """A setting's value, short."""
+def shown(value: object) -> str:
+    """Returns a setting's value, short."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
