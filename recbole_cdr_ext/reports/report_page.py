@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from recbole_cdr_ext.evaluation.result_table import spelt
+from recbole_cdr_ext.evaluation.result_table import larger_is_better, spelt
 from recbole_cdr_ext.pages.assets import SCRIPT, STYLE
 from recbole_cdr_ext.pages.html import POLICY, Markup, json_element, plotly_script, tag
 from recbole_cdr_ext.reports.charts import figures
@@ -118,7 +118,7 @@ def _block(block: Block) -> Markup:
     ]
     heads = [_head("model", 0)]
     for i, (_, metric) in enumerate(block.columns):
-        heads.append(_head(spelt(metric), i + 1, "descending" if "@" in metric else "ascending"))
+        heads.append(_head(spelt(metric), i + 1, "descending" if larger_is_better(metric) else "ascending"))
     caption = tag("caption", tag("b", block.domain))
     head = tag("thead", tag("tr", tag("td"), groups), tag("tr", heads))
     rows = [_block_row(row, block) for row in block.rows]

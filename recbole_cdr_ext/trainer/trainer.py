@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from recbole_cdr_ext import compat
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.evaluation.ranking_metrics import mean_over_domains
+from recbole_cdr_ext.evaluation.metric_table import mean_over_domains
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.trainer import checkpoint, finite, sharpness
