@@ -1,20 +1,19 @@
-"""What other packages bring by entry points: found by name, imported when it is asked for."""
+"""What other packages bring under an entry-point group: found by name, imported when asked for."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import logging
-from collections.abc import Collection
-from importlib.metadata import EntryPoint
+from collections.abc import Container
 
 from recbole_cdr_ext.errors import CDRError
 
 
-def entry_points(group: str, taken: Collection[str]) -> dict[str, EntryPoint]:
-    """Returns other packages' entries of a group by name. Not cached: a package installed meanwhile is found.
+def plugins(group: str, taken: Container[str]) -> dict[str, importlib.metadata.EntryPoint]:
+    """Returns the entry points of a group by name. Nothing is cached: a package installed meanwhile is found.
 
     Args:
-        taken: names that are this package's; an entry of such a name is ignored with a warning.
+        taken: the names of this package, which no other can have.
     """
     entries = {}
     for entry in importlib.metadata.entry_points(group=group):
@@ -27,11 +26,11 @@ def entry_points(group: str, taken: Collection[str]) -> dict[str, EntryPoint]:
     return entries
 
 
-def load(entry: EntryPoint, kind: str) -> object:
-    """Returns what an entry names.
+def load(entry: importlib.metadata.EntryPoint, kind: str) -> object:
+    """Returns what an entry point names.
 
     Args:
-        kind: what messages call it: "model", "metric".
+        kind: what it should be ("model", say), for the message.
 
     Raises:
         CDRError: it can't be imported.
@@ -45,6 +44,6 @@ def load(entry: EntryPoint, kind: str) -> object:
         ) from error
 
 
-def origin(entry: EntryPoint) -> str:
-    """Returns the name of the package that brings an entry."""
+def origin(entry: importlib.metadata.EntryPoint) -> str:
+    """Returns the name of the package that brings an entry point."""
     return entry.dist.name if entry.dist else entry.module.split(".")[0]

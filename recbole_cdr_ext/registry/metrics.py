@@ -20,7 +20,7 @@ from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING
 
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.registry.entry_points import entry_points, load, origin
+from recbole_cdr_ext.registry.entry_points import load, origin, plugins
 
 if TYPE_CHECKING:
     from recbole_cdr_ext.evaluation.metric import Metric
@@ -95,7 +95,7 @@ def _built_in() -> dict[str, type[Metric]]:
 
 def _plugins() -> dict[str, EntryPoint]:
     taken = {metric.__name__ for metric in _built_in().values()}
-    entries = {name.lower(): entry for name, entry in entry_points(ENTRY_POINTS, taken).items()}
+    entries = {name.lower(): entry for name, entry in plugins(ENTRY_POINTS, taken).items()}
     return {key: entry for key, entry in entries.items() if key not in _built_in()}
 
 

@@ -27,6 +27,7 @@ from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.trainer import checkpoint, finite, sharpness
 from recbole_cdr_ext.trainer.averaging import WeightAverage
 from recbole_cdr_ext.trainer.clipping import clip_gradients
+from recbole_cdr_ext.trainer.direction import check_direction
 from recbole_cdr_ext.trainer.tensorboard import TensorBoard
 
 compat.apply()
@@ -161,6 +162,7 @@ class CrossDomainTrainer(Trainer):
             callback_fn,
         )
         phases = self.model.phases()
+        check_direction(phases, self.config)
         self._where = "before the first epoch"
         try:
             if self.config["tensorboard"]:
