@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from recbole.utils import EvaluatorType
-
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.registry.metrics import get_metric
 from recbole_cdr_ext.settings.config import CDRConfig
 
 
@@ -23,7 +22,7 @@ def check_direction(phases: Iterable[Phase], config: CDRConfig) -> None:
     own = next((phase.name for phase in phases if phase.validate), None)
     if own is None:
         return
-    larger = config["eval_type"] == EvaluatorType.RANKING
+    larger = get_metric(config["valid_metric"].partition("@")[0]).needs != "value"
     if bool(config["valid_metric_bigger"]) != larger:
         raise CDRError(
             f"{config['model']} chooses the epoch of its phase '{own}' by a score of its own, of which "
