@@ -186,14 +186,14 @@ def align(models: Runs, *, part: str = "test", metrics: Sequence[str] | None = N
     values: dict[str, np.ndarray] = {}
     names = tuple(metrics) if metrics is not None else None
     for model, frames in models.items():
-        of_model = []
+        of_seeds = []
         for number, frame in enumerate(frames):
             table = _Table(frame, part, f"run {number + 1} of {model}")
             first = first or table
             order = first.order_of(table)
             names = names or (ERRORS if table.rated else RANKED)
-            of_model.append(np.column_stack([table.values(name)[order] for name in names]))
-        values[model] = np.stack(of_model)
+            of_seeds.append(np.column_stack([table.values(name)[order] for name in names]))
+        values[model] = np.stack(of_seeds)
     assert first is not None and names is not None
     return Aligned(first.instances(), names, values, first.weights())
 
