@@ -14,10 +14,12 @@ import torch
 from recbole.evaluator.register import metrics_dict
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation import ranking
+from recbole_cdr_ext.evaluation import instance_table, ranking
 from recbole_cdr_ext.evaluation import result_table as report
+from recbole_cdr_ext.evaluation.metric_table import mean_over_domains
 from recbole_cdr_ext.evaluation.ranking import Ranks
-from recbole_cdr_ext.evaluation.ranking_metrics import RankingMetrics, mean_over_domains, topk_struct
+from recbole_cdr_ext.evaluation.ranking_metrics import RankingMetrics
+from recbole_cdr_ext.evaluation.recbole_metrics import topk_struct
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.runs.experiment import load_data
 from recbole_cdr_ext.settings.config import CDRConfig
@@ -91,6 +93,12 @@ def by_hash(batch, items):
     return ((items * 7919 + batch.users.unsqueeze(1) * 104729) % 50).double()
 
 
+def ranks_of(rank):
+    """Ranks among a thousand candidates each."""
+    rank = np.asarray(rank)
+    return Ranks(rank, np.full(len(rank), 1000), np.zeros(len(rank), bool))
+
+
 def target_of(world, batch):
     return torch.from_numpy(world.split.test.target[batch["index"].numpy()]).unsqueeze(1)
 
@@ -107,7 +115,7 @@ def test_metric_values_are_visible_fractions():
     assert values["recall@10"] == pytest.approx([1, 1, 1, 0, 0])
     assert values["precision@10"] == pytest.approx([1 / 10, 1 / 10, 1 / 10, 0, 0])
     assert values["map@10"] == pytest.approx([1 / 1, 1 / 3, 1 / 10, 0, 0])
-    assert metrics.mean(np.array([1, 3])) == {
+    assert metrics.mean(ranks_of([1, 3])) == {
         "n": 2,
         "ndcg@10": (1 + 1 / log2(4)) / 2,
         "hit@10": 1,
@@ -130,19 +138,19 @@ def test_means_are_recboles_own(name):
     rank = np.random.default_rng(0).integers(1, 40, 300)
     config = {**METRICS, "metrics": [name], "topk": [5, 10], "valid_metric": f"{name}@10"}
     theirs = metrics_dict[name](config).calculate_metric(topk_struct(rank, 10))
-    ours = RankingMetrics(config).mean(rank)
+    ours = RankingMetrics(config).mean(ranks_of(rank))
     assert {key: ours[key] for key in theirs} == {key: float(value) for key, value in theirs.items()}
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"metrics": ["NDCG", "GAUC"]}, "metric 'GAUC' needs more than the target's rank"),
-        ({"metrics": ["NDCGG"]}, "metric 'NDCGG' is unknown. Did you mean 'ndcg'"),
+        ({"metrics": ["NDCG", "MAE"]}, "metric 'MAE' is one of ratings, and items are ranked"),
+        ({"metrics": ["NDCGG"]}, "Unknown metric 'NDCGG'. Did you mean 'ndcg'"),
         ({"valid_metric": "MRR@10"}, "valid_metric 'MRR@10' is not among the metrics"),
     ],
 )
-def test_metrics_that_ranks_cannot_give_are_refused(settings, message):
+def test_metrics_that_rankings_cannot_give_are_refused(settings, message):
     with pytest.raises(CDRError, match=message.replace("?", r"\?")):
         RankingMetrics({**METRICS, **settings})
 
@@ -152,7 +160,7 @@ def test_table_by_domain_and_group(world):
     instances = world.split.test.take(np.array([0, 1, 2]))
     instances.domain[:] = [0, 0, 1]
     masks = {"all": np.ones(3, bool), "tailed": np.array([False, True, False]), "cold": np.zeros(3, bool)}
-    table = metrics.table(instances, np.array([1, 3, 2]), masks, ["books", "films"])
+    table = metrics.table(instances, ranks_of([1, 3, 2]), masks, ["books", "films"])
     assert table["books"]["all"] == {"n": 2, "ndcg@10": (1 + 1 / log2(4)) / 2, "hit@10": 1}
     assert table["books"]["tailed"] == {"n": 1, "ndcg@10": 1 / log2(4), "hit@10": 1}
     assert table["films"]["cold"] == {"n": 0, "ndcg@10": None, "hit@10": None}
@@ -167,7 +175,7 @@ def test_table_by_domain_and_group(world):
 def test_constant_model_gets_nothing_and_an_oracle_everything(world, mode):
     ranks = world.rank(constant, mode)
     assert (ranks.rank == world.candidates(mode).counts).all()
-    assert RankingMetrics(METRICS).mean(ranks.rank) == {"n": len(ranks), "ndcg@10": 0, "hit@10": 0}
+    assert RankingMetrics(METRICS).mean(ranks) == {"n": len(ranks), "ndcg@10": 0, "hit@10": 0}
     oracle = world.rank(lambda batch, items: (items == target_of(world, batch)).float(), mode)
     assert (oracle.rank == 1).all() and not oracle.fallback.any()
 
@@ -330,7 +338,7 @@ def test_instance_table_is_written_whole(world, tmp_path, monkeypatch):
     ranks = world.rank(by_hash)
     from recbole_cdr_ext.splits.interaction_split import groups
 
-    frame = report.instance_frame(
+    frame = instance_table.instance_frame(
         world.dataset, instances, ranks, metrics, groups(world.split, instances), "test"
     )
     assert list(frame.columns) == [
@@ -342,20 +350,20 @@ def test_instance_table_is_written_whole(world, tmp_path, monkeypatch):
     assert frame["target"][row] == world.dataset.item_token(instances.target[row : row + 1])[0]
     assert frame["domain"][row] == world.dataset.domains[instances.domain[row]]
     assert frame["history_films"][row] == instances.lengths[row, 1]
-    parquet = report.write_instances(frame, tmp_path)
+    parquet = instance_table.write_instances(frame, tmp_path)
     assert parquet.suffix == ".parquet"
     pd.testing.assert_frame_equal(pd.read_parquet(parquet), frame, check_dtype=False)
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "pyarrow" else find_spec(name)
     )
-    csv = report.write_instances(frame, tmp_path)
+    csv = instance_table.write_instances(frame, tmp_path)
     assert csv.suffix == ".csv" and len(pd.read_csv(csv)) == len(frame)
     with pytest.raises(CDRError, match="cannot write"):
-        report.write_instances(frame, tmp_path / "nowhere")
+        instance_table.write_instances(frame, tmp_path / "nowhere")
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_ranks_of_nothing():
     empty = Ranks(np.zeros(0, int), np.zeros(0, int), np.zeros(0, bool))
-    assert RankingMetrics(METRICS).mean(empty.rank) == {"n": 0, "ndcg@10": None, "hit@10": None}
+    assert RankingMetrics(METRICS).mean(empty) == {"n": 0, "ndcg@10": None, "hit@10": None}

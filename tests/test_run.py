@@ -158,10 +158,10 @@ def test_model_for_fewer_domains_is_refused(settings, tmp_path):
         run_recbole_cdr(Pairwise, "three", config_dict={**settings, "data_path": str(tmp_path / "own")})
 
 
-def test_metric_that_needs_more_than_ranks_is_refused_before_the_data(settings, monkeypatch):
+def test_metric_of_ratings_is_refused_for_next_items_before_the_data(settings, monkeypatch):
     monkeypatch.setattr(runs, "load_data", lambda config: pytest.fail("too late"))
-    with pytest.raises(CDRError, match="needs more than the target's rank"):
-        go(settings, "Pop", metrics=["NDCG", "GAUC"])
+    with pytest.raises(CDRError, match="Ranking metrics and value metrics can not be used at the same time"):
+        go(settings, "Pop", metrics=["NDCG", "MAE"])
 
 
 # -- stages --------------------------------------------------------------------------------------------------

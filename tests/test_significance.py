@@ -10,7 +10,16 @@ import pytest
 from scipy import stats
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation.significance import Spread, align, compare, holm, paired, per_user, summary
+from recbole_cdr_ext.evaluation.significance import (
+    Spread,
+    align,
+    compare,
+    holm,
+    is_per_instance,
+    paired,
+    per_user,
+    summary,
+)
 
 
 def ranked(rank, *, domain="books", part="test", tailed=None, candidates=1000) -> pd.DataFrame:
@@ -300,3 +309,25 @@ def test_misuse_is_said():
         compare(align({"A": [ranked([1])]}))
     with pytest.raises(CDRError, match="at least one run"):
         align({"A": []})
+
+
+# -- metrics of other kinds -----------------------------------------------------------------------------------------
+
+
+def test_which_metrics_a_table_says_of_each_instance():
+    ranks, ratings = ranked([1, 2]), rated([3, 4], [3, 5])
+    assert all(is_per_instance(ranks, name) for name in ("ndcg@7", "hit@10", "mrr@10"))
+    assert not any(
+        is_per_instance(ranks, name) for name in ("mrr@5", "giniindex@10", "gauc", "absolute_error")
+    )
+    assert all(is_per_instance(ratings, name) for name in ("absolute_error", "squared_error"))
+    assert not any(is_per_instance(ratings, name) for name in ("mae", "ndcg@10"))
+
+
+def test_a_smaller_rank_is_better_where_the_metric_says_so():
+    """Of a metric of another package, which is not installed: without a cut-off, so less is better."""
+    good, bad = ([ranked(rank).assign(meanrank=rank)] for rank in ([1, 2, 3, 1], [5, 9, 7, 8]))
+    for metric, model in (("meanrank", "good"), ("ndcg@10", "good")):
+        table = compare(align({"bad": bad, "good": good}, metrics=[metric]))
+        best = table[table["group"] == "all"].iloc[0]
+        assert (best["model"], best["better"]) == (model, True)

@@ -40,10 +40,14 @@ def test_misspelt_attributes_of_dataset_config_model_trainer_and_batch_are_five_
         pytest.skip("mypy is not installed")
     errors = [line for line in done.stdout.splitlines() if "misspelt.py" in line and "error:" in line]
     names = [re.findall(r'has no attribute "(\w+)"', error) for error in errors]
-    assert names == [["domians"], ["fingerprnt"], ["item_vector"], ["epoch_run"], ["target_domian"]], done.stdout
+    assert names == [["domians"], ["fingerprnt"], ["item_vector"], ["epoch_run"], ["target_domian"]], (
+        done.stdout
+    )
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
 def test_no_public_function_returns_anything(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]

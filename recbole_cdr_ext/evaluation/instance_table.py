@@ -1,4 +1,4 @@
-"""What a run says at its end: a table to read, and a table of instances to compute with."""
+"""The table of instances that a run leaves to compute with: written, read, and what its columns are."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.data.instances import Instances
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation.ranking import Ranks
@@ -18,7 +19,7 @@ from recbole_cdr_ext.files import replacing
 
 
 def instance_frame(
-    dataset,
+    dataset: CrossDomainDataset,
     instances: Instances,
     ranks: Ranks,
     metrics: RankingMetrics,
@@ -28,7 +29,7 @@ def instance_frame(
     """Returns one row per instance, in external ids: what significance tests and plots read.
 
     Columns: part, user, domain, target; one boolean per group; ``history_DOMAIN`` lengths (the target not
-    counted); candidates, rank; each metric; fallback (ranked by popularity).
+    counted); candidates, rank; each metric that an instance has for itself; fallback (ranked by popularity).
     """
     names = np.array(dataset.domains, dtype=object)
     columns: dict[str, Any] = {

@@ -1,118 +1,144 @@
-"""RecBole's own metrics, from ranks, per domain and user group."""
+"""The metrics of next items that a configuration asks for, per domain and user group."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from recbole.evaluator.collector import DataStruct
-from recbole.evaluator.register import metric_information, metrics_dict
 
-from recbole_cdr_ext import compat
 from recbole_cdr_ext.data.instances import Instances
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-
-compat.apply()
-
-Table = dict[str, dict[str, dict[str, Any]]]
-
-RANK_METRICS = sorted(name for name, needs in metric_information.items() if needs == ["rec.topk"])
-
-
-def topk_struct(rank: np.ndarray, width: int) -> DataStruct:
-    """What RecBole's ranking metrics read: the top ``width`` of each list as hit or miss, from (n,) ranks.
-
-    There is one relevant item, the target, per list.
-    """
-    hits = rank[:, None] == np.arange(1, width + 1)
-    struct = DataStruct()
-    struct.set("rec.topk", torch.from_numpy(np.column_stack([hits, np.ones(len(rank))]).astype(np.int32)))
-    return struct
+from recbole_cdr_ext.evaluation.metric import RankMetric, SetMetric, Settings, listed
+from recbole_cdr_ext.evaluation.metric_table import Table
+from recbole_cdr_ext.evaluation.ranking import Ranks
+from recbole_cdr_ext.evaluation.result_table import spelt
+from recbole_cdr_ext.registry import metrics as metric_registry
 
 
 class RankingMetrics:
     """The metrics that a configuration asks for.
 
-    With one relevant item per list a metric is a function of its rank, and all ranks behind the longest
-    cut-off are one; so RecBole's classes compute each metric once per rank, and instances look theirs up.
-
     Args:
-        config: read for ``metrics``, ``topk``, ``valid_metric`` and ``metric_decimal_place``.
+        config: read for ``metrics``, ``topk``, ``valid_metric`` and ``metric_decimal_place``, and by metrics.
 
     Attributes:
         names: "ndcg@10" and the like, lower case as in RecBole, in the configuration's order.
+        list_length: how many of the best candidates they read per instance; None: ranks are enough.
 
     Raises:
-        CDRError: a metric is unknown, needs more than the ranks, or ``valid_metric`` is not among them.
+        CDRError: a metric is unknown or one of ratings, or ``valid_metric`` is not among them.
     """
 
-    def __init__(self, config):
-        metrics = _listed(config["metrics"])
-        self.topk = [int(k) for k in _listed(config["topk"])]
+    def __init__(self, config: Settings):
+        self.topk = [int(k) for k in listed(config["topk"])]
         self._decimals = int(config["metric_decimal_place"])
-        settings = {"topk": self.topk, "metric_decimal_place": self._decimals}
-        width = max(self.topk)
-        struct = topk_struct(np.arange(1, width + 2), width)
-        self._value: dict[str, np.ndarray] = {}
-        for metric in metrics:
-            name = metric.lower()
-            if name not in RANK_METRICS:
-                known = f"Known: {', '.join(RANK_METRICS)}."
-                reason = "needs more than the target's rank" if name in metrics_dict else "is unknown"
-                raise CDRError(f"metric '{metric}' {reason}.{did_you_mean(name, RANK_METRICS)} {known}")
-            recbole_metric = metrics_dict[name](settings)
-            read = recbole_metric.used_info(struct)
-            arguments = len(inspect.signature(recbole_metric.metric_info).parameters)
-            values = recbole_metric.metric_info(*read[:arguments])
-            for k in self.topk:
-                self._value[f"{name}@{k}"] = np.asarray(values[:, k - 1], float)
-        self.names = list(self._value)
+        self._metrics: dict[str, tuple[RankMetric | SetMetric, int]] = {}
+        for name in listed(config["metrics"]):
+            metric = _metric(name, config)
+            for k in self.topk if metric.cutoffs else [max(self.topk)]:
+                self._metrics[f"{name.lower()}@{k}" if metric.cutoffs else name.lower()] = metric, k
+        self.names = list(self._metrics)
         self.valid_metric = config["valid_metric"].lower()
         if self.valid_metric not in self.names:
             raise CDRError(
                 f"valid_metric '{config['valid_metric']}' is not among the metrics "
                 f"({', '.join(self.names)}): name it in metrics and topk."
             )
+        needs = {metric.needs for metric, _ in self._metrics.values()}
+        self.list_length = max(self.topk) if "lists" in needs else 0 if "mean rank" in needs else None
 
     def per_instance(self, rank: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns each metric's values for (n,) ranks, (n,) each."""
-        return {name: value[np.minimum(rank, len(value)) - 1] for name, value in self._value.items()}
+        """Returns the values for (n,) ranks, (n,) each, of the metrics that follow from an instance's rank."""
+        return {
+            name: metric.per_instance(rank, k)
+            for name, (metric, k) in self._metrics.items()
+            if isinstance(metric, RankMetric)
+        }
 
-    def mean(self, rank: np.ndarray) -> dict[str, Any]:
-        """Returns ``{"n": …, metric: mean}``; the means are None where there is no instance."""
-        if not len(rank):
-            return {"n": 0, **dict.fromkeys(self.names)}
-        means = {name: round(float(x.mean()), self._decimals) for name, x in self.per_instance(rank).items()}
-        return {"n": len(rank), **means}
-
-    def table(
-        self, instances: Instances, rank: np.ndarray, groups: Mapping[str, np.ndarray], domains: Sequence[str]
-    ) -> Table:
-        """Returns the metrics' means, ``{domain: {group: {"n": …, "ndcg@10": …, …}}}``.
+    def mean(self, ranks: Ranks, popularity: np.ndarray | None = None) -> dict[str, Any]:
+        """Returns ``{"n": …, metric: figure}`` of instances of one domain; None where a figure has no value.
 
         Args:
-            rank: (n,) the targets' ranks.
+            popularity: (n_items + 1,) as :func:`~recbole_cdr_ext.evaluation.ranking.popularity_by_domain` gives it;
+                needed if :attr:`list_length` is not None.
+        """
+        if not len(ranks):
+            return {"n": 0, **dict.fromkeys(self.names)}
+        figures: dict[str, float | None] = {}
+        for name, (metric, k) in self._metrics.items():
+            if isinstance(metric, RankMetric):
+                figures[name] = round(float(metric.per_instance(ranks.rank, k).mean()), self._decimals)
+            else:
+                assert popularity is not None
+                figure = metric.value(ranks, popularity, k)
+                figures[name] = None if figure is None else round(float(figure), self._decimals)
+        return {"n": len(ranks), **figures}
+
+    def table(
+        self,
+        instances: Instances,
+        ranks: Ranks,
+        groups: Mapping[str, np.ndarray],
+        domains: Sequence[str],
+        popularity: Sequence[np.ndarray] | None = None,
+    ) -> Table:
+        """Returns the metrics' figures, ``{domain: {group: {"n": …, "ndcg@10": …, …}}}``.
+
+        Args:
             groups: (n,) masks by name.
             domains: the domains' names.
+            popularity: as in :meth:`mean`, of each domain.
         """
         return {
-            name: {group: self.mean(rank[mask & (instances.domain == k)]) for group, mask in groups.items()}
+            name: {
+                group: self.mean(
+                    ranks.take(mask & (instances.domain == k)), None if popularity is None else popularity[k]
+                )
+                for group, mask in groups.items()
+            }
             for k, name in enumerate(domains)
         }
 
+    def notes(self, mode: str, candidates: int) -> list[str]:
+        """Returns what a reader must know of the metrics that depend on which items are ranked.
 
-def mean_over_domains(table: Table, metric: str) -> float:
-    """Returns the mean of a metric over the domains that have instances, NaN if none has.
+        Args:
+            mode: "full", "uniN" or "popN".
+            candidates: the most that an instance has, the target included.
+        """
+        notes = []
+        untouched = "all items of the domain that the user has not touched"
+        if names := self._with("lists"):
+            sample = f"the {candidates:,} candidates, target included, and not of the whole catalogue"
+            few = " (fewer where there are fewer)" if candidates < max(self.topk) else ""
+            among = untouched if mode == "full" else sample
+            notes.append(f"{names}: of the best k{few} among {among}.")
+        if names := self._with("mean rank"):
+            among = untouched if mode == "full" else f"the {candidates - 1:,} other candidates"
+            notes.append(f"{names}: of the target against {among}.")
+        if self._metrics[self.valid_metric][0].needs == "lists":
+            notes.append(
+                f"valid_metric={spelt(self.valid_metric)} chose the model by what it recommends; whether the "
+                "target is among it plays no part."
+            )
+        return notes
 
-    It is what models are chosen by: of the group "all", or of the only one there is.
+    def _with(self, needs: str) -> str:
+        return ", ".join(spelt(name) for name, (metric, _) in self._metrics.items() if metric.needs == needs)
+
+
+def _metric(name: str, config: Settings) -> RankMetric | SetMetric:
+    """Returns a metric of next items.
+
+    Raises:
+        CDRError: there is none of that name, or it is one of ratings.
     """
-    widest = [next(iter(groups.values())) for groups in table.values()]
-    cells = [cell[metric] for cell in widest if cell["n"]]
-    return float(np.mean(cells)) if cells else float("nan")
-
-
-def _listed(value) -> list:
-    return list(value) if isinstance(value, list | tuple) else [value]
+    metric = metric_registry.get_metric(name)(config)
+    if isinstance(metric, RankMetric | SetMetric):
+        return metric
+    ranking = [info.name for info in metric_registry.list_metrics() if info.task == "next_item"]
+    raise CDRError(
+        f"metric '{name}' is one of ratings, and items are ranked.{did_you_mean(name, ranking)} "
+        f"Known: {', '.join(ranking)}."
+    )

@@ -1,10 +1,13 @@
-"""What a run says at its end: a table to read, and a table of instances to compute with."""
+"""What a run says at its end: a table to read; and how tables write the names and figures of metrics."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
 from typing import Any
+
+from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.registry import metrics as metric_registry
 
 WIDTH = 100
 _SPELT = {
@@ -14,6 +17,12 @@ _SPELT = {
     "map": "MAP",
     "recall": "Recall",
     "precision": "Precision",
+    "gauc": "GAUC",
+    "itemcoverage": "ItemCoverage",
+    "averagepopularity": "AveragePopularity",
+    "shannonentropy": "ShannonEntropy",
+    "giniindex": "GiniIndex",
+    "tailpercentage": "TailPercentage",
 }
 
 
@@ -125,6 +134,25 @@ def spelt(name: str) -> str:
     """Returns a metric's name as papers write it: NDCG@10, HR@10, MAE."""
     metric, at, k = name.partition("@")
     return f"{_SPELT.get(metric, metric)}@{k}" if at else metric.upper()
+
+
+def in_percent(name: str) -> bool:
+    """Returns whether reports show a metric of results times 100.
+
+    Of a metric that is not installed, as a run of another machine may have, the name says it.
+    """
+    try:
+        return metric_registry.get_metric(name.partition("@")[0]).percent
+    except CDRError:
+        return "@" in name
+
+
+def larger_is_better(name: str) -> bool:
+    """Returns the direction of a metric of results; of one that is not installed, the name says it."""
+    try:
+        return metric_registry.get_metric(name.partition("@")[0]).larger_is_better
+    except CDRError:
+        return "@" in name
 
 
 def _value(value: float | None) -> str:

@@ -30,8 +30,10 @@ import pandas as pd
 from scipy import stats
 
 from recbole_cdr_ext.errors import CDRError, did_you_mean
+from recbole_cdr_ext.evaluation.result_table import larger_is_better
 
 INTERVAL = 0.95
+# What a per-rating table has of each rating, and the metrics of ratings are made of.
 ERRORS = ("absolute_error", "squared_error")  # less is better
 RANKED = ("ndcg@10", "hit@10")
 _DECIMALS = 12  # the same mean by another order of summation is no difference
@@ -51,8 +53,9 @@ class Spread:
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
         """Of the values of at least one run."""
-        found = np.asarray(list(values), float)
-        return cls(float(found.mean()), float(found.std(ddof=1)) if len(found) > 1 else None, len(found))
+        of_runs = np.asarray(list(values), float)
+        std = float(of_runs.std(ddof=1)) if len(of_runs) > 1 else None
+        return cls(float(of_runs.mean()), std, len(of_runs))
 
 
 @dataclass(frozen=True)
@@ -113,13 +116,13 @@ def holm(p: Iterable[float]) -> np.ndarray:
     Raises:
         CDRError: one is no probability.
     """
-    found = np.asarray(list(p), float)
-    if not ((found >= 0) & (found <= 1)).all():
-        raise CDRError(f"p-values lie between 0 and 1, not {found[~((found >= 0) & (found <= 1))][0]}.")
-    order = np.argsort(found, kind="stable")
-    steps = np.minimum(1.0, (len(found) - np.arange(len(found))) * found[order])
-    adjusted = np.empty(len(found))
-    adjusted[order] = np.maximum.accumulate(steps) if len(found) else steps
+    raw = np.asarray(list(p), float)
+    if not ((raw >= 0) & (raw <= 1)).all():
+        raise CDRError(f"p-values lie between 0 and 1, not {raw[~((raw >= 0) & (raw <= 1))][0]}.")
+    order = np.argsort(raw, kind="stable")
+    steps = np.minimum(1.0, (len(raw) - np.arange(len(raw))) * raw[order])
+    adjusted = np.empty(len(raw))
+    adjusted[order] = np.maximum.accumulate(steps) if len(raw) else steps
     return adjusted
 
 
@@ -158,6 +161,13 @@ class Aligned:
                     yield str(domain), group, mask
 
 
+def is_per_instance(frame: pd.DataFrame, metric: str) -> bool:
+    """Returns whether a per-instance table says a metric, or one of :data:`ERRORS`, of each instance."""
+    if metric in ERRORS:
+        return metric in frame or "absolute_error" in frame
+    return metric in frame or ("rank" in frame and _AT.fullmatch(metric) is not None)
+
+
 def align(models: Runs, *, part: str = "test", metrics: Sequence[str] | None = None) -> Aligned:
     """Brings the instances of all runs into one order.
 
@@ -176,14 +186,14 @@ def align(models: Runs, *, part: str = "test", metrics: Sequence[str] | None = N
     values: dict[str, np.ndarray] = {}
     names = tuple(metrics) if metrics is not None else None
     for model, frames in models.items():
-        of_model = []
+        of_seeds = []
         for number, frame in enumerate(frames):
             table = _Table(frame, part, f"run {number + 1} of {model}")
             first = first or table
             order = first.order_of(table)
             names = names or (ERRORS if table.rated else RANKED)
-            of_model.append(np.column_stack([table.values(name)[order] for name in names]))
-        values[model] = np.stack(of_model)
+            of_seeds.append(np.column_stack([table.values(name)[order] for name in names]))
+        values[model] = np.stack(of_seeds)
     assert first is not None and names is not None
     return Aligned(first.instances(), names, values, first.weights())
 
@@ -235,20 +245,20 @@ def compare(aligned: Aligned, baseline: str | None = None) -> pd.DataFrame:
     for domain, group, mask in aligned.cells():
         user = pd.factorize(users[mask])[0]
         for m, metric in enumerate(aligned.metrics):
-            sign = -1 if metric in ERRORS else 1
-            found = {
+            sign = 1 if metric not in ERRORS and larger_is_better(metric) else -1
+            of_users = {
                 model: _by_user(values[mask, m], user, aligned.weights[mask])
                 for model, values in over_seeds.items()
             }
             if baseline is None:
                 best, second = sorted(
-                    models, key=lambda model: -sign * round(found[model].mean(), _DECIMALS)
+                    models, key=lambda model: -sign * round(of_users[model].mean(), _DECIMALS)
                 )[:2]
                 pairs = [(best, second)]
             else:
                 pairs = [(model, baseline) for model in models if model != baseline]
             for model, other in pairs:
-                one = paired(found[model], found[other])
+                one = paired(of_users[model], of_users[other])
                 where = {"domain": domain, "group": group, "metric": metric, "model": model, "other": other}
                 rows.append({**where, **vars(one), "better": sign * one.difference > 0})
     table = pd.DataFrame(rows)
@@ -260,8 +270,8 @@ def compare(aligned: Aligned, baseline: str | None = None) -> pd.DataFrame:
 
 def _by_user(values: np.ndarray, user: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The (n,) users' sums of (m,) weighted values, scaled so that their mean is that of the values."""
-    sums = np.bincount(user, values * weights)
-    return sums * (len(sums) / weights.sum())
+    sums: np.ndarray = np.bincount(user, values * weights)
+    return sums * (len(sums) / float(weights.sum()))
 
 
 def per_user(frame: pd.DataFrame) -> pd.DataFrame:
@@ -276,10 +286,10 @@ def per_user(frame: pd.DataFrame) -> pd.DataFrame:
     table = frame[["part", "domain", "user", *flags]].assign(
         ratings=1, asked=question, absolute_error=error, squared_error=error**2
     )
-    found = table.groupby(["part", "domain", "user", *flags], sort=False, as_index=False).agg(
+    of_users = table.groupby(["part", "domain", "user", *flags], sort=False, as_index=False).agg(
         {"ratings": "sum", "asked": _checksum, "absolute_error": "mean", "squared_error": "mean"}
     )
-    return found.assign(item="")
+    return of_users.assign(item="")
 
 
 def _checksum(texts: pd.Series) -> str:
@@ -342,7 +352,7 @@ class _Table:
                 f"{did_you_mean(name, known)}"
             )
         try:
-            values = self.frame[name].to_numpy(float)
+            values: np.ndarray = self.frame[name].to_numpy(float)
         except (TypeError, ValueError) as error:
             raise CDRError(f"{self.what}: its column '{name}' holds other things than numbers.") from error
         if not np.isfinite(values).all():

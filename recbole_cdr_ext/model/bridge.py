@@ -38,6 +38,8 @@ PRETRAIN_KEYS = (
 def pretraining(config, **changes: Any) -> list[Stage]:
     """The two stages that learn the vectors and biases of source and target."""
     settings = {key: config[key] for key in PRETRAIN_KEYS} | changes
+    if settings["valid_metric"].lower() not in ("mae", "rmse"):  # between which the stages' own error chooses
+        settings["valid_metric"] = "MAE"
     # What decides nothing would only keep models from sharing their vectors.
     if settings["pretrain_sharpness"] == "none":
         for key in ("rho_pretrain", "pretrain_pgd_steps", "rho_scope", "rho_relative", "pgd_step_size"):

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation.result_table import spelt
+from recbole_cdr_ext.evaluation.result_table import larger_is_better, spelt
 from recbole_cdr_ext.files import replacing
 
 # Nothing may be fetched, whatever a page holds.
@@ -95,6 +95,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["spelt"] = spelt
+    environment.tests["larger_is_better"] = larger_is_better
     # Browsers read no NaN; the order of traces' keys is that of whoever drew them.
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "sort_keys": False}
     return environment

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from recbole_cdr_ext.evaluation.result_table import spelt
+from recbole_cdr_ext.evaluation.result_table import in_percent, spelt
 from recbole_cdr_ext.pages.figure import COLOURS, plain
 from recbole_cdr_ext.reports.groups import Group
 from recbole_cdr_ext.reports.tables import Table
@@ -29,7 +29,7 @@ def figures(group: Group, table: Table) -> list[Figure]:
 
 def _bars(table: Table, metric: str, looks: Mapping[str, int]) -> Figure:
     """Bars with error bars of one standard deviation over the seeds, per domain and user group."""
-    factor = 100 if "@" in metric else 1
+    factor = 100 if in_percent(metric) else 1
     traces = []
     for number, row in enumerate(table.blocks[0].rows):
         domains, names, means, stds = [], [], [], []

@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation.significance import Spread, align, compare
+from recbole_cdr_ext.evaluation.result_table import in_percent, larger_is_better, spelt
+from recbole_cdr_ext.evaluation.significance import Spread, align, compare, is_per_instance
 from recbole_cdr_ext.reports.groups import Group
 from recbole_cdr_ext.runs.finished import Run
 
@@ -86,7 +87,7 @@ class Table:
         metrics = list(dict.fromkeys(metric for block in self.blocks for metric in block.metrics))
         lines = [
             "Mean ± sample standard deviation over the seeds (their number n after the name; without ± one seed). "
-            + ("Ranking metrics in percent. " if any("@" in metric for metric in metrics) else "")
+            + _in_percent(metrics)
             + "Best bold, second best underlined, floors in italics."
         ]
         if self.comparisons is not None:
@@ -103,6 +104,16 @@ class Table:
         if any(CAPPED in row.flags for row in rows):
             lines.append(f"{CAPPED} a cap on time ended training.")
         return lines
+
+
+def _in_percent(metrics: Sequence[str]) -> str:
+    """Returns the sentence that says which metrics are in percent."""
+    percent = [metric for metric in metrics if in_percent(metric)]
+    if not percent:
+        return ""
+    if all(in_percent(metric) for metric in metrics if "@" in metric):
+        return "Ranking metrics in percent. "
+    return f"In percent: {', '.join(map(spelt, percent))}. "
 
 
 # -- from runs ------------------------------------------------------------------------------------------------------
@@ -181,8 +192,8 @@ def _row(
 
 
 def written(metric: str, spread: Spread) -> str:
-    """Returns a number as tables show it: ranking metrics in percent, errors as they are."""
-    factor, digits = (100, 2) if "@" in metric else (1, 4)
+    """Returns a number as tables show it: shares and ranking metrics in percent, errors and the like as they are."""
+    factor, digits = (100, 2) if in_percent(metric) else (1, 4)
     text = f"{factor * spread.mean:.{digits}f}"
     return text if spread.std is None else f"{text} ± {factor * spread.std:.{digits}f}"
 
@@ -213,7 +224,7 @@ def _place(rows: Sequence[Row], columns: Iterable[tuple[str, str]]) -> None:
     for column in columns:
         cells = [row.cells[column] for row in rows if row.cells[column].spread]
         shown = {id(cell): float(cell.text.split(" ")[0]) for cell in cells}
-        order = sorted(set(shown.values()), reverse="@" in column[1])
+        order = sorted(set(shown.values()), reverse=larger_is_better(column[1]))
         for cell in cells if len(cells) > 1 else []:
             cell.place = order.index(shown[id(cell)]) + 1 if shown[id(cell)] in order[:2] else 0
 
@@ -233,6 +244,20 @@ def _mark(table: Table, group: Group) -> None:
     metrics = [
         metric for metric in group.metrics if all(_has(runs, metric) for runs in group.members.values())
     ]
+    untested = [
+        metric
+        for metric in metrics
+        if not all(
+            is_per_instance(frame, TESTED.get(metric, metric)) for of in frames.values() for frame in of
+        )
+    ]
+    if untested:
+        table.notes.append(
+            f"No significance tests of {', '.join(map(spelt, untested))}: per-instance tables have no values of it."
+        )
+    metrics = [metric for metric in metrics if metric not in untested]
+    if not metrics:
+        return
     try:
         aligned = align(frames, metrics=[TESTED.get(metric, metric) for metric in metrics])
         compared = compare(aligned, table.baseline)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from recbole_cdr_ext.errors import CDRError, did_you_mean
+from recbole_cdr_ext.registry import metrics as metric_registry
 from recbole_cdr_ext.settings.reading import parse_value
 
 # -- types ----------------------------------------------------------------------------------------------------------
@@ -423,11 +424,8 @@ def check_eval_args(eval_args: Mapping[str, Any], split: str, origin: str) -> No
             )
 
 
-def check_metrics(metrics: list[str], topk: list[int], valid_metric: str, known: Mapping[str, Any]) -> None:
+def check_metrics(metrics: list[str], topk: list[int], valid_metric: str) -> None:
     """Checks the metrics, and that the one for early stopping is among them.
-
-    Args:
-        known: RecBole's metrics and their kinds, by lower-case name.
 
     Raises:
         CDRError: a metric is unknown, a cut-off is no positive integer, or ``valid_metric`` is not computed.
@@ -437,10 +435,12 @@ def check_metrics(metrics: list[str], topk: list[int], valid_metric: str, known:
     if not topk or not all(isinstance(k, int) and not isinstance(k, bool) and k > 0 for k in topk):
         raise CDRError(f"topk={topk} should hold positive integers.")
     for metric in metrics:
-        if str(metric).lower() not in known:
-            raise CDRError(f"Unknown metric '{metric}'.{did_you_mean(metric, known)}")
+        metric_registry.get_metric(metric)
     name, _, cut = valid_metric.partition("@")
     if name.lower() not in {metric.lower() for metric in metrics}:
         raise CDRError(f"valid_metric={valid_metric} is not among metrics={metrics}.")
-    if (cut and cut not in map(str, topk)) or (not cut and known[name.lower()].name == "RANKING"):
+    cutoffs = metric_registry.get_metric(name).cutoffs
+    if cut and not cutoffs:
+        raise CDRError(f"valid_metric={valid_metric}: {name} has no cut-off. Say valid_metric={name}.")
+    if cutoffs and cut not in map(str, topk):
         raise CDRError(f"valid_metric={valid_metric} should end in @k with k among topk={topk}.")

@@ -18,11 +18,11 @@ import numpy as np
 import recbole
 import torch
 from recbole.config import Config
-from recbole.evaluator import metric_types
 from recbole.utils import ModelType
 
 from recbole_cdr_ext import compat
 from recbole_cdr_ext.errors import CDRError, did_you_mean
+from recbole_cdr_ext.registry import metrics as metric_registry
 from recbole_cdr_ext.registry import models as model_registry
 from recbole_cdr_ext.settings.checks import (
     check_domain_settings,
@@ -379,9 +379,15 @@ class CDRConfig(Config):
     def _set_default_parameters(self):
         root = self.final_config_dict["data_path"]
         adapted, self.model_class = self.model_class, self._written_class
+        metrics, valid_metric = self.final_config_dict["metrics"], self.final_config_dict["valid_metric"]
+        # RecBole knows its own metrics alone: one of the same kind stands for each.
+        self.final_config_dict["metrics"] = [metric_registry.recbole_counterpart(name) for name in metrics]
         with _refusals():
             super()._set_default_parameters()
         self.model_class = adapted
+        self.final_config_dict["metrics"] = metrics
+        chosen_by = metric_registry.get_metric(valid_metric.partition("@")[0])
+        self.final_config_dict["valid_metric_bigger"] = chosen_by.larger_is_better
         # RecBole sends "ml-100k" to its own example, whatever data_path says.
         self.final_config_dict["data_path"] = os.path.join(root, self.dataset)
         self.final_config_dict["data_root"] = root
@@ -476,7 +482,7 @@ def _check_metrics(settings: dict[str, Any]) -> None:
     metrics, topk = settings["metrics"], settings["topk"]
     settings["metrics"] = _as_list(metrics)
     settings["topk"] = [topk] if isinstance(topk, int) else list(topk)
-    check_metrics(settings["metrics"], settings["topk"], settings["valid_metric"], metric_types)
+    check_metrics(settings["metrics"], settings["topk"], settings["valid_metric"])
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from recbole_cdr_ext import __version__
-from recbole_cdr_ext.evaluation.result_table import spelt
+from recbole_cdr_ext.evaluation.result_table import in_percent, spelt
 from recbole_cdr_ext.evaluation.significance import Spread
 from recbole_cdr_ext.files import replacing
 from recbole_cdr_ext.pages.curves import Curves
@@ -209,7 +209,7 @@ def _panel(
     group, metric = first.columns[0]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value, _ in blocks)
     ticks = [float(value) if numeric else float(i) for i, (value, _) in enumerate(blocks)]  # type: ignore[arg-type]
-    factor = 100 if "@" in metric else 1
+    factor = 100 if in_percent(metric) else 1
     unit = f"{spelt(metric)}{' (%)' if factor == 100 else ''}"
     curves.panel(
         f"{domain}, {group}", key, unit, ticks=ticks, names=[text_of(value) for value, _ in blocks],

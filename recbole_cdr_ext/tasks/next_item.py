@@ -14,8 +14,9 @@ from recbole.utils import set_color
 from recbole_cdr_ext import compat
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.evaluation import instance_table, ranking
+from recbole_cdr_ext.evaluation.metric_table import mean_over_domains
 from recbole_cdr_ext.evaluation.ranking import Ranks
-from recbole_cdr_ext.evaluation.ranking_metrics import RankingMetrics, mean_over_domains
+from recbole_cdr_ext.evaluation.ranking_metrics import RankingMetrics
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.audit import audit_candidates
@@ -112,6 +113,7 @@ class NextItemExperiment:
                 f"Fewer than {COMPARABLE_CANDIDATES:,} candidates are ranked, at most {said}: the metrics are "
                 "not comparable with those from 999 negatives."
             )
+        notes += self.metrics.notes(candidates.mode, int(candidates.counts.max(initial=1)))
         if not split.ordered and split.name != "published":
             notes.append(
                 "order: none: targets are random items and histories are shuffled; order plays no part."
@@ -147,9 +149,22 @@ class NextItemExperiment:
         audit_candidates(self.split, instances, drawn.blocks())
         loader = self.loader("test")
         ranks = ranking.evaluate(
-            self.model, instances, drawn, loader, self.popularity, self.config, progress="test"
+            self.model,
+            instances,
+            drawn,
+            loader,
+            self.popularity,
+            self.config,
+            progress="test",
+            list_length=self.metrics.list_length,
         )
-        popular = ranking.rank_by_popularity(instances, drawn, self.popularity, self.split.item_offset)
+        popular = ranking.rank_by_popularity(
+            instances,
+            drawn,
+            self.popularity,
+            self.split.item_offset,
+            list_length=self.metrics.list_length,
+        )
         return self.table("test", ranks), self.table("test", popular)
 
     def loader(self, part: str, *, training: bool = False) -> CrossDomainLoader:
@@ -168,19 +183,26 @@ class NextItemExperiment:
             self.popularity,
             self.config,
             progress=part,
+            list_length=self.metrics.list_length,
         )
 
     def rank_by_popularity(self, part: str) -> Ranks:
         """Ranks a part's targets by training popularity."""
         return ranking.rank_by_popularity(
-            self.split.part(part), self.candidates(part), self.popularity, self.split.item_offset
+            self.split.part(part),
+            self.candidates(part),
+            self.popularity,
+            self.split.item_offset,
+            list_length=self.metrics.list_length,
         )
 
     def table(self, part: str, ranks: Ranks | None = None) -> dict[str, dict[str, dict[str, Any]]]:
         """Returns ``{domain: {group: {"n": …, metric: …}}}`` of a part, ranked here if it was not."""
         instances = self.split.part(part)
         ranks = ranks or self.rank(part)
-        return self.metrics.table(instances, ranks.rank, groups(self.split, instances), self.dataset.domains)
+        popularity = ranking.popularity_by_domain(self.popularity, self.split.item_offset)
+        masks = groups(self.split, instances)
+        return self.metrics.table(instances, ranks, masks, self.dataset.domains, popularity)
 
     def instance_frame(self, part: str, ranks: Ranks) -> pd.DataFrame:
         """Returns the per-instance table of a part."""

@@ -14,7 +14,7 @@ from recbole.utils import set_color
 from recbole_cdr_ext import compat
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation.ranking_metrics import mean_over_domains
+from recbole_cdr_ext.evaluation.metric_table import mean_over_domains
 from recbole_cdr_ext.evaluation.rating_metrics import ValueMetrics
 from recbole_cdr_ext.model.phase import Stage
 from recbole_cdr_ext.model.rating.floors import BiasOnly, GlobalMean, ItemMean, ItemMeanUserBias

@@ -21,12 +21,13 @@ from tqdm import tqdm
 
 from recbole_cdr_ext import compat
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.evaluation.ranking_metrics import mean_over_domains
+from recbole_cdr_ext.evaluation.metric_table import mean_over_domains
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.trainer import checkpoint, finite, sharpness
 from recbole_cdr_ext.trainer.averaging import WeightAverage
 from recbole_cdr_ext.trainer.clipping import clip_gradients
+from recbole_cdr_ext.trainer.direction import check_direction
 from recbole_cdr_ext.trainer.tensorboard import TensorBoard
 
 compat.apply()
@@ -161,6 +162,7 @@ class CrossDomainTrainer(Trainer):
             callback_fn,
         )
         phases = self.model.phases()
+        check_direction(phases, self.config)
         self._where = "before the first epoch"
         try:
             if self.config["tensorboard"]:
