@@ -14,6 +14,8 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_cdr_ext.data.dataset import Events
+from recbole_cdr_ext.registry.splits import get_split
+from recbole_cdr_ext.settings.config import CDRConfig
 
 # As in loader.py: batches are cut from pools of this many, sorted by length.
 _BUCKET = 16
@@ -111,12 +113,14 @@ class TrainingSequences:
         return SequenceBatch({name: torch.from_numpy(array) for name, array in arrays.items()}, tag)
 
 
-def reorders(config) -> bool:
-    """Whether each epoch reads training sequences in another order (``reorder``), as theirs means nothing.
+def reorders(config: CDRConfig) -> bool:
+    """Returns whether each epoch reads training sequences in another order (``reorder``), as theirs means nothing.
 
     The published rows are trained on as they were printed.
     """
-    return bool(config["reorder"]) and config["order"] == "none" and config["split"] != "published"
+    return (
+        bool(config["reorder"]) and config["order"] == "none" and get_split(config["split"]).layout != "rows"
+    )
 
 
 def new_order(events: Events, rng: np.random.Generator) -> np.ndarray:

@@ -13,10 +13,10 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation.ranking_metrics import RankingMetrics
 from recbole_cdr_ext.evaluation.rating_metrics import ValueMetrics
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.registry.splits import get_split
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.splits.cold_start import make_rating_split
 from recbole_cdr_ext.splits.interaction_split import Split
-from recbole_cdr_ext.splits.making import make_split
+from recbole_cdr_ext.splits.making import make_rating_split, make_split
 from recbole_cdr_ext.splits.rating_split import RatingSplit
 from recbole_cdr_ext.tasks import next_item, rating
 from recbole_cdr_ext.tasks.next_item import NextItemExperiment
@@ -55,7 +55,7 @@ def ensure_data(config: CDRConfig, *, allow_simulated: bool) -> Ensured:
         data_path=config["data_root"],
         raw=config["raw"],
         download=bool(config["download"]),
-        layout="rows" if config["split"] == "published" else "users",
+        layout=get_split(config["split"]).layout,
         allow_simulated=allow_simulated,
         progress=bool(config["show_progress"]),
     )

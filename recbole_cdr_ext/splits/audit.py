@@ -59,7 +59,7 @@ def audit_split(split: Split, *, time_respecting: bool, fail: bool = True) -> di
     return _judge(found, fail)
 
 
-def audit_ratings(split: RatingSplit) -> dict[str, int]:
+def audit_ratings(split: RatingSplit, *, fail: bool = True) -> dict[str, int]:
     """Checks the ratings that train; returns what was counted (all zero, or it raised).
 
     Raises:
@@ -83,7 +83,7 @@ def audit_ratings(split: RatingSplit) -> dict[str, int]:
             "leak: users both validated and tested": len(np.intersect1d(asked[0].user, asked[1].user)),
             "leak: held-out users among those the mapping learns from": _hits(users, split.overlapping),
         },
-        fail=True,
+        fail,
     )
 
 

@@ -15,6 +15,7 @@ from recbole_cdr_ext.analysis.bridges import check_bridge
 from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.evaluation.ranking_metrics import RankingMetrics
 from recbole_cdr_ext.evaluation.rating_metrics import ValueMetrics
+from recbole_cdr_ext.registry.splits import get_split
 from recbole_cdr_ext.runs.finished import CAPS
 from recbole_cdr_ext.settings.config import RUNTIME_KEYS, CDRConfig
 from recbole_cdr_ext.settings.reading import as_argument, file_names, text_of
@@ -206,7 +207,7 @@ def _of_all_seeds(
             source=Source(
                 settings["dataset"],
                 settings["data_path"],
-                "rows" if settings["split"] == "published" else "users",
+                get_split(settings["split"]).layout,
                 tuple(settings["domains"]),
             ),
         )

@@ -112,13 +112,13 @@ class NextItemExperiment:
                 f"Fewer than {COMPARABLE_CANDIDATES:,} candidates are ranked, at most {said}: the metrics are "
                 "not comparable with those from 999 negatives."
             )
-        if not split.ordered and split.name != "published":
+        if not split.ordered and split.layout != "rows":
             notes.append(
                 "order: none: targets are random items and histories are shuffled; order plays no part."
             )
-        if split.name == "published":
+        if split.leaky:
             notes.append(
-                "split=published leaks and is not chronological; the counts stand in the log and in the result."
+                f"split={split.name} leaks and is not chronological; the counts stand in the log and in the result."
             )
         return notes
 
