@@ -166,7 +166,7 @@ def test_a_split_that_says_that_it_leaks_is_counted(plugin, tmp_path):
         (["--split=missing"], "The split 'missing' of package far-away can't be imported from far_away.missing"),
         (["--split=late", "--split_ratio=[0.5,0.2,0.3]"], "split_ratio has no effect with split=late"),
         (["--split=late", "--order=none"], "split=late needs an order"),
-        (["--split=late", "--task=rating", "--model=BiasOnly"], "split=late does not serve task=rating: split=cold_start"),
+        (["--split=late", "--task=rating", "--model=BiasOnly"], "split=late does not serve task=rating: split=cold"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_with_a_split_of_another_package_is_refused(plugin, words, message):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
 
 import numpy as np
 
@@ -19,8 +18,6 @@ from recbole_cdr_ext.splits.maker import InteractionSplitMaker, RatingSplitMaker
 from recbole_cdr_ext.splits.rating_split import RatingSplit
 from recbole_cdr_ext.splits.user_items import UserItems
 
-Maker = TypeVar("Maker", bound=SplitMaker)
-
 
 def make_split(config: CDRConfig, dataset: CrossDomainDataset) -> Split:
     """Returns the instances of a dataset as ``config["split"]`` draws them, audited for leaks.
@@ -28,9 +25,11 @@ def make_split(config: CDRConfig, dataset: CrossDomainDataset) -> Split:
     Raises:
         CDRError: the split does not fit the data, leaves a part empty, or leaks.
     """
-    maker = _maker(config, InteractionSplitMaker)
+    maker = get_split(config["split"])
+    if not issubclass(maker, InteractionSplitMaker):
+        raise _other_task(config, maker, "next_item")
     report: dict[str, object] = dict(dataset.report)
-    parts = maker.draw(config, dataset, report)
+    parts = maker().draw(config, dataset, report)
     instances = {name: _finish(getattr(parts, name), dataset.token_key, name, report) for name in PARTS}
     for name in PARTS:
         if len(instances[name]) == 0:
@@ -59,7 +58,6 @@ def make_split(config: CDRConfig, dataset: CrossDomainDataset) -> Split:
         test=instances["test"],
     )
     report.update(audit_split(split, time_respecting=parts.time_respecting, fail=not split.leaky))
-    dataset.split = split
     return split
 
 
@@ -69,9 +67,11 @@ def make_rating_split(config: CDRConfig, dataset: CrossDomainDataset) -> RatingS
     Raises:
         CDRError: the split does not fit the data, or leaks.
     """
-    maker = _maker(config, RatingSplitMaker)
+    maker = get_split(config["split"])
+    if not issubclass(maker, RatingSplitMaker):
+        raise _other_task(config, maker, "rating")
     report: dict[str, object] = dict(dataset.report)
-    parts = maker.draw(config, dataset, report)
+    parts = maker().draw(config, dataset, report)
     lowest, highest = config["rating_range"]
     split = RatingSplit(
         name=config["split"],
@@ -95,17 +95,13 @@ def make_rating_split(config: CDRConfig, dataset: CrossDomainDataset) -> RatingS
         item = split.part(part).item - dataset.item_offset[split.target]
         report[f"{part} ratings of items without a training rating"] = int((~known[item]).sum())
     report.update(audit_ratings(split, fail=not split.leaky))
-    dataset.split = split
     return split
 
 
-def _maker(config: CDRConfig, kind: type[Maker]) -> Maker:
-    maker = get_split(config["split"])
-    if not issubclass(maker, kind):
-        raise CDRError(
-            f"split={config['split']} does not serve task={kind.task}: {maker.__name__} is no {kind.__name__}."
-        )
-    return maker()
+def _other_task(config: CDRConfig, maker: type[SplitMaker], task: str) -> CDRError:
+    return CDRError(
+        f"split={config['split']} does not serve task={task}: {maker.__name__} is for {maker.task}."
+    )
 
 
 # -- what the splits of interactions end with ----------------------------------------------------------------------

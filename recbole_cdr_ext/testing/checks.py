@@ -15,8 +15,20 @@ from recbole_cdr_ext.data.instances import Batch, Instances
 from recbole_cdr_ext.data.sequences import SequenceBatch
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.registry.models import get_model
+from recbole_cdr_ext.settings.reading import TASKS
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.tasks.rating import RatingExperiment
+from recbole_cdr_ext.tasks.task import Experiment
 from recbole_cdr_ext.testing import planted
-from recbole_cdr_ext.testing.subject import Subject, all_scores, on_topic, scores, test_batches
+from recbole_cdr_ext.testing.subject import (
+    Subject,
+    all_scores,
+    as_next_item,
+    as_rating,
+    on_topic,
+    scores,
+    test_batches,
+)
 from recbole_cdr_ext.trainer.trainer import seed_everything
 
 Check = Callable[[Subject], None]
@@ -31,14 +43,15 @@ class NotConformant(AssertionError):
     """A model is not what a model should be, or not what it says of itself."""
 
 
-_NEXT_ITEM: list[Check] = []
-_RATING: list[Check] = []
+# The tasks, as _check is told for which one a check is.
+_NEXT_ITEM, _RATING = TASKS
+_CHECKS: dict[str, list[Check]] = {task: [] for task in TASKS}
 
 
-def _check(*lists: list[Check]) -> Callable[[Check], Check]:
+def _check(*tasks: str) -> Callable[[Check], Check]:
     def register(function: Check) -> Check:
-        for one in lists:
-            one.append(function)
+        for task in tasks:
+            _CHECKS[task].append(function)
         return function
 
     return register
@@ -50,7 +63,7 @@ def checks_of(model: str | type, task: str | None = None) -> list[Check]:
     Raises:
         CDRError: there is no such model.
     """
-    return list(_RATING if (task or get_model(model).task) == "rating" else _NEXT_ITEM)
+    return list(_CHECKS[task or get_model(model).task])
 
 
 def outcomes(
@@ -75,18 +88,18 @@ def outcomes(
 
 
 def _same(
-    found: list[torch.Tensor], expected: list[torch.Tensor], what: str, rtol: float = 0.0, atol: float = 0.0
+    scored: list[torch.Tensor], expected: list[torch.Tensor], what: str, rtol: float = 0.0, atol: float = 0.0
 ) -> None:
     """Raises if two lists of scores differ."""
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(scored, expected, strict=True):
         if one.shape != other.shape or not torch.allclose(one, other, rtol, atol):
             apart = float((one - other).abs().max()) if one.shape == other.shape else float("nan")
             raise NotConformant(f"{what} (by up to {apart:.3g})")
 
 
-def _predictions(experiment) -> list[torch.Tensor]:
-    """All that a model says of the test part, of either task."""
-    if hasattr(experiment, "predict"):
+def _predictions(experiment: Experiment) -> list[torch.Tensor]:
+    """Returns all that a model says of the test part, of either task."""
+    if isinstance(experiment, RatingExperiment):
         return [torch.from_numpy(experiment.predict("test"))]
     return all_scores(experiment)
 
@@ -112,8 +125,7 @@ def loss_falls(subject: Subject) -> None:
 @_check(_NEXT_ITEM, _RATING)
 def same_seed_same_model(subject: Subject) -> None:
     """Two trainings with the same seed end in equal scores."""
-    short: dict[str, Any] = {"epochs": 2, **({"pretrain_epochs": 2} if subject.task == "rating" else {})}
-    one, other = (_predictions(subject.fitted(**short)) for _ in range(2))
+    one, other = (_predictions(subject.fitted(**subject.short(2))) for _ in range(2))
     _same(
         one,
         other,
@@ -124,8 +136,7 @@ def same_seed_same_model(subject: Subject) -> None:
 @_check(_NEXT_ITEM, _RATING)
 def trains_in_mixed_precision(subject: Subject) -> None:
     """``enable_amp`` rounds the losses of the first epoch, and changes nothing else."""
-    short: dict[str, Any] = {"epochs": 1, **({"pretrain_epochs": 1} if subject.task == "rating" else {})}
-    single, mixed = (subject.fit(subject.build(**short, enable_amp=amp)) for amp in (False, True))
+    single, mixed = (subject.fit(subject.build(**subject.short(1), enable_amp=amp)) for amp in (False, True))
     for one, other in zip(single, mixed, strict=True):
         losses = [float(np.sum(entry["loss"])) for entry in (one, other)]
         if not abs(losses[1] - losses[0]) <= 0.05 * abs(losses[0]):  # nor where one is no number
@@ -154,7 +165,7 @@ def held_out_targets_change_nothing(subject: Subject) -> None:
     if not (subject.folder / "altered").exists():
         _write_altered(subject)
     short = {"epochs": 2}
-    one, other = subject.fitted("topics", **short), subject.fitted("altered", **short)
+    one, other = (as_next_item(subject.fitted(data, **short)) for data in ("topics", "altered"))
     assert (one.split.test.target != other.split.test.target).all(), "the altered data have the same targets"
     # One domain's target may stand in the history of another's later one: those histories differ.
     alike = torch.from_numpy(_same_histories(one.split.test, other.split.test))
@@ -180,6 +191,7 @@ def _same_histories(one: Instances, other: Instances) -> np.ndarray:
 def _write_altered(subject: Subject) -> None:
     """The topics with each test instance's target exchanged for another item that the user does not have."""
     dataset, split = subject.loaded("topics")
+    assert isinstance(split, Split)
     test, rows = split.test, planted.topics(2)
     rng = np.random.default_rng(1)
     for user, domain, target in zip(test.user, test.domain, test.target, strict=True):
@@ -406,7 +418,7 @@ def says_where_it_comes_from(subject: Subject) -> None:
 @_check(_RATING)
 def predictions_are_finite_and_one_by_one_the_same(subject: Subject) -> None:
     """A rating is predicted as it is among others."""
-    experiment = subject.trained
+    experiment = as_rating(subject.trained)
     together = _predictions(experiment)[0]
     if not torch.isfinite(together).all():
         raise NotConformant("some predictions are infinite or not a number")
@@ -420,7 +432,7 @@ def predictions_are_finite_and_one_by_one_the_same(subject: Subject) -> None:
 @_check(_RATING)
 def source_ratings_matter(subject: Subject) -> None:
     """A model of cold-start users' ratings depends on what they rated in the source domain."""
-    experiment, says = subject.trained, subject.model_class.cold_start
+    experiment, says = as_rating(subject.trained), subject.model_class.cold_start
     split, predicted = experiment.split, _predictions(experiment)[0].numpy()
     by_user = [predicted[split.test.user == user] for user in np.unique(split.test.user)]
     items = [split.test.item[split.test.user == user] for user in np.unique(split.test.user)]
