@@ -168,11 +168,11 @@ def held_out_targets_change_nothing(subject: Subject) -> None:
     one, other = (as_next_item(subject.fitted(data, **short)) for data in ("topics", "altered"))
     assert (one.split.test.target != other.split.test.target).all(), "the altered data have the same targets"
     # One domain's target may stand in the history of another's later one: those histories differ.
-    alike = torch.from_numpy(_same_histories(one.split.test, other.split.test))
-    rows = [alike[batch["index"]] for batch in test_batches(one)]
+    is_alike = torch.from_numpy(_same_histories(one.split.test, other.split.test))
+    rows = [is_alike[batch["index"]] for batch in test_batches(one)]
     _same(
-        [found[kept] for found, kept in zip(all_scores(other), rows, strict=True)],
-        [found[kept] for found, kept in zip(all_scores(one), rows, strict=True)],
+        [scored[alike] for scored, alike in zip(all_scores(other), rows, strict=True)],
+        [scored[alike] for scored, alike in zip(all_scores(one), rows, strict=True)],
         "other test targets give other scores: the model sees what is held out (learn from split.train and "
         "split.train_events alone)",
     )
@@ -226,8 +226,10 @@ def positions_are_blind_to_what_follows(subject: Subject) -> None:
             # Another item of the same domain: the next id, around the domain's end.
             for k in range(model.n_domains):
                 span = model.item_slice(k)
-                own = real & (late >= span.start) & (late < span.stop)
-                late[own] = (late[own] - span.start + shift) % (span.stop - span.start) + span.start
+                in_domain = real & (late >= span.start) & (late < span.stop)
+                late[in_domain] = (late[in_domain] - span.start + shift) % (
+                    span.stop - span.start
+                ) + span.start
             for name in tensors.keys() - {"item_seq"}:  # what is asked there
                 tensors[name][:, cut:] = -1 if name == "event" else 0
             seed_everything(0)
@@ -250,18 +252,18 @@ def scores_are_repeatable_finite_and_blind_to_the_target(subject: Subject) -> No
     """Scoring twice gives the same; nothing is infinite; the batch's target and negatives are not looked at."""
     experiment = subject.trained
     for batch in test_batches(experiment):
-        found = scores(experiment.model, batch)
-        if not torch.isfinite(found).all():
+        scored = scores(experiment.model, batch)
+        if not torch.isfinite(scored).all():
             raise NotConformant("some scores are infinite or not a number")
         _same(
             [scores(experiment.model, batch)],
-            [found],
+            [scored],
             "scoring twice gives other scores: noise is on in evaluation",
         )
         span = experiment.model.item_slice(batch.target_domain)
         other = (batch.targets - span.start + 1) % (span.stop - span.start) + span.start
         changed = batch.with_fields(item_id=other, neg_item_id=other.unsqueeze(1))
-        _same([scores(experiment.model, changed)], [found], "scores depend on the batch's target")
+        _same([scores(experiment.model, changed)], [scored], "scores depend on the batch's target")
 
 
 @_check(_NEXT_ITEM)
@@ -276,10 +278,10 @@ def candidates_are_scored_as_in_the_full_ranking(subject: Subject) -> None:
             batch.users.device
         )
         with torch.no_grad():
-            full, asked = model.score(batch), model.score(batch, some)
+            full, some_scores = model.score(batch), model.score(batch, some)
         expected = full.gather(1, some - span.start)
         # Only the order within a row counts, so scores may be shifted and scaled: compare differences' signs.
-        first, second = (x.unsqueeze(1) - x.unsqueeze(2) for x in (asked, expected))
+        first, second = (x.unsqueeze(1) - x.unsqueeze(2) for x in (some_scores, expected))
         scale = second.abs().amax() + 1e-12
         if ((first.sign() != second.sign()) & (second.abs() > 1e-4 * scale)).any():
             raise NotConformant("candidates are ordered otherwise than in the full ranking")
@@ -303,8 +305,8 @@ def padding_changes_nothing(subject: Subject) -> None:
     for batch in test_batches(experiment):
         names = [name for name in batch.interaction if name.startswith(("history_", "merged", "pseudo"))]
         wider = {name: torch.nn.functional.pad(batch[name], (3, 0)) for name in names}
-        found = scores(experiment.model, batch.with_fields(**wider))
-        _same([found], [scores(experiment.model, batch)], "more padding gives other scores", **CLOSE)
+        scored = scores(experiment.model, batch.with_fields(**wider))
+        _same([scored], [scores(experiment.model, batch)], "more padding gives other scores", **CLOSE)
 
 
 @_check(_NEXT_ITEM)
@@ -312,8 +314,8 @@ def an_empty_history_has_scores(subject: Subject) -> None:
     """An instance without any history is disowned, or has finite scores."""
     experiment = subject.trained
     for batch in test_batches(experiment):
-        found = scores(experiment.model, _without_history(batch))
-        if not torch.isfinite(found).all():
+        scored = scores(experiment.model, _without_history(batch))
+        if not torch.isfinite(scored).all():
             raise NotConformant("an instance without any history has scores that are no numbers")
 
 
@@ -343,7 +345,7 @@ def cold_start_is_true(subject: Subject) -> None:
 
 def _alike_for_all(subject: Subject) -> bool:
     """Whether a model scores everybody alike, as popularity does: it serves cold-start users as well as any."""
-    return all(bool((found == found[:1]).all()) for found in all_scores(subject.trained))
+    return all(bool((scored == scored[:1]).all()) for scored in all_scores(subject.trained))
 
 
 @_check(_NEXT_ITEM)
@@ -355,7 +357,7 @@ def needs_overlap_is_true(subject: Subject) -> None:
             experiment = subject.fitted("apart", epochs=2)
         except CDRError as error:
             raise NotConformant(f"needs_overlap is False, but without overlapping users: {error}") from None
-        if not all(torch.isfinite(found).all() for found in all_scores(experiment)):
+        if not all(torch.isfinite(scored).all() for scored in all_scores(experiment)):
             raise NotConformant("needs_overlap is False, but without overlapping users scores are no numbers")
         return
     with contextlib.suppress(CDRError):
@@ -396,7 +398,7 @@ def domains_is_true(subject: Subject) -> None:
     for data in ("one", "three"):
         if data in able:
             experiment = subject.fitted(data, epochs=1)
-            if not all(torch.isfinite(found).all() for found in all_scores(experiment)):
+            if not all(torch.isfinite(scored).all() for scored in all_scores(experiment)):
                 raise NotConformant(f"domains={says!r}, but scores on {data} domain(s) are no numbers")
             continue
         with contextlib.suppress(CDRError):

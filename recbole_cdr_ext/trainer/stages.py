@@ -85,7 +85,9 @@ def _recall(stage: Stage, config: CDRConfig, dataset: CrossDomainDataset, split:
 
         def bar(blocks: Iterable[Any]) -> Iterable[Any]:
             label = set_color(f"{stage.model} recalls", "pink")
-            return tqdm(blocks, ncols=100, desc=label, disable=not config["show_progress"], leave=False)
+            hidden = not config["show_progress"]
+            wrapped: Iterable[Any] = tqdm(blocks, ncols=100, desc=label, disable=hidden, leave=False)
+            return wrapped
 
         augmented: Split = model.augment(split, bar)
         recalled = {part: _recalled(augmented.part(part)) for part in PARTS}
