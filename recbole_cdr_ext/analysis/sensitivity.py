@@ -82,7 +82,7 @@ def cells(
             config = CDRConfig(model, dataset, config_dict={**quiet, **(settings or {}), **own}, argv=words)
             check_bridge(f"{config['model']} can't be analysed", config.model_class, config.to_dict())
             name = f"sensitivity-{config['model']}-{config['dataset']}-k{k}-rho{rho:g}-{config.fingerprint()[:10]}"
-            config["run_id"] = name
+            config = config.replaced(run_id=name)
             found.append(Cell(int(k), float(rho), config, Path(config["checkpoint_dir"]) / name))
     return found
 

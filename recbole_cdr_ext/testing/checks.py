@@ -16,7 +16,6 @@ from recbole_cdr_ext.data.sequences import SequenceBatch
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.registry.models import get_model
 from recbole_cdr_ext.settings.reading import TASKS
-from recbole_cdr_ext.splits.interaction_split import Split
 from recbole_cdr_ext.tasks.rating import RatingExperiment
 from recbole_cdr_ext.tasks.task import Experiment
 from recbole_cdr_ext.testing import planted
@@ -190,8 +189,7 @@ def _same_histories(one: Instances, other: Instances) -> np.ndarray:
 
 def _write_altered(subject: Subject) -> None:
     """The topics with each test instance's target exchanged for another item that the user does not have."""
-    dataset, split = subject.loaded("topics")
-    assert isinstance(split, Split)
+    dataset, split = subject.instances("topics")
     test, rows = split.test, planted.topics(2)
     rng = np.random.default_rng(1)
     for user, domain, target in zip(test.user, test.domain, test.target, strict=True):
@@ -201,7 +199,7 @@ def _write_altered(subject: Subject) -> None:
         new = rng.choice(sorted({item for _, item, _ in rows[name]} - has))
         rows[name] = [(u, str(new) if (u, i) == (who, old) else i, t) for u, i, t in rows[name]]
     planted.write(subject.folder / "altered", rows, "timestamp")
-    other, _ = subject.loaded("altered")
+    other, _ = subject.instances("altered")
     for k in range(dataset.n_domains):
         items = np.arange(*dataset.item_offset[k : k + 2])
         assert (dataset.item_token(items) == other.item_token(items)).all(), "the ids moved"

@@ -15,10 +15,10 @@ from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.registry.models import get_model
-from recbole_cdr_ext.runs.experiment import build, load_data
+from recbole_cdr_ext.runs.experiment import build
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.interaction_split import Split, groups
-from recbole_cdr_ext.splits.rating_split import RatingSplit
+from recbole_cdr_ext.splits.making import make_split
 from recbole_cdr_ext.tasks.by_name import get_task
 from recbole_cdr_ext.tasks.next_item import NextItemExperiment
 from recbole_cdr_ext.tasks.rating import RatingExperiment
@@ -102,9 +102,11 @@ class Subject:
         model_class: type[CrossDomainRecommender] = self.config().model_class
         return model_class
 
-    def loaded(self, data: str, **settings: Any) -> tuple[CrossDomainDataset, Split | RatingSplit]:
-        """Returns a data set and its split."""
-        return load_data(self.config(data, **settings))
+    def instances(self, data: str) -> tuple[CrossDomainDataset, Split]:
+        """Returns a planted data set of the next-item task and its split."""
+        config = self.config(data)
+        dataset = CrossDomainDataset(config)
+        return dataset, make_split(config, dataset)
 
 
 # -- what is read off an experiment ------------------------------------------------------------------------------
