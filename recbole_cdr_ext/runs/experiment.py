@@ -51,7 +51,8 @@ def build(
     check_metrics(config)
     if dataset is None or split is None:
         dataset, split = load_data(config)
-    task, model_class = get_task(config["task"]), config.model_class
+    task = get_task(config["task"])
+    model_class: type[CrossDomainRecommender] = config.model_class
     check_fit(model_class, dataset, split)
     if not staged:
         split = task.run_stages(config, dataset, split, model_class)
