@@ -145,7 +145,7 @@ class SeesEverything(Honest):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        counts = np.bincount(dataset.events.item, minlength=self.n_items)
+        counts = np.bincount(dataset.split.touched.items, minlength=self.n_items)
         self.register_buffer("counts", torch.from_numpy(counts).float())
 
     def score(self, batch, candidates=None):

@@ -17,7 +17,7 @@ from recbole_cdr_ext.runs.run import run_recbole_cdr
 from recbole_cdr_ext.serving.recommendation import load_model, recommend
 from recbole_cdr_ext.trainer import checkpoint
 from recbole_cdr_ext.trainer.sharpness import PGD
-from recbole_cdr_ext.trainer.stages import run_stages
+from recbole_cdr_ext.trainer.stages import run_table_stages
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 
 NAMES = ["books", "films"]
@@ -265,7 +265,7 @@ def test_mapped_biases_are_the_least_squares_line(root, bias_map):
     model = build(rating_config(root, NAMES, bias_map=bias_map))
     split, experiment, model = model.split, model, model.model
     # The same stages again: they come from the cache.
-    tables = run_stages(experiment.config, experiment.dataset, split, type(model)).tables
+    tables = run_table_stages(experiment.config, experiment.dataset, split, type(model)).tables
     source, target = tables[split.source], tables[split.target]
     rows = split.shared_ratings()
     if bias_map == "ratings":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from recbole_cdr_ext.splits.audit import (
     audit_split,
     held_out_pairs,
 )
+from recbole_cdr_ext.splits.drawing import long_tail_thresholds
 from recbole_cdr_ext.splits.interaction_split import groups, recall_rates
 from recbole_cdr_ext.splits.sampler import CrossDomainSampler
 from recbole_cdr_ext.splits.user_items import UserItems
@@ -205,10 +207,9 @@ def test_target_token_is_removed_from_the_other_domain(tmp_path):
 
 def test_groups_and_threshold(tmp_path):
     # Training users with 2, 3, 4, 5, 11 books: histories 1, 2, 3, 4, 10; the shortest 80 % have a mean of 10/4.
-    from recbole_cdr_ext.splits.making import _thresholds
-
     sequence = np.repeat(np.arange(5), [2, 3, 4, 5, 11])
-    assert _thresholds(sequence, np.zeros(len(sequence), int), 1) == [int(10 / 4)]
+    events = SimpleNamespace(sequence=sequence, domain=np.zeros(len(sequence), int))
+    assert long_tail_thresholds(events, 1) == [int(10 / 4)]
     loaded = load(tmp_path, random_domains(n_users=200))
     part, masks = loaded.split.test, groups(loaded.split, loaded.split.test)
     own, other = part.own_length, part.lengths.sum(1) - part.own_length

@@ -17,6 +17,7 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.files import make_folder, replacing
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.reading import words_in
+from recbole_cdr_ext.tasks.by_name import get_task
 
 Options = Mapping[str, Any]
 T = TypeVar("T")
@@ -87,7 +88,7 @@ def output_folder(kind: str, names: Sequence[str], config: CDRConfig, options: O
         return make_folder(options["out"])
     decides = {key: str(value) for key, value in options.items() if key not in ("out", "show_progress")}
     key = hashlib.sha256(json.dumps([kind, list(names), decides], sort_keys=True).encode()).hexdigest()[:6]
-    scene = f"beta{config['beta']:g}" if config["task"] == "rating" else config["split"]
+    scene = get_task(config["task"]).scene(config)
     return make_folder(Path("analyses") / f"{kind}-{config['dataset']}-{scene}-{key}")
 
 

@@ -92,7 +92,7 @@ def grid_points(
             config = CDRConfig(model, dataset, config_dict=changes, argv=words)
             check_bridge(f"{config['model']} can't be analysed", config.model_class, config.to_dict())
             name = f"sensitivity-{config['model']}-{config['dataset']}-k{k}-rho{rho:g}-{config.fingerprint()[:10]}"
-            config["run_id"] = name
+            config = config.replaced(run_id=name)
             points.append(GridPoint(int(k), float(rho), config, Path(config["checkpoint_dir"]) / name))
     return points
 

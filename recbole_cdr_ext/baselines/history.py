@@ -66,7 +66,7 @@ class ItemItemBaseline(_TraditionalBaseline):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        counts = np.bincount(dataset.train_events.item, minlength=self.n_items)
+        counts = np.bincount(dataset.split.train_events.item, minlength=self.n_items)
         self.register_buffer(
             "tie_break", torch.from_numpy(1e-6 * counts / max(counts.max(), 1)).float(), persistent=False
         )

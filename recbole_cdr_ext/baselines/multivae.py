@@ -88,7 +88,7 @@ class MultiVAEBaseline(UserBaseline):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        events = dataset.train_events
+        events = dataset.split.train_events
         self.bags = users_as_instances(events.user, events.item, self.n_users, dataset.item_offset)
         self.longest = int(self.bags.lengths.max(initial=1))
 

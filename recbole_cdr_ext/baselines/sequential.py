@@ -132,7 +132,7 @@ class SequenceDotBaseline(SequentialBaseline):
                 weight = model.item_embedding.weight
                 model.item_embedding = ItemTable.from_pretrained(weight, freeze=False, padding_idx=0)
         if self.one_pass:
-            self._events, self._token_key = dataset.train_events, dataset.token_key
+            self._events, self._token_key = dataset.split.train_events, dataset.token_key
             self._reorder = reorders(config)
             self.sequences_of = self._sequences(self._events)
 

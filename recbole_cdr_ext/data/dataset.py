@@ -18,6 +18,7 @@ from recbole.utils import FeatureSource, FeatureType
 from recbole_cdr_ext import compat
 from recbole_cdr_ext.data import atomic
 from recbole_cdr_ext.errors import CDRError, did_you_mean
+from recbole_cdr_ext.registry.splits import get_split
 
 compat.apply()
 
@@ -75,8 +76,9 @@ class CrossDomainDataset(Dataset):
         events: all interactions after the filters, on each user's merged timeline.
         order: "clock", "merged" or "none": what the timestamps mean.
         rows: the published rows, in the layout ``rows`` only.
-        split: the split in force (set by ``make_split``); models built on the dataset learn from it alone.
-        report: what loading found and did, counted.
+        report: what loading did, counted.
+
+    A dataset stays as it was loaded: splits are made of it, and models are built on a split's :class:`TrainingData`.
 
     Raises:
         CDRError: a file is missing or malformed, or a domain is empty after the filters.
@@ -84,7 +86,7 @@ class CrossDomainDataset(Dataset):
 
     config: Any
 
-    def _from_scratch(self):
+    def _from_scratch(self) -> None:
         self._get_preset()
         self._get_field_from_config()
         config = self.config
@@ -92,14 +94,15 @@ class CrossDomainDataset(Dataset):
         self.n_domains = len(self.domains)
         self.order: str = config["order"]
         self.simulated = bool(config["simulated"])
-        self.task: str = config["task"] or "next_item"
+        maker = get_split(config["split"])
+        self.averages_repeats = maker.averages_repeats
+        published = maker.layout == "rows"
         self.report: dict[str, object] = {}
         self.user_feat = self.item_feat = None
-        published = config["split"] == "published"
         folder = Path(self.dataset_path) / "rows" if published else Path(self.dataset_path)
         if published and not (folder / "rows.inter").exists():
             raise CDRError(
-                f"split=published needs the published rows as they are, and {folder} does not hold them. "
+                f"split={config['split']} needs the published rows as they are, and {folder} does not hold them. "
                 f"Run: recbole-cdr prepare {self.dataset_name} --layout=rows --raw=DIR"
             )
         frames = [self._load_domain(folder, k, name) for k, name in enumerate(self.domains)]
@@ -120,13 +123,13 @@ class CrossDomainDataset(Dataset):
                 f"Prepare it (recbole-cdr prepare {self.dataset_name}) or mend 'domains' in its property file."
             )
         general = self.config
-        own = (general["domain_settings"] or {}).get(name) or {}
-        frame = self._read_columns(path, own.get("load_col", general["load_col"]))
+        of_domain = (general["domain_settings"] or {}).get(name) or {}
+        frame = self._read_columns(path, of_domain.get("load_col", general["load_col"]))
         frame = frame.rename(columns={"user_id": self.uid_field, "item_id": self.iid_field})
-        found = len(frame)
+        n_in_file = len(frame)
         self.inter_feat = self._without_duplicates(frame, name)
         # RecBole's filters read their settings from self.config: lend them this domain's for as long as they run.
-        self.config = {key: own.get(key, general[key]) for key in FILTERS}
+        self.config = {key: of_domain.get(key, general[key]) for key in FILTERS}
         self._declare_fields(self.inter_feat)
         for field in self.config["val_interval"] or {}:
             if field not in self.inter_feat:
@@ -139,16 +142,16 @@ class CrossDomainDataset(Dataset):
             self._filter_by_inter_num()
         finally:
             self.config = general
-        kept, self.inter_feat = self.inter_feat, None
-        self.report[f"{name}: interactions in the file"] = found
-        self.report[f"{name}: interactions kept"] = len(kept)
-        if kept.empty:
+        filtered, self.inter_feat = self.inter_feat, None
+        self.report[f"{name}: interactions in the file"] = n_in_file
+        self.report[f"{name}: interactions kept"] = len(filtered)
+        if filtered.empty:
             raise CDRError(
-                f"No interaction of domain '{name}' is left of {found} in {path} after the filters "
+                f"No interaction of domain '{name}' is left of {n_in_file} in {path} after the filters "
                 f"(val_interval, user_inter_num_interval, item_inter_num_interval): loosen them."
             )
-        kept[DOMAIN_FIELD] = index
-        return kept
+        filtered[DOMAIN_FIELD] = index
+        return filtered
 
     @staticmethod
     def _read_columns(path: Path, load_col: Mapping[str, list[str]] | None) -> pd.DataFrame:
@@ -160,13 +163,13 @@ class CrossDomainDataset(Dataset):
         return atomic.read_inter(path, required=named, columns={*named, "row_id"})
 
     def _without_duplicates(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:
-        """next_item keeps the first of a user's interactions with an item; rating averages them."""
+        """Keeps the first of a user's interactions with an item, or averages their ratings, as the split asks for."""
         key = [c for c in ("row_id", self.uid_field, self.iid_field) if c in frame]
         double = frame.duplicated(key)
         self.report[f"{name}: duplicated (user, item)"] = int(double.sum())
         if not double.any():
             return frame
-        if self.task == "rating" and "rating" in frame:
+        if self.averages_repeats and "rating" in frame:
             means = frame.groupby(key, sort=False)["rating"].transform("mean")
             return frame.assign(rating=means)[~double].copy()
         if "timestamp" in frame:
@@ -247,10 +250,10 @@ class CrossDomainDataset(Dataset):
     def _sort_events(self) -> None:
         flat = self._flat
         sequence = flat["user"] - 1
-        if self.rows is not None or self.config["split"] == "published":
+        if self.rows is not None:
             sequence = self._row_index.to_numpy()[self._row_index.index.get_indexer(flat["row"])]
         time = flat["time"]
-        if self.order == "none" and self.config["split"] != "published":
+        if self.order == "none" and self.rows is None:
             # The files' order means nothing: a seeded one takes its place, so that "last" is a random item and
             # every history comes shuffled, in all that follows.
             time = np.random.default_rng(int(self.config["split_seed"])).permutation(len(time)).astype(float)
@@ -305,7 +308,8 @@ class CrossDomainDataset(Dataset):
 
     def item_token(self, items: np.ndarray) -> np.ndarray:
         """External tokens of global item ids."""
-        return self._tokens[np.asarray(items)]
+        tokens: np.ndarray = self._tokens[np.asarray(items)]
+        return tokens
 
     def item_ids(self, domain: int, tokens: list[str]) -> np.ndarray:
         """Global ids of a domain's items by external token.

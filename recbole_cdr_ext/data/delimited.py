@@ -210,9 +210,9 @@ def _check_line(
         check_number(where, name, fields[position])
 
 
-def wrong_width(where: str, found: int, expected: int) -> CDRError:
+def wrong_width(where: str, n_fields: int, expected: int) -> CDRError:
     """The error for a line with too few or too many fields."""
-    fields = "1 field" if found == 1 else f"{found} fields"
+    fields = "1 field" if n_fields == 1 else f"{n_fields} fields"
     return CDRError(
         f"{where}: {fields} instead of {expected}; the line is truncated or malformed, mend or remove it."
     )

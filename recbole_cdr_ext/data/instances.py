@@ -9,6 +9,7 @@ so the positions of one sequence share its memory whatever their number.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -75,12 +76,14 @@ class Instances:
     @property
     def lengths(self) -> np.ndarray:
         """(n, K) history lengths, the target not counted."""
-        return self.stop - self.start
+        lengths: np.ndarray = self.stop - self.start
+        return lengths
 
     @property
     def own_length(self) -> np.ndarray:
         """(n,) history length in the target's domain."""
-        return self.lengths[np.arange(len(self)), self.domain]
+        lengths: np.ndarray = self.lengths[np.arange(len(self)), self.domain]
+        return lengths
 
     def take(self, rows: np.ndarray) -> Instances:
         """Returns the instances at ``rows`` (indices or a mask); the pool is shared."""
@@ -158,7 +161,7 @@ class Batch(Interaction):
         self.target_domain = target_domain
         self.n_domains = n_domains
 
-    def to(self, device, selected_field=None):
+    def to(self, device: torch.device | str, selected_field: Sequence[str] | str | None = None) -> Batch:
         """Returns the batch on ``device``."""
         moved = {name: tensor.to(device) for name, tensor in self.interaction.items()}
         return Batch(moved, self.target_domain, self.n_domains)

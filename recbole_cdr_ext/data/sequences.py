@@ -14,6 +14,8 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_cdr_ext.data.dataset import Events
+from recbole_cdr_ext.registry.splits import get_split
+from recbole_cdr_ext.settings.config import CDRConfig
 
 # As in loader.py: batches are cut from pools of this many, sorted by length.
 _BUCKET = 16
@@ -31,7 +33,9 @@ class SequenceBatch(Interaction):
         super().__init__(tensors)
         self.tag = tag
 
-    def to(self, device, selected_field=None):
+    def to(
+        self, device: torch.device | str, selected_field: Sequence[str] | str | None = None
+    ) -> SequenceBatch:
         """Returns the batch on ``device``."""
         return SequenceBatch({name: tensor.to(device) for name, tensor in self.interaction.items()}, self.tag)
 
@@ -111,12 +115,14 @@ class TrainingSequences:
         return SequenceBatch({name: torch.from_numpy(array) for name, array in arrays.items()}, tag)
 
 
-def reorders(config) -> bool:
-    """Whether each epoch reads training sequences in another order (``reorder``), as theirs means nothing.
+def reorders(config: CDRConfig) -> bool:
+    """Returns whether each epoch reads training sequences in another order (``reorder``), as theirs means nothing.
 
     The published rows are trained on as they were printed.
     """
-    return bool(config["reorder"]) and config["order"] == "none" and config["split"] != "published"
+    return (
+        bool(config["reorder"]) and config["order"] == "none" and get_split(config["split"]).layout != "rows"
+    )
 
 
 def new_order(events: Events, rng: np.random.Generator) -> np.ndarray:
@@ -144,23 +150,24 @@ def behind_the_others(events: Events, domain: int, max_length: int) -> Events:
     """Returns the events as sequences for targets in ``domain``, where there is no order between domains.
 
     A sequence holds the last ``max_length`` events of each other domain, domain by domain, then at most ``max_length``
-    of its own. A longer own history is cut from its end, and each piece stands behind the same other events.
+    of its own. A longer one of the domain is cut from its end, and each piece stands behind the same other events.
     """
-    own = events.domain == domain
+    in_target = events.domain == domain
     block = events.sequence * np.int64(events.domain.max(initial=0) + 1) + events.domain
     by_block = np.argsort(block, kind="stable")
     stop = np.cumsum(np.bincount(block))
     back = np.empty(len(block), np.int64)  # events behind each in its sequence and domain
     back[by_block] = stop[block[by_block]] - 1 - np.arange(len(block))
     pieces = -(
-        -np.bincount(events.sequence[own], minlength=int(events.sequence.max(initial=0)) + 1) // max_length
+        -np.bincount(events.sequence[in_target], minlength=int(events.sequence.max(initial=0)) + 1)
+        // max_length
     )
-    context = np.flatnonzero(~own & (back < max_length))
+    context = np.flatnonzero(~in_target & (back < max_length))
     copies = pieces[events.sequence[context]]
     copy = np.arange(copies.sum()) - np.repeat(np.cumsum(copies) - copies, copies)
-    rows = np.append(np.repeat(context, copies), np.flatnonzero(own))
-    piece = np.append(copy, back[own] // max_length)
-    order = np.lexsort((rows, events.domain[rows], own[rows], piece, events.sequence[rows]))
+    rows = np.append(np.repeat(context, copies), np.flatnonzero(in_target))
+    piece = np.append(copy, back[in_target] // max_length)
+    order = np.lexsort((rows, events.domain[rows], in_target[rows], piece, events.sequence[rows]))
     rows, piece = rows[order], piece[order]
     first = np.append(True, (np.diff(events.sequence[rows]) != 0) | (np.diff(piece) != 0))[: len(rows)]
     return replace(events.take(rows), sequence=np.cumsum(first) - 1)

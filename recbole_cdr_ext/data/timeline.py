@@ -34,7 +34,8 @@ class Timeline:
 
     def before(self, block: np.ndarray, rank: np.ndarray) -> np.ndarray:
         """Returns the pool position where the events of each ``block`` with a rank below ``rank`` end."""
-        return np.searchsorted(self._key, block * (len(self.events) + 1) + rank)
+        place: np.ndarray = np.searchsorted(self._key, block * (len(self.events) + 1) + rank)
+        return place
 
     def last_of_blocks(self, mask: np.ndarray | None = None) -> np.ndarray:
         """Returns the rank of the last event of each block, among the events in ``mask``."""

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 
 from recbole_cdr_ext import compat
 from recbole_cdr_ext.errors import CDRError, did_you_mean
+from recbole_cdr_ext.registry import entry_points
 from recbole_cdr_ext.settings.paths import model_property_file, properties_dir
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def model_classes(name: str | type) -> dict[str, type]:
     if name in _built_in():
         return _built_in()[name]
     if name in (plugins := _plugins()):
-        return _by_task(_load(plugins[name]))
+        return _by_task(_checked(entry_points.load(plugins[name], "model")))
     if name in _recbole():
         compat.apply()
         return _by_task(getattr(importlib.import_module(_recbole()[name]), name))
@@ -137,8 +138,8 @@ def property_files(name: str, model: type, task: str) -> list[Path]:
     package = model.__module__.split(".")[0]
     if package not in ("recbole", PACKAGE) and (source := inspect.getsourcefile(model)):
         folders.append(Path(source).parent)
-    found = (model_property_file(folder, name, task) for folder in folders)
-    return [path for path in found if path]
+    files = (model_property_file(folder, name, task) for folder in folders)
+    return [path for path in files if path]
 
 
 def _resolve(name: str | type, task: str | None) -> type:
@@ -166,12 +167,12 @@ def _by_task(model: type) -> dict[str, type]:
 def _built_in() -> dict[str, dict[str, type]]:
     """By name and task the models in :data:`FAMILIES`."""
     compat.apply()
-    found: dict[str, dict[str, type]] = {}
+    models: dict[str, dict[str, type]] = {}
     for module in _modules():
         for cls in _classes(module):
             if _is_ours(cls):
-                found.setdefault(cls.__name__, {}).update(_by_task(cls))
-    return dict(sorted(found.items()))
+                models.setdefault(cls.__name__, {}).update(_by_task(cls))
+    return dict(sorted(models.items()))
 
 
 def _modules() -> Iterator[ModuleType]:
@@ -193,31 +194,8 @@ def _classes(module: ModuleType) -> Iterator[type]:
 
 
 def _plugins() -> dict[str, importlib.metadata.EntryPoint]:
-    """Other packages' models by name. Not cached: a package installed meanwhile is found."""
-    found = {}
-    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        if entry.name in _built_in():
-            logging.getLogger(__name__).warning(
-                "%s (%s) is ignored: that name is taken.", entry.name, entry.value
-            )
-        else:
-            found[entry.name] = entry
-    return found
-
-
-def _load(entry: importlib.metadata.EntryPoint) -> type:
-    try:
-        model = entry.load()
-    except Exception as error:  # whatever another package's import raises
-        raise CDRError(
-            f"The model '{entry.name}' of package {_origin(entry)} can't be imported from {entry.value}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    return _checked(model)
-
-
-def _origin(entry: importlib.metadata.EntryPoint) -> str:
-    return entry.dist.name if entry.dist else entry.module.split(".")[0]
+    """Other packages' models by name."""
+    return entry_points.plugins(ENTRY_POINTS, _built_in())
 
 
 def _checked(model: object) -> type:
@@ -250,19 +228,20 @@ def _recbole() -> dict[str, str]:
     spec = importlib.util.find_spec("recbole")
     if spec is None or spec.origin is None:
         raise CDRError("RecBole is not installed: pip install recbole==1.2.0")
-    found = {}
+    modules = {}
     for package in RECBOLE_PACKAGES:
         folder = Path(spec.origin).parent.joinpath(*package.split(".")[1:])
         for path in folder.glob("*.py"):
             for name in re.findall(r"^class (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE):
                 if name.lower() == path.stem:
-                    found[name] = f"{package}.{path.stem}"
-    return dict(sorted(found.items()))
+                    modules[name] = f"{package}.{path.stem}"
+    return dict(sorted(modules.items()))
 
 
 def _adapt(model: type) -> type[CrossDomainRecommender]:
     compat.apply()
-    return pkgutil.resolve_name(ADAPTER)(model)
+    adapted: type[CrossDomainRecommender] = pkgutil.resolve_name(ADAPTER)(model)
+    return adapted
 
 
 # -- describing -----------------------------------------------------------------------------------------------------
@@ -270,7 +249,7 @@ def _adapt(model: type) -> type[CrossDomainRecommender]:
 
 def _describe(name: str, model: type[CrossDomainRecommender]) -> ModelInfo:
     recbole, plugin = recbole_class(name, model.task), _plugins().get(name)
-    origin = "recbole" if recbole else _origin(plugin) if plugin else "recbole_cdr_ext"
+    origin = "recbole" if recbole else entry_points.origin(plugin) if plugin else "recbole_cdr_ext"
     return ModelInfo(
         name=name,
         task=model.task,

@@ -16,14 +16,8 @@ from recbole_cdr_ext.runs.finished import Run, Unusable, find_folders, read_run
 from recbole_cdr_ext.runs.folder import RESULT
 from recbole_cdr_ext.settings.config import RUNTIME_KEYS
 from recbole_cdr_ext.settings.reading import short, text_of
-from recbole_cdr_ext.splits.keys import RATING_SPLIT_KEYS, SPLIT_KEYS
+from recbole_cdr_ext.tasks.by_name import get_task
 
-# What the runs of one table have in common; what else decides a split only changes what is trained on.
-TRAINING_KEYS = {"train_targets", "train_on_histories"}
-SHARED_KEYS: Mapping[str, tuple[str, ...]] = {
-    "next_item": (*(key for key in SPLIT_KEYS if key not in TRAINING_KEYS), "candidate_seed"),
-    "rating": RATING_SPLIT_KEYS,
-}
 OLDER = "older version"
 IN_A_LABEL = 3  # settings; more than that say less than a number does
 
@@ -180,14 +174,10 @@ def grouped(runs: Iterable[Run]) -> tuple[list[Group], list[tuple[Path, str]]]:
 
 
 def shared_settings(run: Run) -> dict[str, Any]:
-    """Returns what makes runs comparable: whatever decides the questions, and among which candidates."""
-    shared = {key: run.value(key) for key in SHARED_KEYS[run.task] if key not in ("task", "split")}
-    if run.task == "rating":  # given or chosen
-        shared |= {key: run.result.get(key, shared[key]) for key in ("source", "target", "beta")}
-    else:
-        mode = (run.value("eval_args") or {}).get("mode")
-        shared["candidates"] = mode.get("test") if isinstance(mode, Mapping) else mode
-    return shared
+    """Returns what makes runs comparable: whatever decides what was asked, and among which candidates."""
+    task = get_task(run.task)
+    shared = {key: run.value(key) for key in task.shared_keys if key not in ("task", "split")}
+    return {**shared, **task.questions(run.value, run.result)}
 
 
 def _key(run: Run) -> str:

@@ -15,10 +15,11 @@ from recbole.utils import set_color
 from recbole_cdr_ext import __version__, compat
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
-from recbole_cdr_ext.runs.experiment import Experiment, log_parts
+from recbole_cdr_ext.runs.experiment import log_parts
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.interaction_split import Split
 from recbole_cdr_ext.splits.rating_split import RatingSplit
+from recbole_cdr_ext.tasks.task import Experiment
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 
 compat.apply()
@@ -41,7 +42,7 @@ def log_data(
         f"seed {config['seed']}, device {config['device']}, {torch.get_num_threads()} threads"
     )
     info(f"{set_color('data', 'blue')}: {dataset.summary()}")
-    log_parts(dataset, split)
+    log_parts(config, dataset, split)
     for what, count in split.report.items():
         if not what.startswith("leak: ") and count:
             info(f"  {what}: {count}")

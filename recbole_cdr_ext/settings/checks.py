@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.registry import metrics as metric_registry
-from recbole_cdr_ext.settings.reading import parse_value
+from recbole_cdr_ext.registry.splits import get_split, list_splits
+from recbole_cdr_ext.settings.reading import TASKS, parse_value
 
 # -- types ----------------------------------------------------------------------------------------------------------
 
@@ -125,7 +126,6 @@ RULES: Mapping[str, Rule] = {
     ),
     "domains": (_names, "a list of one or more different names, without slashes and colons"),
     "order": _one_of("clock", "merged", "none"),
-    "split": _one_of("user", "leave_one_out", "published", "cold_start"),
     "split_ratio": (_shares, "three numbers above 0 whose sum is 1"),
     "cold_start_ratio": _ratio(),
     "overlap_ratio": _ratio(),
@@ -215,7 +215,7 @@ def check_sizes(settings: Mapping[str, Any]) -> None:
         low = 1
         if key == "n_layers" and settings.get("n_heads") is None:
             low = 0  # of a graph's propagation: the tables themselves
-        elif key == "embedding_size" and settings["task"] == "rating":
+        elif key == "embedding_size" and settings.get("biases") is not None:
             low = 0
         elif "dropout" in key:
             if not all(0 <= number < 1 for number in numbers):
@@ -367,6 +367,11 @@ def check_domain_settings(
             raise CDRError(f"{key}={settings[key]} is none of the domains {', '.join(settings['domains'])}.")
 
 
+def _listed(names: Sequence[str]) -> str:
+    """Returns names as a sentence has them: "a, b and c"."""
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
+
+
 def check_split(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Checks that no setting is ignored by the split, or contradicts it.
 
@@ -377,20 +382,19 @@ def check_split(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> Non
         CDRError: one is or does.
     """
     split = settings["split"]
-    if (split == "cold_start") != (settings["task"] == "rating"):
+    maker = get_split(split)
+    if maker.task != settings["task"]:
+        by_task = {task: [info.name for info in list_splits() if info.task == task] for task in TASKS}
         raise CDRError(
-            f"split={split} does not serve task={settings['task']}: split=cold_start is the split of ratings, "
-            "user, leave_one_out and published are those of next_item. Leave it out."
+            f"split={split} does not serve task={settings['task']}: split={' or '.join(by_task['rating'])} is the "
+            f"split of ratings, {_listed(by_task['next_item'])} are those of next_item. Leave it out."
         )
-    unused = {"cold_start": ("overlap_ratio", "density", "time_respecting")}.get(split, ())
-    for key in ("cold_start_ratio", "split_ratio", *unused):
+    for key in maker.without_effect:
         # The default passes, so that the settings of one run can be those of another (see to_dict).
-        if split != "user" and settings[key] and settings[key] != defaults[key]:
+        if settings[key] and settings[key] != defaults[key]:
             raise CDRError(f"{key} has no effect with split={split}: leave it out.")
-    if settings["order"] == "none" and split == "leave_one_out":
-        raise CDRError(
-            "split=leave_one_out needs an order, and the dataset says order: none. Use split=user."
-        )
+    if settings["order"] == "none" and maker.needs_order:
+        raise CDRError(f"split={split} needs an order, and the dataset says order: none. Use split=user.")
     if settings["order"] == "none" and settings["time_respecting"]:
         raise CDRError("time_respecting=True needs an order, and the dataset says order: none. Leave it out.")
 

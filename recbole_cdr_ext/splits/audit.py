@@ -6,17 +6,14 @@ token in two domains is the same thing. The checks cost a few sorts, so they are
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import numpy as np
 
+from recbole_cdr_ext.data.instances import Instances
 from recbole_cdr_ext.errors import CDRError
-
-if TYPE_CHECKING:
-    from recbole_cdr_ext.data.instances import Instances
-    from recbole_cdr_ext.splits.interaction_split import Split
-    from recbole_cdr_ext.splits.rating_split import RatingSplit
-from recbole_cdr_ext.splits.interaction_split import recall_rates
+from recbole_cdr_ext.splits.interaction_split import Split, recall_rates
+from recbole_cdr_ext.splits.rating_split import RatingSplit
 
 
 class LeakError(CDRError):
@@ -43,7 +40,7 @@ def audit_split(split: Split, *, time_respecting: bool, fail: bool = True) -> di
     secret = held_out_pairs(split)
     events = split.train_events
     held_out = (split.valid, split.test)
-    found = {
+    counts = {
         "leak: held-out pairs among training interactions": _hits(
             secret, _pairs(split, events.user, events.item)
         ),
@@ -56,10 +53,10 @@ def audit_split(split: Split, *, time_respecting: bool, fail: bool = True) -> di
             sum(_late(p, time_respecting) for p in (split.train, *held_out)) if split.ordered else 0
         ),
     }
-    return _judge(found, fail)
+    return _judge(counts, fail)
 
 
-def audit_ratings(split: RatingSplit) -> dict[str, int]:
+def audit_ratings(split: RatingSplit, *, fail: bool = True) -> dict[str, int]:
     """Checks the ratings that train; returns what was counted (all zero, or it raised).
 
     Raises:
@@ -67,11 +64,11 @@ def audit_ratings(split: RatingSplit) -> dict[str, int]:
             is among the training ratings of any domain.
     """
     span = int(split.token_key.max()) + 1
-    asked = [split.valid, split.test]
+    held_out = [split.valid, split.test]
     secret = np.unique(
-        np.concatenate([p.user.astype(np.int64) * span + split.token_key[p.item] for p in asked])
+        np.concatenate([p.user.astype(np.int64) * span + split.token_key[p.item] for p in held_out])
     )
-    users = np.unique(np.concatenate([p.user for p in asked]))
+    users = np.unique(np.concatenate([p.user for p in held_out]))
     train = split.train.values()
     pairs = np.concatenate([p.user.astype(np.int64) * span + split.token_key[p.item] for p in train])
     return _judge(
@@ -80,10 +77,10 @@ def audit_ratings(split: RatingSplit) -> dict[str, int]:
             "leak: held-out users with training ratings in the target domain": _hits(
                 users, split.train[split.target].user
             ),
-            "leak: users both validated and tested": len(np.intersect1d(asked[0].user, asked[1].user)),
+            "leak: users both validated and tested": len(np.intersect1d(held_out[0].user, held_out[1].user)),
             "leak: held-out users among those the mapping learns from": _hits(users, split.overlapping),
         },
-        fail=True,
+        fail,
     )
 
 
@@ -112,7 +109,7 @@ def audit_recalled(split: Split, *, tolerance: float = 6.0, fail: bool = True) -
     Raises:
         LeakError: one of these is violated.
     """
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for name in ("train", "valid", "test"):
         part = split.part(name)
         assert part.recalled is not None
@@ -120,15 +117,17 @@ def audit_recalled(split: Split, *, tolerance: float = 6.0, fail: bool = True) -
         high = split.item_offset[part.domain + 1][:, None]
         real = part.recalled > 0
         wrong = real & ((part.recalled < low) | (part.recalled >= high))
-        found[f"leak: recalled items of another domain ({name})"] = int(wrong.sum())
-        found[f"leak: recalled items that stand in the history ({name})"] = _recalled_from_history(part)
+        counts[f"leak: recalled items of another domain ({name})"] = int(wrong.sum())
+        counts[f"leak: recalled items that stand in the history ({name})"] = _recalled_from_history(part)
     rates = recall_rates(split)
     suspicious = _rates_differ(rates["train"], rates["held-out"], tolerance)
-    found["leak: targets recalled at another rate for held-out users"] = int(suspicious)
-    return _judge(found, fail)
+    counts["leak: targets recalled at another rate for held-out users"] = int(suspicious)
+    return _judge(counts, fail)
 
 
-def audit_candidates(split: Split, instances: Instances, blocks, *, fail: bool = True) -> dict[str, int]:
+def audit_candidates(
+    split: Split, instances: Instances, blocks: Iterable[tuple[np.ndarray, np.ndarray]], *, fail: bool = True
+) -> dict[str, int]:
     """Checks ranking candidates: none but the target may be an item that the user ever touched.
 
     Args:
@@ -162,7 +161,8 @@ def _rates_differ(first: tuple[int, int], second: tuple[int, int], tolerance: fl
 
 
 def _pairs(split: Split, user: np.ndarray, item: np.ndarray) -> np.ndarray:
-    return user.astype(np.int64) * (int(split.token_key.max()) + 1) + split.token_key[item]
+    pairs: np.ndarray = user.astype(np.int64) * (int(split.token_key.max()) + 1) + split.token_key[item]
+    return pairs
 
 
 def _hits(secret: np.ndarray, pairs: np.ndarray) -> int:
@@ -170,7 +170,7 @@ def _hits(secret: np.ndarray, pairs: np.ndarray) -> int:
 
 
 def _history_pairs(split: Split, instances: Instances) -> np.ndarray:
-    """The pairs that any history of these instances holds: the union of their ranges, without walking each."""
+    """Returns the pairs that any history of these instances holds: the union of their ranges, without walking each."""
     pool = instances.pool
     depth = np.zeros(len(pool.item) + 1, np.int64)
     np.add.at(depth, instances.start.ravel(), 1)
@@ -180,7 +180,7 @@ def _history_pairs(split: Split, instances: Instances) -> np.ndarray:
 
 
 def _flat_histories(instances: Instances, domain: int) -> tuple[np.ndarray, np.ndarray]:
-    """All history items of one domain as (row, pool position) pairs."""
+    """Returns all history items of one domain as (row, pool position) pairs."""
     length = instances.lengths[:, domain]
     row = np.repeat(np.arange(len(instances)), length)
     place = (
@@ -199,7 +199,7 @@ def _own_target_hits(split: Split, instances: Instances) -> int:
 
 
 def _late(instances: Instances, all_domains: bool) -> int:
-    """Histories whose last item lies after the target."""
+    """Returns how many histories have a last item after the target."""
     late = 0
     for k in range(instances.start.shape[1]):
         some = instances.lengths[:, k] > 0
@@ -216,16 +216,16 @@ def _recalled_from_history(instances: Instances) -> int:
     hits = 0
     for k in range(instances.start.shape[1]):
         row, place = _flat_histories(instances, k)
-        own = instances.domain[row] == k
-        seen = row[own] * span + instances.pool.item[place[own]]
+        in_target = instances.domain[row] == k
+        seen = row[in_target] * span + instances.pool.item[place[in_target]]
         recalled = np.arange(len(instances))[:, None] * span + instances.recalled
-        hits += int(np.isin(recalled[instances.recalled > 0], seen).sum()) if own.any() else 0
+        hits += int(np.isin(recalled[instances.recalled > 0], seen).sum()) if in_target.any() else 0
     return hits
 
 
-def _judge(found: dict[str, int], fail: bool) -> dict[str, int]:
-    leaks = {what: count for what, count in found.items() if count}
+def _judge(counts: dict[str, int], fail: bool) -> dict[str, int]:
+    leaks = {what: count for what, count in counts.items() if count}
     if leaks and fail:
         listed = "; ".join(f"{what.removeprefix('leak: ')}: {count}" for what, count in leaks.items())
         raise LeakError(f"The data leak what is to be predicted. {listed}. Nothing was trained.")
-    return found
+    return counts

@@ -1,60 +1,55 @@
-"""The split of the rating task: whose ratings train, and whose are asked for."""
+"""Split ``cold_start``: users without ratings in the target domain are asked for theirs."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from recbole_cdr_ext.data.dataset import CrossDomainDataset, Events, data_key
+from recbole_cdr_ext.data.dataset import CrossDomainDataset, Events
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.splits.audit import audit_ratings
-from recbole_cdr_ext.splits.keys import RATING_SPLIT_KEYS
-from recbole_cdr_ext.splits.rating_split import Ratings, RatingSplit
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.maker import RatingParts, RatingSplitMaker
+from recbole_cdr_ext.splits.rating_split import Ratings
 
 
-def make_rating_split(config, dataset: CrossDomainDataset) -> RatingSplit:
-    """Takes a share ``beta`` of the overlapping users as test users, a tenth of the others for validation.
+class ColdStartSplit(RatingSplitMaker):
+    """A share ``beta`` of the overlapping users is tested, a tenth of the others validates; both are cold-start users.
 
     All their ratings in the target domain leave the training data (section V.A of the SCDR paper). The overlapping
     users are ordered by their tokens and permuted with ``split_seed``.
-
-    Raises:
-        CDRError: the domains are unknown or equal, a rating is missing or outside of ``rating_range``, or the
-            overlapping users are too few.
     """
-    source, target = directions(config, dataset)
-    report: dict[str, object] = dict(dataset.report)
-    events = _rated(dataset.events, dataset, (source, target), tuple(config["rating_range"]))
-    by_domain = {k: events.take(events.domain == k) for k in (source, target)}
-    overlapping = np.intersect1d(by_domain[source].user, by_domain[target].user)
-    test, valid, train = _draw_users(overlapping, float(config["beta"]), int(config["split_seed"]), dataset)
-    report["overlapping users in train / valid / test"] = [len(train), len(valid), len(test)]
-    asked = np.isin(by_domain[target].user, np.concatenate([valid, test]))
-    held_out = by_domain[target].take(asked)
-    source_events = _without_tokens(by_domain[source], held_out, dataset, report)
-    split = RatingSplit(
-        source=source,
-        target=target,
-        train={source: _ratings(source_events), target: _ratings(by_domain[target].take(~asked))},
-        valid=_ratings(held_out.take(np.isin(held_out.user, valid))),
-        test=_ratings(held_out.take(np.isin(held_out.user, test))),
-        overlapping=train,
-        n_users=dataset.user_num,
-        item_offset=dataset.item_offset,
-        token_key=dataset.token_key,
-        rating_range=(float(config["rating_range"][0]), float(config["rating_range"][1])),
-        fingerprint=data_key(dataset.fingerprint, *(f"{key}={config[key]}" for key in RATING_SPLIT_KEYS)),
-        report=report,
-    )
-    known = split.known_items(target)
-    for part in ("valid", "test"):
-        item = split.part(part).item - dataset.item_offset[target]
-        report[f"{part} ratings of items without a training rating"] = int((~known[item]).sum())
-    report.update(audit_ratings(split))
-    dataset.split = split
-    return split
+
+    without_effect = ("cold_start_ratio", "split_ratio", "overlap_ratio", "density", "time_respecting")
+
+    def draw(self, config: CDRConfig, dataset: CrossDomainDataset, report: dict[str, object]) -> RatingParts:
+        """Draws the users and takes their target ratings out.
+
+        Raises:
+            CDRError: the domains are unknown or equal, a rating is missing or outside of ``rating_range``, or the
+                overlapping users are too few.
+        """
+        source, target = directions(config, dataset)
+        events = _rated(dataset.events, dataset, (source, target), tuple(config["rating_range"]))
+        by_domain = {k: events.take(events.domain == k) for k in (source, target)}
+        overlapping = np.intersect1d(by_domain[source].user, by_domain[target].user)
+        test, valid, train = _draw_users(
+            overlapping, float(config["beta"]), int(config["split_seed"]), dataset
+        )
+        report["overlapping users in train / valid / test"] = [len(train), len(valid), len(test)]
+        is_held_out = np.isin(by_domain[target].user, np.concatenate([valid, test]))
+        held_out = by_domain[target].take(is_held_out)
+        source_events = _without_tokens(by_domain[source], held_out, dataset, report)
+        return RatingParts(
+            source=source,
+            target=target,
+            source_ratings=Ratings.of(source_events),
+            target_ratings=Ratings.of(by_domain[target].take(~is_held_out)),
+            valid=Ratings.of(held_out.take(np.isin(held_out.user, valid))),
+            test=Ratings.of(held_out.take(np.isin(held_out.user, test))),
+            overlapping=train,
+        )
 
 
-def directions(config, dataset: CrossDomainDataset) -> tuple[int, int]:
+def directions(config: CDRConfig, dataset: CrossDomainDataset) -> tuple[int, int]:
     """Returns the indices of source and target: as configured, else the first two domains that are left.
 
     Raises:
@@ -120,7 +115,3 @@ def _without_tokens(
     double = np.isin(events.user.astype(np.int64) * span + dataset.token_key[events.item], secret)
     report["source ratings of held-out users for an asked item's token removed"] = int(double.sum())
     return events.take(~double) if double.any() else events
-
-
-def _ratings(events: Events) -> Ratings:
-    return Ratings(events.user, events.item, events.rating.astype(np.float32))

@@ -1,4 +1,4 @@
-"""Who is trained on, who is asked about, and what each may know: the three splits and the user groups."""
+"""A split of the next-item task: who is trained on, who is asked about, what each may know; and the user groups."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ class Split:
     """What a run works on.
 
     Attributes:
-        name: "user", "leave_one_out" or "published".
+        name: what ``split=`` is set to.
+        leaky: whether held-out targets can be reached from what trains, as is known of the published rows.
+        layout: the layout of the prepared data: "users", or "rows", whose instances repeat each other.
         train, valid, test: instances; ``train`` holds the targets that ``train_targets`` asks for.
         train_events: every interaction that a model may learn from; graphs, popularity and embeddings use these alone.
         touched: every (user, item) of any part, hidden ones included: never a negative.
@@ -29,7 +31,8 @@ class Split:
         train_targets: "last" or "all", as configured.
         fingerprint: changes with the data and with anything that decides the split.
         report: what was removed, dropped and found, counted.
-        test_items: (item_num,) mask of the items in the published test file; None under the other splits.
+        test_items: (item_num,) mask of a second pool of candidates (the items in the published test file); None under
+            splits without one.
         item_vectors: (item_num, d) what a generator learned of the items; None before one ran.
     """
 
@@ -47,6 +50,8 @@ class Split:
     train_targets: str
     fingerprint: str
     report: dict[str, object] = field(default_factory=dict)
+    leaky: bool = False
+    layout: str = "users"
     test_items: np.ndarray | None = None
     item_vectors: np.ndarray | None = None
 
@@ -57,7 +62,15 @@ class Split:
 
     def part(self, name: str) -> Instances:
         """The instances of "train", "valid" or "test"."""
-        return getattr(self, name)
+        instances: Instances = getattr(self, name)
+        return instances
+
+    @property
+    def n_overlapping(self) -> int:
+        """How many users have training interactions in several domains."""
+        events = self.train_events
+        pairs = np.unique(events.user.astype(np.int64) * self.n_domains + events.domain)
+        return int((np.bincount(pairs // self.n_domains) > 1).sum())
 
     def with_recalled(self, recalled: dict[str, np.ndarray]) -> Split:
         """Returns the split with recalled items, (n, r) by part, in its instances.
@@ -80,10 +93,11 @@ def groups(split: Split, instances: Instances) -> dict[str, np.ndarray]:
     ``cold``: no history in the target's domain, some in another. ``tailed``: at least one interaction there, at most
     the domain's threshold.
     """
-    own = instances.own_length
-    other = instances.lengths.sum(1) - own
+    in_target = instances.own_length
+    elsewhere = instances.lengths.sum(1) - in_target
     threshold = np.asarray(split.thresholds)[instances.domain]
-    masks = (np.ones(len(instances), bool), (own >= 1) & (own <= threshold), (own == 0) & (other > 0))
+    tailed, cold = (in_target >= 1) & (in_target <= threshold), (in_target == 0) & (elsewhere > 0)
+    masks = (np.ones(len(instances), bool), tailed, cold)
     return dict(zip(GROUPS, masks, strict=True))
 
 
@@ -124,10 +138,10 @@ def recalled_by_event(split: Split) -> np.ndarray | None:
     key = events.sequence * span + events.item
     order = np.argsort(key, kind="stable")
     # An instance's sequence is a block: what an event's sequence holds in one domain.
-    asked = train.sequence // split.n_domains * span + train.target
-    place = order[np.minimum(np.searchsorted(key[order], asked), len(key) - 1)]
-    found = key[place] == asked
-    assert found.all() or split.name == "published", "a training instance's target is no training event"
-    out = np.zeros((len(events), train.recalled.shape[1]), train.recalled.dtype)
-    out[place[found]] = train.recalled[found]
-    return out
+    target_key = train.sequence // split.n_domains * span + train.target
+    place = order[np.minimum(np.searchsorted(key[order], target_key), len(key) - 1)]
+    is_event = key[place] == target_key
+    assert is_event.all() or split.layout == "rows", "a training instance's target is no training event"
+    recalled = np.zeros((len(events), train.recalled.shape[1]), train.recalled.dtype)
+    recalled[place[is_event]] = train.recalled[is_event]
+    return recalled

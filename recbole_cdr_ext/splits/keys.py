@@ -1,4 +1,4 @@
-"""Who is trained on, who is asked about, and what each may know: the three splits and the user groups."""
+"""The settings that decide a split."""
 
 from __future__ import annotations
 

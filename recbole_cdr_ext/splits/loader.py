@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 
 from recbole_cdr_ext.data.instances import Batch, Instances, make_batch
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.sampler import CrossDomainSampler
 
 # Training batches are cut from pools of this many batches sorted by length: short enough to stay random, long enough
 # that a batch's rows are about as long as its longest.
 _BUCKET = 16
+
+
+class BatchReader(Protocol):
+    """What a model says of the batches that it reads."""
+
+    max_history_length: int
+    needs_negatives: bool
+    needs_merged: bool
+    needs_pseudo: bool
 
 
 class CrossDomainLoader:
@@ -31,9 +42,9 @@ class CrossDomainLoader:
 
     def __init__(
         self,
-        config,
+        config: CDRConfig,
         instances: Instances,
-        model,
+        model: BatchReader,
         *,
         sampler: CrossDomainSampler | None = None,
         training: bool = False,
@@ -91,9 +102,9 @@ class CrossDomainLoader:
         rows = rng.permutation(self._positions(rng))
         batches = []
         for k in np.unique(self.instances.domain[rows]):
-            own = rows[self.instances.domain[rows] == k]
-            for first in range(0, len(own), _BUCKET * self.batch_size):
-                bucket = own[first : first + _BUCKET * self.batch_size]
+            in_domain = rows[self.instances.domain[rows] == k]
+            for first in range(0, len(in_domain), _BUCKET * self.batch_size):
+                bucket = in_domain[first : first + _BUCKET * self.batch_size]
                 bucket = bucket[self._by_length(bucket, int(k))]
                 batches += [bucket[i : i + self.batch_size] for i in range(0, len(bucket), self.batch_size)]
         return [batches[i] for i in rng.permutation(len(batches))]
@@ -101,9 +112,9 @@ class CrossDomainLoader:
     def _blocks(self) -> list[np.ndarray]:
         blocks = []
         for k in np.unique(self.instances.domain):
-            own = np.flatnonzero(self.instances.domain == k)
-            own = own[self._by_length(own, int(k))]
-            blocks += [own[i : i + self.batch_size] for i in range(0, len(own), self.batch_size)]
+            in_domain = np.flatnonzero(self.instances.domain == k)
+            in_domain = in_domain[self._by_length(in_domain, int(k))]
+            blocks += [in_domain[i : i + self.batch_size] for i in range(0, len(in_domain), self.batch_size)]
         return blocks
 
     def _by_length(self, rows: np.ndarray, domain: int) -> np.ndarray:

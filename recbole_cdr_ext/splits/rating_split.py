@@ -1,4 +1,4 @@
-"""The split of the rating task: whose ratings train, and whose are asked for."""
+"""A split of the rating task: whose ratings train, and whose are asked for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_cdr_ext.data.dataset import hash_arrays
+from recbole_cdr_ext.data.dataset import Events, hash_arrays
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,11 @@ class Ratings:
     user: np.ndarray
     item: np.ndarray
     rating: np.ndarray
+
+    @classmethod
+    def of(cls, events: Events) -> Ratings:
+        """Takes the ratings of events."""
+        return cls(events.user, events.item, events.rating.astype(np.float32))
 
     def __len__(self) -> int:
         return len(self.user)
@@ -53,6 +58,7 @@ class RatingSplit:
         fingerprint: changes with the data and with anything that decides the split.
         report: what was removed and found, counted.
         tables: vectors and biases that stages have learned, by domain.
+        name, leaky, layout: as in :class:`Split`.
     """
 
     source: int
@@ -69,6 +75,8 @@ class RatingSplit:
     report: dict[str, object] = field(default_factory=dict)
     tables: Mapping[int, Any] = field(default_factory=dict)
     name: str = "cold_start"
+    leaky: bool = False
+    layout: str = "users"
 
     @property
     def n_domains(self) -> int:
@@ -77,7 +85,13 @@ class RatingSplit:
 
     def part(self, name: str) -> Ratings:
         """The ratings that are asked for in "valid" or "test"."""
-        return getattr(self, name)
+        ratings: Ratings = getattr(self, name)
+        return ratings
+
+    @property
+    def n_overlapping(self) -> int:
+        """How many users have training ratings in both domains."""
+        return len(self.overlapping)
 
     def shared_ratings(self) -> Ratings:
         """The target ratings of the overlapping training users (D^o): what mappings are learned from."""

@@ -41,7 +41,7 @@ class CrossDomainSampler(Sampler):
         AbstractSampler.__init__(self, distribution="uniform", alpha=1.0)
 
     def get_used_ids(self) -> dict[str, UserItems]:
-        """What must not be sampled, by phase."""
+        """Returns what must not be sampled, by phase."""
         events = self.split.train_events
         trained = UserItems.of(events.user, events.item, self.user_num)
         span = np.int64(self.item_num)
@@ -49,10 +49,12 @@ class CrossDomainSampler(Sampler):
         self._trained_pairs = owner * span + trained.items  # ascending, for binary search
         return {"train": trained, "valid": self.split.touched, "test": self.split.touched}
 
-    def _uni_sampling(self, sample_num):
+    def _uni_sampling(self, sample_num: int) -> np.ndarray:
         return np.random.randint(1, self.item_num, sample_num)
 
-    def sample_by_user_ids(self, user_ids, item_ids, num):
+    def sample_by_user_ids(
+        self, user_ids: np.ndarray | torch.Tensor, item_ids: np.ndarray | torch.Tensor, num: int
+    ) -> torch.Tensor:
         """RecBole's interface: ``num`` training negatives per user, of the domain that each ``item_ids`` lies in.
 
         Returns:
@@ -93,7 +95,8 @@ class CrossDomainSampler(Sampler):
         if not len(self._trained_pairs):
             return np.zeros(pairs.shape, bool)
         place = np.searchsorted(self._trained_pairs, pairs)
-        return self._trained_pairs[np.minimum(place, len(self._trained_pairs) - 1)] == pairs
+        trained: np.ndarray = self._trained_pairs[np.minimum(place, len(self._trained_pairs) - 1)] == pairs
+        return trained
 
     def candidates(self, instances: Instances, mode: str, allowed: np.ndarray | None = None) -> Candidates:
         """Returns the candidates of instances: ``uniN``, ``popN`` (N negatives) or ``full``.
@@ -136,7 +139,7 @@ class Candidates:
         self, split: Split, instances: Instances, mode: str, seed: int, allowed: np.ndarray | None = None
     ):
         self.mode, self._split, self._instances = mode, split, instances
-        self.distribution, self.asked = _parse_mode(mode)
+        self.distribution, self.n_negatives = _parse_mode(mode)
         self._allowed = np.ones(int(split.item_offset[-1]), bool) if allowed is None else allowed
         if allowed is not None and self.distribution == "full":
             raise CDRError(
@@ -150,10 +153,10 @@ class Candidates:
             self.reduced: dict[int, int] = {}
             self.width = int(sizes.max())
             return
-        self.counts = np.minimum(room, self.asked) + 1
-        short = np.unique(instances.domain[room < self.asked])
+        self.counts = np.minimum(room, self.n_negatives) + 1
+        short = np.unique(instances.domain[room < self.n_negatives])
         self.reduced = {int(k): int(self.counts[instances.domain == k].max()) for k in short}
-        self.width = self.asked + 1
+        self.width = self.n_negatives + 1
         self._table = self._draw(np.random.default_rng(seed))
 
     def __len__(self) -> int:
@@ -186,7 +189,8 @@ class Candidates:
         domain = np.searchsorted(offset, touched.items, side="right") - 1
         counts = np.zeros((self._split.n_users, self._split.n_domains), np.int64)
         np.add.at(counts, (owner, domain), self._allowed[touched.items])
-        return counts[self._instances.user, self._instances.domain]
+        touched_in_domain: np.ndarray = counts[self._instances.user, self._instances.domain]
+        return touched_in_domain
 
     def _draw(self, rng: np.random.Generator) -> np.ndarray:
         instances, offset = self._instances, self._split.item_offset
@@ -203,7 +207,7 @@ class Candidates:
                 rows = members[first : first + _BLOCK]
                 if self.distribution == "pop":
                     local = self._draw_popular(rows, popularity[low : low + size], allowed, rng)
-                elif allowed.sum() < 4 * self.asked:
+                elif allowed.sum() < 4 * self.n_negatives:
                     local = self._draw_popular(rows, np.ones(size), allowed, rng)
                 else:
                     local = self._draw_uniform(rows, allowed, rng)
@@ -212,7 +216,7 @@ class Candidates:
 
     def _draw_uniform(self, rows: np.ndarray, allowed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Sequential rejection: the first N valid, distinct draws of each row, exactly uniform, without sorting."""
-        n, b, size = self.asked, len(rows), len(allowed)
+        n, b, size = self.n_negatives, len(rows), len(allowed)
         touched = self.touched_or_target(rows)
         blocked = np.repeat(~allowed[None], b, 0)
         blocked[touched] = True
@@ -243,7 +247,7 @@ class Candidates:
         self, rows: np.ndarray, weight: np.ndarray, allowed: np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
         """Gumbel's top N: draws without replacement in proportion to ``weight`` (never-bought items last)."""
-        n = min(self.asked, len(weight))
+        n = min(self.n_negatives, len(weight))
         with np.errstate(divide="ignore"):
             key = np.log(np.maximum(weight, 1e-12))[None] - np.log(
                 -np.log(rng.random((len(rows), len(weight))))
@@ -253,7 +257,7 @@ class Candidates:
         best = np.argpartition(-key, n - 1, axis=1)[:, :n]
         best = np.take_along_axis(best, np.argsort(-np.take_along_axis(key, best, 1), 1), 1)
         best = np.where(np.isneginf(np.take_along_axis(key, best, 1)), -1, best)
-        return np.pad(best, ((0, 0), (0, self.asked - n)), constant_values=-1)
+        return np.pad(best, ((0, 0), (0, self.n_negatives - n)), constant_values=-1)
 
     def touched_or_target(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Like :meth:`touched`, with the targets."""

@@ -1,4 +1,4 @@
-"""Who is trained on, who is asked about, and what each may know: the three splits and the user groups."""
+"""Sets of items by user."""
 
 from __future__ import annotations
 

@@ -15,12 +15,13 @@ from recbole_cdr_ext.analysis.bridges import check_bridge
 from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.evaluation.ranking_metrics import RankingMetrics
 from recbole_cdr_ext.evaluation.rating_metrics import ValueMetrics
+from recbole_cdr_ext.registry.splits import get_split
 from recbole_cdr_ext.runs.finished import CAPS
 from recbole_cdr_ext.settings.config import RUNTIME_KEYS, CDRConfig
 from recbole_cdr_ext.settings.reading import as_argument, file_names, text_of
-from recbole_cdr_ext.splits.interaction_split import GROUPS
 from recbole_cdr_ext.studies.definition import SEED, Settings, Study, needs_bridges
 from recbole_cdr_ext.studies.sources import Source
+from recbole_cdr_ext.tasks.by_name import get_task
 
 # Of the settings that reports leave aside, those that change a result: sums depend on the number of threads.
 DECIDING = CAPS | {"metric_decimal_place", "torch_threads"}
@@ -45,7 +46,6 @@ QUIET = {
     "save_instances": "True",
     "torch_threads": "1",
 }
-GROUPS_OF: Mapping[str, tuple[str, ...]] = {"next_item": GROUPS, "rating": ("cold",)}
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Cell:
 
 def metrics_of(settings: Mapping[str, Any]) -> RankingMetrics | ValueMetrics:
     """The metrics that settings ask for."""
-    return (RankingMetrics if settings["task"] == "next_item" else ValueMetrics)(settings)
+    return get_task(settings["task"]).metrics(settings)
 
 
 # -- from studies to cells ------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def _of_all_seeds(
             source=Source(
                 settings["dataset"],
                 settings["data_path"],
-                "rows" if settings["split"] == "published" else "users",
+                get_split(settings["split"]).layout,
                 tuple(settings["domains"]),
             ),
         )
@@ -262,7 +262,7 @@ def _check_machine(study: Study) -> None:
 
 def _check_shown(study: Study, cells: Sequence[Cell]) -> None:
     for cell in {(cell.scene, cell.row): cell for cell in cells}.values():
-        groups = GROUPS_OF[cell.settings["task"]]
+        groups = get_task(cell.settings["task"]).groups
         for what, asked, known in (
             ("metrics", study.metrics, cell.metrics),
             ("groups", study.groups, groups),

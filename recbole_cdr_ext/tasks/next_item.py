@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +20,13 @@ from recbole_cdr_ext.evaluation.ranking_metrics import RankingMetrics
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.audit import audit_candidates
-from recbole_cdr_ext.splits.interaction_split import PARTS, Split, groups
+from recbole_cdr_ext.splits.interaction_split import GROUPS, PARTS, Split, groups
+from recbole_cdr_ext.splits.keys import SPLIT_KEYS
 from recbole_cdr_ext.splits.loader import CrossDomainLoader
+from recbole_cdr_ext.splits.making import make_split
 from recbole_cdr_ext.splits.sampler import Candidates, CrossDomainSampler
+from recbole_cdr_ext.tasks.task import Experiment, Task
+from recbole_cdr_ext.trainer.stages import run_recall_stages
 
 compat.apply()
 
@@ -34,7 +38,7 @@ COMPARABLE_CANDIDATES = 1000
 
 
 @dataclass
-class NextItemExperiment:
+class NextItemExperiment(Experiment):
     """A model on a split of a dataset, ready to be trained, evaluated, or to recommend.
 
     Attributes:
@@ -85,7 +89,7 @@ class NextItemExperiment:
         tables = {part: self.table(part, ranks[part]) for part in HELD_OUT}
         popularity = self.table("test", self.rank_by_popularity("test"))
         second_pool = self.among_test_items()
-        found = {
+        result = {
             "best_valid_score": mean_over_domains(tables["valid"], self.metrics.valid_metric),
             **tables,
             "popularity": popularity,
@@ -93,7 +97,7 @@ class NextItemExperiment:
             "fallback": {part: self.fallbacks(part, ranks[part]) for part in HELD_OUT},
         }
         frames = [self.instance_frame(part, ranks[part]) for part in HELD_OUT]
-        return found, pd.concat(frames, ignore_index=True)
+        return result, pd.concat(frames, ignore_index=True)
 
     def notes(self) -> list[str]:
         """Returns what a reader of the result must know about its data."""
@@ -114,13 +118,13 @@ class NextItemExperiment:
                 "not comparable with those from 999 negatives."
             )
         notes += self.metrics.notes(candidates.mode, int(candidates.counts.max(initial=1)))
-        if not split.ordered and split.name != "published":
+        if not split.ordered and split.layout != "rows":
             notes.append(
                 "order: none: targets are random items and histories are shuffled; order plays no part."
             )
-        if split.name == "published":
+        if split.leaky:
             notes.append(
-                "split=published leaks and is not chronological; the counts stand in the log and in the result."
+                f"split={split.name} leaks and is not chronological; the counts stand in the log and in the result."
             )
         return notes
 
@@ -222,26 +226,67 @@ class NextItemExperiment:
         }
 
 
-def log_parts(dataset: CrossDomainDataset, split: Split) -> None:
-    """Logs how many instances there are of what kind."""
-    for part in PARTS:
-        instances = split.part(part)
-        masks = groups(split, instances)
-        said = [
-            f"{name} {int((instances.domain == k).sum()):,} ("
-            + ", ".join(
-                f"{g} {int((m & (instances.domain == k)).sum()):,}" for g, m in masks.items() if g != "all"
+class NextItem(Task[Split]):
+    """Ranking the items of one domain for users with histories in several."""
+
+    name = "next_item"
+    groups = GROUPS
+    epoch_keys = ("epochs",)
+    split_keys = SPLIT_KEYS
+    # What else decides a split only changes what is trained on.
+    shared_keys = (
+        *(key for key in SPLIT_KEYS if key not in ("train_targets", "train_on_histories")),
+        "candidate_seed",
+    )
+
+    def metrics(self, settings: CDRConfig | Mapping[str, Any]) -> RankingMetrics:
+        """Returns the metrics of ranks that settings ask for."""
+        return RankingMetrics(settings)
+
+    def make_split(self, config: CDRConfig, dataset: CrossDomainDataset) -> Split:
+        """Returns the instances that the settings' split draws."""
+        return make_split(config, dataset)
+
+    def run_stages(
+        self,
+        config: CDRConfig,
+        dataset: CrossDomainDataset,
+        split: Split,
+        model_class: type[CrossDomainRecommender],
+    ) -> Split:
+        """Returns the split with the items that the model's stages recall."""
+        return run_recall_stages(config, dataset, split, model_class)
+
+    def experiment(
+        self, config: CDRConfig, dataset: CrossDomainDataset, split: Split, model: CrossDomainRecommender
+    ) -> NextItemExperiment:
+        """Puts a model on the split that it was built on."""
+        return NextItemExperiment.of(config, dataset, split, model)
+
+    def log_split(self, dataset: CrossDomainDataset, split: Split) -> None:
+        """Logs how many instances there are, by part, domain and group."""
+        for part in PARTS:
+            instances = split.part(part)
+            masks = groups(split, instances)
+            said = [
+                f"{name} {int((instances.domain == k).sum()):,} ("
+                + ", ".join(
+                    f"{g} {int((m & (instances.domain == k)).sum()):,}"
+                    for g, m in masks.items()
+                    if g != "all"
+                )
+                + ")"
+                for k, name in enumerate(dataset.domains)
+            ]
+            logging.getLogger().info(
+                f"{set_color(f'{part} instances', 'blue')}: {len(instances):,}: {', '.join(said)}"
             )
-            + ")"
-            for k, name in enumerate(dataset.domains)
-        ]
-        logging.getLogger().info(
-            f"{set_color(f'{part} instances', 'blue')}: {len(instances):,}: {', '.join(said)}"
-        )
 
+    def scene(self, config: CDRConfig) -> str:
+        """Returns the split's name."""
+        return str(config["split"])
 
-def n_overlapping(split: Split) -> int:
-    """Returns how many users have training interactions in more than one domain."""
-    events = split.train_events
-    pairs = np.unique(events.user.astype(np.int64) * split.n_domains + events.domain)
-    return int((np.bincount(pairs // split.n_domains) > 1).sum())
+    def questions(self, setting: Callable[[str], Any], result: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns how the candidates of the test part were chosen."""
+        mode = (setting("eval_args") or {}).get("mode")
+        return {"candidates": mode.get("test") if isinstance(mode, Mapping) else mode}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +19,15 @@ from recbole_cdr_ext.evaluation.metric_table import mean_over_domains
 from recbole_cdr_ext.evaluation.rating_metrics import ValueMetrics
 from recbole_cdr_ext.model.phase import Stage
 from recbole_cdr_ext.model.rating.floors import BiasOnly, GlobalMean, ItemMean, ItemMeanUserBias
-from recbole_cdr_ext.model.rating_recommender import RatingRecommender, whole_batch
+from recbole_cdr_ext.model.rating_recommender import RatingBatch, RatingRecommender, whole_batch
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.keys import RATING_SPLIT_KEYS
+from recbole_cdr_ext.splits.making import make_rating_split
 from recbole_cdr_ext.splits.rating_split import Ratings, RatingSplit
-from recbole_cdr_ext.trainer.stages import run_stages, stage_settings
+from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.tasks.task import Experiment, Task
+from recbole_cdr_ext.trainer.stages import run_table_stages, stage_settings
 
 compat.apply()
 
@@ -31,7 +37,7 @@ GROUP = "cold"
 
 
 @dataclass
-class RatingExperiment:
+class RatingExperiment(Experiment):
     """A model on a split of ratings, ready to be trained and evaluated."""
 
     config: CDRConfig
@@ -69,7 +75,7 @@ class RatingExperiment:
         """Returns what ``result.json`` says of the trained model, and its per-rating table."""
         predicted = {part: self.predict(part) for part in HELD_OUT}
         tables = {part: self.table(part, predicted[part]) for part in HELD_OUT}
-        found = {
+        result = {
             "source": self.dataset.domains[self.split.source],
             "target": self.dataset.domains[self.split.target],
             "beta": self.config["beta"],
@@ -79,7 +85,7 @@ class RatingExperiment:
             "unknown_items": {part: int((~self._known(part)).sum()) for part in HELD_OUT},
         }
         frames = [self.rating_frame(part, predicted[part]) for part in HELD_OUT]
-        return found, pd.concat(frames, ignore_index=True)
+        return result, pd.concat(frames, ignore_index=True)
 
     def notes(self) -> list[str]:
         """Returns what a reader of the result must know about its data."""
@@ -103,8 +109,8 @@ class RatingExperiment:
         parts = [model.predict(batch.take(slice(i, i + size))) for i in range(0, len(batch), size)]
         return torch.cat(parts).cpu().numpy()
 
-    def batch(self, part: str):
-        """A part's ratings as one batch, on the model's device."""
+    def batch(self, part: str) -> RatingBatch:
+        """Returns a part's ratings as one batch, on the model's device."""
         split = self.split
         ratings = whole_batch(split.part(part), int(split.item_offset[split.target]), split.target)
         return ratings.to(self.config["device"])
@@ -125,12 +131,9 @@ class RatingExperiment:
             floor = next(floor for floor in FLOORS if floor.__name__ == name)
             # With the floors' own settings, not the run's: all runs on a split and seed show the same floors.
             config = stage_settings(Stage(name, {}, "seed"), self.config)
-            dataset, before = self.dataset, self.dataset.split
-            try:
-                dataset.split = run_stages(config, dataset, self.split, floor)
-                self._floors[name] = self.predict("test", floor(config, dataset).to(config["device"]))
-            finally:
-                dataset.split = before
+            split = run_table_stages(config, self.dataset, self.split, floor)
+            model = floor(config, TrainingData.of(self.dataset, split)).to(config["device"])
+            self._floors[name] = self.predict("test", model)
         return self._floors[name]
 
     def rating_frame(self, part: str, predicted: np.ndarray) -> pd.DataFrame:
@@ -155,21 +158,72 @@ class RatingExperiment:
 
     def _known(self, part: str) -> np.ndarray:
         ratings: Ratings = self.split.part(part)
-        known = self.split.known_items(self.split.target)
-        return known[ratings.item - self.split.item_offset[self.split.target]]
+        of_item = self.split.known_items(self.split.target)
+        known: np.ndarray = of_item[ratings.item - self.split.item_offset[self.split.target]]
+        return known
 
 
-def log_parts(dataset: CrossDomainDataset, split: RatingSplit) -> None:
-    """Logs how many ratings there are of what kind."""
-    source, target = dataset.domains[split.source], dataset.domains[split.target]
-    info = logging.getLogger().info
-    info(
-        f"{set_color('ratings', 'blue')}: {source} -> {target}; training: {len(split.train[split.source]):,} of "
-        f"{source}, {len(split.train[split.target]):,} of {target}, {len(split.shared_ratings()):,} of these by "
-        f"the {len(split.overlapping):,} overlapping training users"
-    )
-    for part in HELD_OUT:
-        ratings = split.part(part)
+class Rating(Task[RatingSplit]):
+    """Predicting what users without ratings in the target domain would give there."""
+
+    name = "rating"
+    groups = (GROUP,)
+    epoch_keys = ("epochs", "pretrain_epochs")
+    split_keys = RATING_SPLIT_KEYS
+    shared_keys = RATING_SPLIT_KEYS
+
+    def metrics(self, settings: CDRConfig | Mapping[str, Any]) -> ValueMetrics:
+        """Returns the metrics of predicted values that settings ask for."""
+        return ValueMetrics(settings)
+
+    def make_split(self, config: CDRConfig, dataset: CrossDomainDataset) -> RatingSplit:
+        """Returns the ratings that the settings' split draws."""
+        return make_rating_split(config, dataset)
+
+    def run_stages(
+        self,
+        config: CDRConfig,
+        dataset: CrossDomainDataset,
+        split: RatingSplit,
+        model_class: type[CrossDomainRecommender],
+    ) -> RatingSplit:
+        """Returns the split with the tables that the model's stages learn."""
+        return run_table_stages(config, dataset, split, model_class)
+
+    def experiment(
+        self,
+        config: CDRConfig,
+        dataset: CrossDomainDataset,
+        split: RatingSplit,
+        model: CrossDomainRecommender,
+    ) -> RatingExperiment:
+        """Puts a model on the split that it was built on.
+
+        Raises:
+            CDRError: it is no model of ratings.
+        """
+        if not isinstance(model, RatingRecommender):
+            raise CDRError(f"{config['model']} says that it predicts ratings, and is no RatingRecommender.")
+        return RatingExperiment.of(config, dataset, split, model)
+
+    def log_split(self, dataset: CrossDomainDataset, split: RatingSplit) -> None:
+        """Logs how many ratings there are of what kind."""
+        source, target = dataset.domains[split.source], dataset.domains[split.target]
+        info = logging.getLogger().info
         info(
-            f"{set_color(f'{part} ratings', 'blue')}: {len(ratings):,} by {len(np.unique(ratings.user)):,} users"
+            f"{set_color('ratings', 'blue')}: {source} -> {target}; training: {len(split.train[split.source]):,} of "
+            f"{source}, {len(split.train[split.target]):,} of {target}, {len(split.shared_ratings()):,} of these by "
+            f"the {len(split.overlapping):,} overlapping training users"
         )
+        for part in HELD_OUT:
+            ratings = split.part(part)
+            n_users = len(np.unique(ratings.user))
+            info(f"{set_color(f'{part} ratings', 'blue')}: {len(ratings):,} by {n_users:,} users")
+
+    def scene(self, config: CDRConfig) -> str:
+        """Returns the share of cold-start users."""
+        return f"beta{config['beta']:g}"
+
+    def questions(self, setting: Callable[[str], Any], result: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the direction and the share, which are given or chosen."""
+        return {key: result.get(key, setting(key)) for key in ("source", "target", "beta")}

@@ -15,8 +15,19 @@ from recbole_cdr_ext.data.instances import Batch, Instances
 from recbole_cdr_ext.data.sequences import SequenceBatch
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.registry.models import get_model
+from recbole_cdr_ext.settings.reading import TASKS
+from recbole_cdr_ext.tasks.rating import RatingExperiment
+from recbole_cdr_ext.tasks.task import Experiment
 from recbole_cdr_ext.testing import planted
-from recbole_cdr_ext.testing.subject import Subject, all_scores, on_topic, scores, test_batches
+from recbole_cdr_ext.testing.subject import (
+    Subject,
+    all_scores,
+    as_next_item,
+    as_rating,
+    on_topic,
+    scores,
+    test_batches,
+)
 from recbole_cdr_ext.trainer.trainer import seed_everything
 
 Check = Callable[[Subject], None]
@@ -31,14 +42,15 @@ class NotConformant(AssertionError):
     """A model is not what a model should be, or not what it says of itself."""
 
 
-_NEXT_ITEM: list[Check] = []
-_RATING: list[Check] = []
+# The tasks, as _check is told for which one a check is.
+_NEXT_ITEM, _RATING = TASKS
+_CHECKS: dict[str, list[Check]] = {task: [] for task in TASKS}
 
 
-def _check(*lists: list[Check]) -> Callable[[Check], Check]:
+def _check(*tasks: str) -> Callable[[Check], Check]:
     def register(function: Check) -> Check:
-        for one in lists:
-            one.append(function)
+        for task in tasks:
+            _CHECKS[task].append(function)
         return function
 
     return register
@@ -50,7 +62,7 @@ def checks_of(model: str | type, task: str | None = None) -> list[Check]:
     Raises:
         CDRError: there is no such model.
     """
-    return list(_RATING if (task or get_model(model).task) == "rating" else _NEXT_ITEM)
+    return list(_CHECKS[task or get_model(model).task])
 
 
 def outcomes(
@@ -75,18 +87,18 @@ def outcomes(
 
 
 def _same(
-    found: list[torch.Tensor], expected: list[torch.Tensor], what: str, rtol: float = 0.0, atol: float = 0.0
+    scored: list[torch.Tensor], expected: list[torch.Tensor], what: str, rtol: float = 0.0, atol: float = 0.0
 ) -> None:
     """Raises if two lists of scores differ."""
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(scored, expected, strict=True):
         if one.shape != other.shape or not torch.allclose(one, other, rtol, atol):
             apart = float((one - other).abs().max()) if one.shape == other.shape else float("nan")
             raise NotConformant(f"{what} (by up to {apart:.3g})")
 
 
-def _predictions(experiment) -> list[torch.Tensor]:
-    """All that a model says of the test part, of either task."""
-    if hasattr(experiment, "predict"):
+def _predictions(experiment: Experiment) -> list[torch.Tensor]:
+    """Returns all that a model says of the test part, of either task."""
+    if isinstance(experiment, RatingExperiment):
         return [torch.from_numpy(experiment.predict("test"))]
     return all_scores(experiment)
 
@@ -112,8 +124,7 @@ def loss_falls(subject: Subject) -> None:
 @_check(_NEXT_ITEM, _RATING)
 def same_seed_same_model(subject: Subject) -> None:
     """Two trainings with the same seed end in equal scores."""
-    short: dict[str, Any] = {"epochs": 2, **({"pretrain_epochs": 2} if subject.task == "rating" else {})}
-    one, other = (_predictions(subject.fitted(**short)) for _ in range(2))
+    one, other = (_predictions(subject.fitted(**subject.short(2))) for _ in range(2))
     _same(
         one,
         other,
@@ -124,8 +135,7 @@ def same_seed_same_model(subject: Subject) -> None:
 @_check(_NEXT_ITEM, _RATING)
 def trains_in_mixed_precision(subject: Subject) -> None:
     """``enable_amp`` rounds the losses of the first epoch, and changes nothing else."""
-    short: dict[str, Any] = {"epochs": 1, **({"pretrain_epochs": 1} if subject.task == "rating" else {})}
-    single, mixed = (subject.fit(subject.build(**short, enable_amp=amp)) for amp in (False, True))
+    single, mixed = (subject.fit(subject.build(**subject.short(1), enable_amp=amp)) for amp in (False, True))
     for one, other in zip(single, mixed, strict=True):
         losses = [float(np.sum(entry["loss"])) for entry in (one, other)]
         if not abs(losses[1] - losses[0]) <= 0.05 * abs(losses[0]):  # nor where one is no number
@@ -154,14 +164,14 @@ def held_out_targets_change_nothing(subject: Subject) -> None:
     if not (subject.folder / "altered").exists():
         _write_altered(subject)
     short = {"epochs": 2}
-    one, other = subject.fitted("topics", **short), subject.fitted("altered", **short)
+    one, other = (as_next_item(subject.fitted(data, **short)) for data in ("topics", "altered"))
     assert (one.split.test.target != other.split.test.target).all(), "the altered data have the same targets"
     # One domain's target may stand in the history of another's later one: those histories differ.
-    alike = torch.from_numpy(_same_histories(one.split.test, other.split.test))
-    rows = [alike[batch["index"]] for batch in test_batches(one)]
+    is_alike = torch.from_numpy(_same_histories(one.split.test, other.split.test))
+    rows = [is_alike[batch["index"]] for batch in test_batches(one)]
     _same(
-        [found[kept] for found, kept in zip(all_scores(other), rows, strict=True)],
-        [found[kept] for found, kept in zip(all_scores(one), rows, strict=True)],
+        [scored[alike] for scored, alike in zip(all_scores(other), rows, strict=True)],
+        [scored[alike] for scored, alike in zip(all_scores(one), rows, strict=True)],
         "other test targets give other scores: the model sees what is held out (learn from split.train and "
         "split.train_events alone)",
     )
@@ -179,7 +189,7 @@ def _same_histories(one: Instances, other: Instances) -> np.ndarray:
 
 def _write_altered(subject: Subject) -> None:
     """The topics with each test instance's target exchanged for another item that the user does not have."""
-    dataset, split = subject.loaded("topics")
+    dataset, split = subject.instances("topics")
     test, rows = split.test, planted.topics(2)
     rng = np.random.default_rng(1)
     for user, domain, target in zip(test.user, test.domain, test.target, strict=True):
@@ -189,7 +199,7 @@ def _write_altered(subject: Subject) -> None:
         new = rng.choice(sorted({item for _, item, _ in rows[name]} - has))
         rows[name] = [(u, str(new) if (u, i) == (who, old) else i, t) for u, i, t in rows[name]]
     planted.write(subject.folder / "altered", rows, "timestamp")
-    other, _ = subject.loaded("altered")
+    other, _ = subject.instances("altered")
     for k in range(dataset.n_domains):
         items = np.arange(*dataset.item_offset[k : k + 2])
         assert (dataset.item_token(items) == other.item_token(items)).all(), "the ids moved"
@@ -214,8 +224,10 @@ def positions_are_blind_to_what_follows(subject: Subject) -> None:
             # Another item of the same domain: the next id, around the domain's end.
             for k in range(model.n_domains):
                 span = model.item_slice(k)
-                own = real & (late >= span.start) & (late < span.stop)
-                late[own] = (late[own] - span.start + shift) % (span.stop - span.start) + span.start
+                in_domain = real & (late >= span.start) & (late < span.stop)
+                late[in_domain] = (late[in_domain] - span.start + shift) % (
+                    span.stop - span.start
+                ) + span.start
             for name in tensors.keys() - {"item_seq"}:  # what is asked there
                 tensors[name][:, cut:] = -1 if name == "event" else 0
             seed_everything(0)
@@ -238,18 +250,18 @@ def scores_are_repeatable_finite_and_blind_to_the_target(subject: Subject) -> No
     """Scoring twice gives the same; nothing is infinite; the batch's target and negatives are not looked at."""
     experiment = subject.trained
     for batch in test_batches(experiment):
-        found = scores(experiment.model, batch)
-        if not torch.isfinite(found).all():
+        scored = scores(experiment.model, batch)
+        if not torch.isfinite(scored).all():
             raise NotConformant("some scores are infinite or not a number")
         _same(
             [scores(experiment.model, batch)],
-            [found],
+            [scored],
             "scoring twice gives other scores: noise is on in evaluation",
         )
         span = experiment.model.item_slice(batch.target_domain)
         other = (batch.targets - span.start + 1) % (span.stop - span.start) + span.start
         changed = batch.with_fields(item_id=other, neg_item_id=other.unsqueeze(1))
-        _same([scores(experiment.model, changed)], [found], "scores depend on the batch's target")
+        _same([scores(experiment.model, changed)], [scored], "scores depend on the batch's target")
 
 
 @_check(_NEXT_ITEM)
@@ -264,10 +276,10 @@ def candidates_are_scored_as_in_the_full_ranking(subject: Subject) -> None:
             batch.users.device
         )
         with torch.no_grad():
-            full, asked = model.score(batch), model.score(batch, some)
+            full, some_scores = model.score(batch), model.score(batch, some)
         expected = full.gather(1, some - span.start)
         # Only the order within a row counts, so scores may be shifted and scaled: compare differences' signs.
-        first, second = (x.unsqueeze(1) - x.unsqueeze(2) for x in (asked, expected))
+        first, second = (x.unsqueeze(1) - x.unsqueeze(2) for x in (some_scores, expected))
         scale = second.abs().amax() + 1e-12
         if ((first.sign() != second.sign()) & (second.abs() > 1e-4 * scale)).any():
             raise NotConformant("candidates are ordered otherwise than in the full ranking")
@@ -291,8 +303,8 @@ def padding_changes_nothing(subject: Subject) -> None:
     for batch in test_batches(experiment):
         names = [name for name in batch.interaction if name.startswith(("history_", "merged", "pseudo"))]
         wider = {name: torch.nn.functional.pad(batch[name], (3, 0)) for name in names}
-        found = scores(experiment.model, batch.with_fields(**wider))
-        _same([found], [scores(experiment.model, batch)], "more padding gives other scores", **CLOSE)
+        scored = scores(experiment.model, batch.with_fields(**wider))
+        _same([scored], [scores(experiment.model, batch)], "more padding gives other scores", **CLOSE)
 
 
 @_check(_NEXT_ITEM)
@@ -300,8 +312,8 @@ def an_empty_history_has_scores(subject: Subject) -> None:
     """An instance without any history is disowned, or has finite scores."""
     experiment = subject.trained
     for batch in test_batches(experiment):
-        found = scores(experiment.model, _without_history(batch))
-        if not torch.isfinite(found).all():
+        scored = scores(experiment.model, _without_history(batch))
+        if not torch.isfinite(scored).all():
             raise NotConformant("an instance without any history has scores that are no numbers")
 
 
@@ -331,7 +343,7 @@ def cold_start_is_true(subject: Subject) -> None:
 
 def _alike_for_all(subject: Subject) -> bool:
     """Whether a model scores everybody alike, as popularity does: it serves cold-start users as well as any."""
-    return all(bool((found == found[:1]).all()) for found in all_scores(subject.trained))
+    return all(bool((scored == scored[:1]).all()) for scored in all_scores(subject.trained))
 
 
 @_check(_NEXT_ITEM)
@@ -343,7 +355,7 @@ def needs_overlap_is_true(subject: Subject) -> None:
             experiment = subject.fitted("apart", epochs=2)
         except CDRError as error:
             raise NotConformant(f"needs_overlap is False, but without overlapping users: {error}") from None
-        if not all(torch.isfinite(found).all() for found in all_scores(experiment)):
+        if not all(torch.isfinite(scored).all() for scored in all_scores(experiment)):
             raise NotConformant("needs_overlap is False, but without overlapping users scores are no numbers")
         return
     with contextlib.suppress(CDRError):
@@ -384,7 +396,7 @@ def domains_is_true(subject: Subject) -> None:
     for data in ("one", "three"):
         if data in able:
             experiment = subject.fitted(data, epochs=1)
-            if not all(torch.isfinite(found).all() for found in all_scores(experiment)):
+            if not all(torch.isfinite(scored).all() for scored in all_scores(experiment)):
                 raise NotConformant(f"domains={says!r}, but scores on {data} domain(s) are no numbers")
             continue
         with contextlib.suppress(CDRError):
@@ -406,7 +418,7 @@ def says_where_it_comes_from(subject: Subject) -> None:
 @_check(_RATING)
 def predictions_are_finite_and_one_by_one_the_same(subject: Subject) -> None:
     """A rating is predicted as it is among others."""
-    experiment = subject.trained
+    experiment = as_rating(subject.trained)
     together = _predictions(experiment)[0]
     if not torch.isfinite(together).all():
         raise NotConformant("some predictions are infinite or not a number")
@@ -420,7 +432,7 @@ def predictions_are_finite_and_one_by_one_the_same(subject: Subject) -> None:
 @_check(_RATING)
 def source_ratings_matter(subject: Subject) -> None:
     """A model of cold-start users' ratings depends on what they rated in the source domain."""
-    experiment, says = subject.trained, subject.model_class.cold_start
+    experiment, says = as_rating(subject.trained), subject.model_class.cold_start
     split, predicted = experiment.split, _predictions(experiment)[0].numpy()
     by_user = [predicted[split.test.user == user] for user in np.unique(split.test.user)]
     items = [split.test.item[split.test.user == user] for user in np.unique(split.test.user)]

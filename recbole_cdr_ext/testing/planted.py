@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,8 +20,23 @@ SIZES = (40, 52, 44)
 Rows = list[tuple[str, str, float]]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a task's models are checked on.
+
+    Attributes:
+        value: the column beside users and items, "timestamp" or "rating".
+        settings: of a quick training from which a model that works learns the topics.
+        domains: gives the rows by domain, from their number and whether users overlap.
+    """
+
+    value: str
+    settings: Mapping[str, Any]
+    domains: Callable[[int, bool], dict[str, Rows]]
+
+
 def topic_of(token: str) -> int:
-    """The topic of a user or an item."""
+    """Returns the topic of a user or an item."""
     return int(token[1:]) % N_TOPICS
 
 
@@ -57,6 +75,24 @@ def ratings(*, n_users: int = 120, seed: int = 0) -> dict[str, Rows]:
                 value = (4.5 if liked else 2.5) + rng.normal(0, 0.4)
                 rows[name].append((f"u{user}", f"{name[0]}{item}", float(np.clip(np.round(value), 1, 5))))
     return rows
+
+
+PLANS: Mapping[str, Plan] = {
+    "next_item": Plan(
+        value="timestamp",
+        settings={
+            "order": "clock", "split": "user", "split_ratio": [0.6, 0.2, 0.2], "cold_start_ratio": 0.5,
+            "eval_args": {"mode": "full"}, "train_batch_size": 256, "learning_rate": 0.005, "epochs": 40,
+            "stopping_step": 8,
+        },
+        domains=lambda n_domains, overlap: topics(n_domains, overlap=overlap),
+    ),
+    "rating": Plan(
+        value="rating",
+        settings={"order": "none", "beta": 0.3, "pretrain_epochs": 30, "epochs": 30},
+        domains=lambda n_domains, overlap: ratings(),
+    ),
+}  # fmt: skip
 
 
 def write(folder: Path, domains: dict[str, Rows], value: str) -> None:

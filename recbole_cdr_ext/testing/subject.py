@@ -15,10 +15,14 @@ from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.registry.models import get_model
-from recbole_cdr_ext.runs.experiment import build, load_data
+from recbole_cdr_ext.runs.experiment import build
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.splits.interaction_split import groups
+from recbole_cdr_ext.splits.interaction_split import Split, groups
+from recbole_cdr_ext.splits.making import make_split
+from recbole_cdr_ext.tasks.by_name import get_task
 from recbole_cdr_ext.tasks.next_item import NextItemExperiment
+from recbole_cdr_ext.tasks.rating import RatingExperiment
+from recbole_cdr_ext.tasks.task import Experiment
 from recbole_cdr_ext.testing import planted
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 
@@ -39,7 +43,7 @@ class Subject:
         self.model, self.folder, self.settings = model, Path(folder), settings
         self.task = task or get_model(model).task
         self.name = model if isinstance(model, str) else model.__name__
-        self._kept: dict[str, Any] = {}
+        self.history: list[dict[str, Any]] = []
 
     # -- pieces of a run ---------------------------------------------------------------------------------------------
 
@@ -51,32 +55,26 @@ class Subject:
             "cache_dir": str(self.folder / "cache"), "domains": domains, "task": self.task, "use_gpu": False,
             "show_progress": False, "tensorboard": False,
         }  # fmt: skip
-        if self.task == "next_item":
-            common |= {
-                "order": "clock", "split": "user", "split_ratio": [0.6, 0.2, 0.2], "cold_start_ratio": 0.5,
-                "eval_args": {"mode": "full"}, "train_batch_size": 256, "learning_rate": 0.005, "epochs": 40,
-                "stopping_step": 8,
-            }  # fmt: skip
-        else:
-            common |= {"order": "none", "beta": 0.3, "pretrain_epochs": 30, "epochs": 30}
+        common |= planted.PLANS[self.task].settings
         return CDRConfig(self.model, data, config_dict={**common, **self.settings, **settings})
 
+    def short(self, epochs: int) -> dict[str, Any]:
+        """Returns the settings of a training that ends after a few epochs."""
+        return {**get_task(self.task).short(epochs)}
+
     def _written(self, data: str) -> list[str]:
-        if self.task == "rating":
-            made, value = planted.ratings(), "rating"
-        else:
-            n_domains = {"one": 1, "three": 3}.get(data, 2)
-            made, value = planted.topics(n_domains, overlap=data != "apart"), "timestamp"
+        plan = planted.PLANS[self.task]
+        domains = plan.domains({"one": 1, "three": 3}.get(data, 2), data != "apart")
         folder = self.folder / data
         if not folder.exists():
-            planted.write(folder, made, value)
-        return list(made)
+            planted.write(folder, domains, plan.value)
+        return list(domains)
 
-    def build(self, data: str = "topics", **settings: Any):
+    def build(self, data: str = "topics", **settings: Any) -> Experiment:
         """Returns an untrained experiment."""
         return build(self.config(data, **settings))
 
-    def fit(self, experiment) -> list[dict[str, Any]]:
+    def fit(self, experiment: Experiment) -> list[dict[str, Any]]:
         """Trains an experiment's model; returns an entry per epoch."""
         trainer = CrossDomainTrainer(experiment.config, experiment.model, self.folder)
         logging.getLogger().setLevel(logging.WARNING)
@@ -85,14 +83,14 @@ class Subject:
         )
         return trainer.history
 
-    def fitted(self, data: str = "topics", **settings: Any):
+    def fitted(self, data: str = "topics", **settings: Any) -> Experiment:
         """Returns a new experiment, trained."""
         experiment = self.build(data, **settings)
         self.fit(experiment)
         return experiment
 
     @cached_property
-    def trained(self):
+    def trained(self) -> Experiment:
         """The experiment on "topics", trained once for all checks that do not change it."""
         experiment = self.build()
         self.history = self.fit(experiment)
@@ -101,19 +99,34 @@ class Subject:
     @property
     def model_class(self) -> type[CrossDomainRecommender]:
         """The class as configured."""
-        return self.config().model_class
+        model_class: type[CrossDomainRecommender] = self.config().model_class
+        return model_class
 
-    def loaded(self, data: str, **settings: Any) -> tuple[CrossDomainDataset, Any]:
-        """Returns a data set and its split."""
-        return load_data(self.config(data, **settings))
+    def instances(self, data: str) -> tuple[CrossDomainDataset, Split]:
+        """Returns a planted data set of the next-item task and its split."""
+        config = self.config(data)
+        dataset = CrossDomainDataset(config)
+        return dataset, make_split(config, dataset)
 
 
 # -- what is read off an experiment ------------------------------------------------------------------------------
 
 
-def test_batches(experiment: NextItemExperiment) -> Iterator[Batch]:
-    """The test instances as batches of one domain each, on the model's device."""
-    for batch in experiment.loader("test"):
+def as_next_item(experiment: Experiment) -> NextItemExperiment:
+    """Returns an experiment of the next-item task as such."""
+    assert isinstance(experiment, NextItemExperiment)
+    return experiment
+
+
+def as_rating(experiment: Experiment) -> RatingExperiment:
+    """Returns an experiment of the rating task as such."""
+    assert isinstance(experiment, RatingExperiment)
+    return experiment
+
+
+def test_batches(experiment: Experiment) -> Iterator[Batch]:
+    """Yields the test instances as batches of one domain each, on the model's device."""
+    for batch in as_next_item(experiment).loader("test"):
         yield batch.to(experiment.config["device"])
 
 
@@ -127,25 +140,25 @@ def scores(model: CrossDomainRecommender, batch: Batch) -> torch.Tensor:
     model.eval()
     try:
         able = model.can_score(batch)
-        found = model.score(batch)
-        return found if able is None else found * able.unsqueeze(1)
+        scored = model.score(batch)
+        return scored if able is None else scored * able.unsqueeze(1)
     finally:
         model.train(was_training)
 
 
-def all_scores(experiment: NextItemExperiment) -> list[torch.Tensor]:
-    """The scores of all test instances, batch by batch."""
+def all_scores(experiment: Experiment) -> list[torch.Tensor]:
+    """Returns the scores of all test instances, batch by batch."""
     return [scores(experiment.model, batch) for batch in test_batches(experiment)]
 
 
-def on_topic(experiment: NextItemExperiment, *, cold: bool) -> float:
-    """The share of the own topic among the five best items, over the test instances that are cold, or are not.
+def on_topic(experiment: Experiment, *, cold: bool) -> float:
+    """Returns the share of the own topic among the five best items, over the test instances that are cold, or are not.
 
     Instances that the model disowns count as chance.
     """
-    dataset, instances = experiment.dataset, experiment.split.test
-    is_cold = groups(experiment.split, instances)["cold"]
-    found: list[float] = []
+    dataset, split = experiment.dataset, as_next_item(experiment).split
+    instances, is_cold = split.test, groups(split, split.test)["cold"]
+    shares: list[float] = []
     for batch in test_batches(experiment):
         rows = batch["index"].cpu().numpy()
         able = experiment.model.can_score(batch)
@@ -155,9 +168,9 @@ def on_topic(experiment: NextItemExperiment, *, cold: bool) -> float:
             if is_cold[row] != cold:
                 continue
             if able is not None and not able[place]:
-                found.append(1 / planted.N_TOPICS)
+                shares.append(1 / planted.N_TOPICS)
                 continue
             user = planted.topic_of(dataset.id2token(dataset.uid_field, int(instances.user[row])))
             items = dataset.item_token(best[place] + first)
-            found.append(float(np.mean([planted.topic_of(token) == user for token in items])))
-    return float(np.mean(found)) if found else float("nan")
+            shares.append(float(np.mean([planted.topic_of(token) == user for token in items])))
+    return float(np.mean(shares)) if shares else float("nan")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +25,9 @@ from recbole_cdr_ext.splits.audit import audit_recalled
 from recbole_cdr_ext.splits.interaction_split import PARTS, Split
 from recbole_cdr_ext.splits.keys import RATING_SPLIT_KEYS, SPLIT_KEYS
 from recbole_cdr_ext.splits.loader import CrossDomainLoader
+from recbole_cdr_ext.splits.rating_split import RatingSplit
 from recbole_cdr_ext.splits.sampler import CrossDomainSampler
+from recbole_cdr_ext.splits.training_data import AnySplit, TrainingData
 from recbole_cdr_ext.trainer import checkpoint
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer, seed_everything
 
@@ -32,41 +36,60 @@ compat.apply()
 RECALLED = "recalled.pth"
 
 
-def run_stages(config, dataset: CrossDomainDataset, split, model_class: type[CrossDomainRecommender]):
-    """Returns the split (of either task) with what the model's stages make of it, in their order.
+def run_recall_stages(
+    config: CDRConfig, dataset: CrossDomainDataset, split: Split, model_class: type[CrossDomainRecommender]
+) -> Split:
+    """Returns the split with the items that a model's stages recall for its instances, stage by stage.
 
     Raises:
         CDRError: a stage cannot be trained or written, or what it recalled leaks held-out targets.
     """
     for stage in model_class.stages(config):
-        if isinstance(split, Split):
-            split = _recall(stage, config, dataset, split)
-        else:
-            split = _trained(stage, config, dataset, split)[0].augment(split)
+        split = _recall(stage, config, dataset, split)
+    return split
+
+
+def run_table_stages(
+    config: CDRConfig,
+    dataset: CrossDomainDataset,
+    split: RatingSplit,
+    model_class: type[CrossDomainRecommender],
+) -> RatingSplit:
+    """Returns the split with the tables that a model's stages learn of its ratings, stage by stage.
+
+    Raises:
+        CDRError: a stage cannot be trained or written.
+    """
+    for stage in model_class.stages(config):
+        model, _ = _trained(stage, config, dataset, split)
+        split = model.augment(split)
     return split
 
 
 def augment(
-    config, dataset: CrossDomainDataset, split: Split, stage: Stage, instances: Instances
+    config: CDRConfig, dataset: CrossDomainDataset, split: Split, stage: Stage, instances: Instances
 ) -> Instances:
     """Returns instances that are none of the split's (users to be served, say) as the stage enriches them."""
-    model, _ = _trained(stage, config, dataset, split)
-    return model.augment(replace(split, test=instances)).test
+    model, _ = _trained(stage, config, dataset, split, _instance_batches)
+    augmented: Split = model.augment(replace(split, test=instances))
+    return augmented.test
 
 
-def _recall(stage: Stage, config, dataset: CrossDomainDataset, split: Split) -> Split:
+def _recall(stage: Stage, config: CDRConfig, dataset: CrossDomainDataset, split: Split) -> Split:
     stage_config = stage_settings(stage, config)
     path = _folder(stage_config, split) / RECALLED
-    data = stage_config.model_class.learns_from(stage_config, split)
-    found = _read_recalled(path, stage, split, data)
-    if found is None:
-        model, stage_config = _trained(stage, config, dataset, split)
+    data = _model_class(stage_config).learns_from(stage_config, split)
+    recall = _read_recalled(path, stage, split, data)
+    if recall is None:
+        model, stage_config = _trained(stage, config, dataset, split, _instance_batches)
 
-        def bar(blocks):
+        def bar(blocks: Iterable[Any]) -> Iterable[Any]:
             label = set_color(f"{stage.model} recalls", "pink")
-            return tqdm(blocks, ncols=100, desc=label, disable=not config["show_progress"], leave=False)
+            hidden = not config["show_progress"]
+            wrapped: Iterable[Any] = tqdm(blocks, ncols=100, desc=label, disable=hidden, leave=False)
+            return wrapped
 
-        augmented = model.augment(split, bar)
+        augmented: Split = model.augment(split, bar)
         recalled = {part: _recalled(augmented.part(part)) for part in PARTS}
         tensors = {part: torch.from_numpy(items.astype(np.int32)) for part, items in recalled.items()}
         learned = (
@@ -74,12 +97,12 @@ def _recall(stage: Stage, config, dataset: CrossDomainDataset, split: Split) -> 
         )
         meta = {"model": stage.model, "data": data, "settings": stage_config.to_dict()}
         checkpoint.save(path, meta, recalled=tensors, vectors=learned)
-        found = recalled, augmented.item_vectors
-    split = replace(split.with_recalled(found[0]), item_vectors=found[1])
+        recall = recalled, augmented.item_vectors
+    split = replace(split.with_recalled(recall[0]), item_vectors=recall[1])
     for what, value in split.report.items():
         if what.startswith("targets recalled"):
             getLogger().info(f"  {what}: {value}")
-    split.report.update(audit_recalled(split, fail=split.name != "published"))
+    split.report.update(audit_recalled(split, fail=not split.leaky))
     return split
 
 
@@ -108,18 +131,34 @@ def _read_recalled(
     return recalled, None if vectors is None else vectors.numpy()
 
 
+def _instance_batches(
+    config: CDRConfig, split: Split, prepared: Split, model: CrossDomainRecommender
+) -> CrossDomainLoader:
+    """Returns the training instances in batches, as models of instances are trained on."""
+    return CrossDomainLoader(config, prepared.train, model, sampler=CrossDomainSampler(split), training=True)
+
+
 def _trained(
-    stage: Stage, config, dataset: CrossDomainDataset, split
+    stage: Stage,
+    config: CDRConfig,
+    dataset: CrossDomainDataset,
+    split: AnySplit,
+    batches: Callable[[CDRConfig, AnySplit, AnySplit, CrossDomainRecommender], CrossDomainLoader]
+    | None = None,
 ) -> tuple[CrossDomainRecommender, CDRConfig]:
-    """Returns the stage's trained model, from the cache if it is there."""
+    """Returns the stage's trained model, from the cache if it is there, and its settings.
+
+    Args:
+        batches: gives what phases without batches of their own train on, from the stage's settings, the split, the
+            split as the model prepared it, and the model; None: there are no such phases.
+    """
     stage_config = stage_settings(stage, config)
     folder = make_folder(_folder(stage_config, split))
     seed_everything(int(stage_config["seed"]))
-    dataset.split = split
-    model_class = stage_config.model_class
+    model_class = _model_class(stage_config)
     data = model_class.learns_from(stage_config, split)
-    prepared = model_class.prepare_data(stage_config, dataset, split)
-    model = model_class(stage_config, dataset).to(stage_config["device"])
+    prepared: AnySplit = model_class.prepare_data(stage_config, dataset, split)
+    model = model_class(stage_config, TrainingData.of(dataset, prepared)).to(stage_config["device"])
     path = folder / checkpoint.MODEL
     if path.exists():
         try:
@@ -142,17 +181,13 @@ def _trained(
             trainer.resume_checkpoint(last)
         except CDRError as error:
             getLogger().warning(f"{last} is not used: {error}")
-    loader = None
-    if isinstance(split, Split):
-        loader = CrossDomainLoader(
-            stage_config, prepared.train, model, sampler=CrossDomainSampler(split), training=True
-        )
+    loader = batches(stage_config, split, prepared, model) if batches else None
     trainer.fit(split, loader, show_progress=bool(config["show_progress"]))
     last.unlink(missing_ok=True)
     return model, stage_config
 
 
-def stage_settings(stage: Stage, config) -> CDRConfig:
+def stage_settings(stage: Stage, config: CDRConfig) -> CDRConfig:
     """Returns a stage's settings: its own property file, on the run's data, with nothing of the run's model."""
     shared = {*SPLIT_KEYS, *RATING_SPLIT_KEYS, *RUNTIME_KEYS} - {
         "run_id",
@@ -167,8 +202,13 @@ def stage_settings(stage: Stage, config) -> CDRConfig:
     return CDRConfig(stage.model, config["dataset"], config_dict={**settings, **stage.settings})
 
 
-def _folder(stage_config: CDRConfig, split) -> Path:
-    data = stage_config.model_class.learns_from(stage_config, split)
+def _model_class(config: CDRConfig) -> type[CrossDomainRecommender]:
+    model_class: type[CrossDomainRecommender] = config.model_class
+    return model_class
+
+
+def _folder(stage_config: CDRConfig, split: Split | RatingSplit) -> Path:
+    data = _model_class(stage_config).learns_from(stage_config, split)
     keys = None
     if data != split.fingerprint:  # then the split's settings decide nothing beyond those data
         keys = set(stage_config.to_dict()) - RUNTIME_KEYS - {*SPLIT_KEYS, *RATING_SPLIT_KEYS}

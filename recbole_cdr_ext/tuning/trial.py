@@ -88,7 +88,7 @@ def write_yaml(settings: Mapping[str, Any], path: Path, header: str = "") -> Non
 def portable(dataset: CrossDomainDataset) -> CrossDomainDataset:
     """Returns a dataset that processes can share: its bulk in arrays of plain types, and no settings."""
     other = copy.copy(dataset)
-    other.config, other.inter_feat, other.split = None, None, None
+    other.config, other.inter_feat = None, None
     other.field2id_token = {
         name: np.array([str(token) for token in tokens]) for name, tokens in dataset.field2id_token.items()
     }

@@ -24,7 +24,7 @@ from recbole_cdr_ext.settings.reading import (
     parse_arguments,
     read_mapping,
 )
-from recbole_cdr_ext.trainer.stages import run_stages
+from recbole_cdr_ext.tasks.by_name import get_task
 from recbole_cdr_ext.tuning import sweep_page
 from recbole_cdr_ext.tuning.records import CUT, ENDED, FAILED, TRIALS, Record, best_first, ended
 from recbole_cdr_ext.tuning.trial import Shared, portable, write_yaml
@@ -211,9 +211,9 @@ def share(sweep: Sweep) -> Shared:
     dataset, split = load_data(config)
     check_fit(model_class, dataset, split)
     logging.getLogger().info(str(dataset))
-    log_parts(dataset, split)
+    log_parts(config, dataset, split)
     if sweep.staged:
-        split = run_stages(config, dataset, split, model_class)
+        split = get_task(config["task"]).run_stages(config, dataset, split, model_class)
     return Shared(
         model=sweep.model,
         name=sweep.dataset,

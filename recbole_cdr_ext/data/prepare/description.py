@@ -189,13 +189,13 @@ def _check_source(described: Description) -> None:
 def _check_files(described: Description, where: str) -> None:
     wanted = ("train", "test") if described.kind == "rows" else described.domains
     for block in ("files", "urls"):
-        given = described.source.get(block)
-        if given is None:
+        entries = described.source.get(block)
+        if entries is None:
             continue
         if (
-            not isinstance(given, Mapping)
-            or sorted(map(str, given)) != sorted(wanted)
-            or not all(given.values())
+            not isinstance(entries, Mapping)
+            or sorted(map(str, entries)) != sorted(wanted)
+            or not all(entries.values())
         ):
             raise CDRError(f"{where}: '{block}' must have exactly one entry for each of {', '.join(wanted)}.")
     for file in described.files.values():

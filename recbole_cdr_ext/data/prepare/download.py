@@ -36,15 +36,15 @@ def find_raw(
     """
     if raw is not None and not Path(raw).is_dir():
         raise CDRError(f"--raw={raw}: there is no such folder.")
-    given = raw if raw is not None else os.environ.get(RAW_VARIABLE)
-    folders = [Path(given) / description.name, Path(given)] if given else []
+    folder_of_raw = raw if raw is not None else os.environ.get(RAW_VARIABLE)
+    folders = [Path(folder_of_raw) / description.name, Path(folder_of_raw)] if folder_of_raw else []
     folders.append(download_folder(description, data_path))
     for folder in folders:
-        found = {key: _either(folder / name) for key, name in description.files.items()}
-        if all(found.values()):
-            return {key: path for key, path in found.items() if path}, []
+        files = {key: _either(folder / name) for key, name in description.files.items()}
+        if all(files.values()):
+            return {key: path for key, path in files.items() if path}, []
     looked_for = [f"{', '.join(description.files.values())} in {folder}" for folder in folders]
-    if not given:
+    if not folder_of_raw:
         looked_for.append(f"nothing was looked for elsewhere, since neither --raw nor {RAW_VARIABLE} is set")
     return {}, looked_for
 

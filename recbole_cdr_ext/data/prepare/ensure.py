@@ -104,10 +104,10 @@ def _stand_in(
     name = f"{described.name}_sim"
     if name not in dataset_property_files() or layout not in load_description(name).layouts:
         return None
-    found = ensure_dataset(name, data_path=data_path, layout=layout, progress=progress)
+    stand_in = ensure_dataset(name, data_path=data_path, layout=layout, progress=progress)
     notes = [
-        f"The raw files of '{described.name}' were not found; looked for: {'; '.join(looked_for)}.",
+        f"The raw files of '{described.name}' were not stand_in; looked for: {'; '.join(looked_for)}.",
         how_to_get(described),
         f"Running on the simulated '{name}' instead: its results say nothing about '{described.name}'.",
     ]
-    return Ensured(found.folder, name, True, notes + found.notes)
+    return Ensured(stand_in.folder, name, True, notes + stand_in.notes)

@@ -34,12 +34,14 @@ def read_movielens(description: Description, files: dict[str, Path], layout: str
     domain_of = _cut(titles, _genres(description))
     domains = ratings["item_id"].map(domain_of)
     only = _single_domain_users(ratings, domains, description)
-    kept = ratings["user_id"].map(only).fillna(domains) == domains
-    frames = {d: ratings[kept & (domains == d)].reset_index(drop=True) for d in description.domains}
+    remains = ratings["user_id"].map(only).fillna(domains) == domains
+    frames = {d: ratings[remains & (domains == d)].reset_index(drop=True) for d in description.domains}
     facts = {
         "titles": {d: int((domain_of == d).sum()) for d in description.domains},
         "users_cut_to_one_domain": {d: int((only == d).sum()) for d in description.domains},
-        "ratings_left_out_by_that_cut": {d: int((~kept & (domains == d)).sum()) for d in description.domains},
+        "ratings_left_out_by_that_cut": {
+            d: int((~remains & (domains == d)).sum()) for d in description.domains
+        },
     }
     return Content(frames, facts)
 

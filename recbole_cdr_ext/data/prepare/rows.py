@@ -147,8 +147,8 @@ def _facts(rows: pd.DataFrame, lengths: dict[str, np.ndarray], has_target: np.nd
 def _longest(rows: pd.DataFrame, domain: str, lengths: np.ndarray) -> pd.DataFrame:
     """The longest sequence of each user who has one, one event per line."""
     order = np.argsort(-lengths, kind="stable")
-    kept = rows.iloc[order].drop_duplicates("user_id").sort_index()
-    return _events(kept, domain, ["user_id"])
+    first_rows = rows.iloc[order].drop_duplicates("user_id").sort_index()
+    return _events(first_rows, domain, ["user_id"])
 
 
 def _instances(rows: pd.DataFrame, domains: tuple[str, ...]) -> dict[str, pd.DataFrame]:

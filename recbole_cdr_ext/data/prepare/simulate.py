@@ -15,7 +15,7 @@ The model behind it, in the order in which it is drawn:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -220,11 +220,11 @@ def _draw_topics(
 ) -> np.ndarray:
     """Topic of each event, the shared ring's first; places (E, 2K), time (E,) -> (E,)."""
     n = len(time)
-    own = rng.random(n) >= settings.shared
-    column = np.floor(rng.random(n) * settings.interests).astype(np.int64) + own * settings.interests
+    unshared = rng.random(n) >= settings.shared
+    column = np.floor(rng.random(n) * settings.interests).astype(np.int64) + unshared * settings.interests
     place = places[np.arange(n), column] + settings.drift * time + settings.spread * rng.standard_normal(n)
-    ring = np.where(own, settings.own_topics, settings.topics)
-    return np.floor(place).astype(np.int64) % ring + own * settings.topics
+    ring = np.where(unshared, settings.own_topics, settings.topics)
+    return np.floor(place).astype(np.int64) % ring + unshared * settings.topics
 
 
 class _Catalogue:
@@ -253,13 +253,16 @@ class _Catalogue:
 
 
 def _zipf_ranks(rng: np.random.Generator, n: int, exponent: float, shape: tuple[int, ...]) -> np.ndarray:
-    """Numbers below n, the low ones more often."""
+    """Returns numbers below n, the low ones more often."""
     curve = np.cumsum(1.0 / (1.0 + np.arange(n)) ** exponent)
-    return np.searchsorted(curve / curve[-1], rng.random(shape), side="right").clip(max=n - 1)
+    ranks: np.ndarray = np.searchsorted(curve / curve[-1], rng.random(shape), side="right")
+    return ranks.clip(max=n - 1)
 
 
-def _without_repeats(rng: np.random.Generator, draw, users: np.ndarray, n_items: int) -> np.ndarray:
-    """Items for all events such that no user has one twice; users (E,) -> (E,)."""
+def _without_repeats(
+    rng: np.random.Generator, draw: Callable[[np.ndarray], np.ndarray], users: np.ndarray, n_items: int
+) -> np.ndarray:
+    """Returns items for all events such that no user has one twice; users (E,) -> (E,)."""
     items = draw(np.arange(len(users)))
     for attempt in range(_REDRAWS * 50):
         again = _repeats(users, items, n_items)
@@ -271,7 +274,7 @@ def _without_repeats(rng: np.random.Generator, draw, users: np.ndarray, n_items:
 
 
 def _repeats(users: np.ndarray, items: np.ndarray, n_items: int) -> np.ndarray:
-    """Events whose (user, item) stands before already."""
+    """Returns the events whose (user, item) stands before already."""
     _, first = np.unique(users * n_items + items, return_index=True)
     mask = np.ones(len(items), dtype=bool)
     mask[first] = False
@@ -312,15 +315,16 @@ def _numbered(key: np.ndarray, value: np.ndarray) -> pd.DataFrame:
 def _draw_ratings(
     rng: np.random.Generator, people: _People, users: np.ndarray, items: np.ndarray, n_items: int
 ) -> np.ndarray:
-    """Whole numbers from 1 to 5; (E,)."""
+    """Returns whole numbers from 1 to 5, (E,)."""
     quality = 0.4 * rng.standard_normal(n_items)
     style = rng.standard_normal((n_items, _TASTES))
     match = np.einsum("ek,ek->e", people.taste[users], style[items])
     opinion = 3.6 + people.mildness[users] + quality[items] + match + 0.5 * rng.standard_normal(len(users))
-    return np.clip(np.rint(opinion), 1, 5)
+    ratings: np.ndarray = np.clip(np.rint(opinion), 1, 5)
+    return ratings
 
 
 def _names(prefix: str, n: int, numbers: np.ndarray) -> pd.Series:
-    """``prefix_0`` to ``prefix_{n-1}``, taken by ``numbers``."""
+    """Returns ``prefix_0`` to ``prefix_{n-1}``, taken by ``numbers``."""
     names = pd.array([f"{prefix}_{i}" for i in range(n)], dtype="str")
     return pd.Series(names.take(numbers))

@@ -182,8 +182,8 @@ class I2VAE(CrossDomainRecommender):
             )
         self.on_sequences = on_sequences(config)
         if self.on_sequences:
-            self._events, self._token_key = dataset.train_events, dataset.token_key
-            self._all_recalled, self._reorder = dataset.recalled, reorders(config)
+            self._events, self._token_key = dataset.split.train_events, dataset.token_key
+            self._all_recalled, self._reorder = recalled_by_event(dataset.split), reorders(config)
             self._read(np.arange(len(self._events)))
         residual = bool(config["residual_posteriors"])
         self.own_head = per_domain(lambda: GaussianHead(d, d, dropout, residual))
@@ -262,8 +262,6 @@ class I2VAE(CrossDomainRecommender):
             split = split.with_recalled(
                 {p: random_recall(split.part(p), split.item_offset, width, rng) for p in PARTS}
             )
-        dataset.train_events = split.train_events
-        dataset.recalled = recalled_by_event(split) if on_sequences(config) else None
         return split
 
     def phases(self) -> list[Phase]:

@@ -1,0 +1,118 @@
+"""Splits by name: this package's, and those that other packages bring.
+
+A package brings a split by an entry point in the group ``recbole_cdr_ext.splits``, whose name is what ``split=`` is
+set to::
+
+    [options.entry_points]
+    recbole_cdr_ext.splits =
+        half = my_package.half:HalfSplit
+
+It names a class derived from :class:`recbole_cdr_ext.splits.maker.InteractionSplitMaker` or ``RatingSplitMaker``, whose
+docstrings say what a split must be. Nothing is imported before a split is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import logging
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.registry import entry_points
+
+if TYPE_CHECKING:
+    from recbole_cdr_ext.splits.maker import SplitMaker
+
+PACKAGE = __name__.split(".")[0]
+ENTRY_POINTS = f"{PACKAGE}.splits"
+# Named as entry points name other packages': the registry stands below the splits.
+BUILT_IN: Mapping[str, str] = {
+    "user": f"{PACKAGE}.splits.user:UserSplit",
+    "leave_one_out": f"{PACKAGE}.splits.leave_one_out:LeaveOneOutSplit",
+    "published": f"{PACKAGE}.splits.published:PublishedSplit",
+    "cold_start": f"{PACKAGE}.splits.cold_start:ColdStartSplit",
+}
+BASE = f"{PACKAGE}.splits.maker:SplitMaker"
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """What ``recbole-cdr splits`` says of a split.
+
+    Attributes:
+        task: the task that it serves.
+        leaky: whether held-out targets can be reached from what trains; the leak audit only counts them then.
+        ordered: whether it needs data whose interactions have an order.
+        layout: the layout of prepared data that it reads, "users" or "rows".
+        origin: the package that brings it.
+        summary: what it does, in a sentence.
+    """
+
+    name: str
+    task: str
+    leaky: bool
+    ordered: bool
+    layout: str
+    origin: str
+    summary: str
+
+
+def split_names() -> list[str]:
+    """The names that :func:`get_split` knows: this package's, then other packages'."""
+    return [*BUILT_IN, *_plugins()]
+
+
+def get_split(name: str) -> type[SplitMaker]:
+    """Returns the class that makes a split.
+
+    Raises:
+        CDRError: there is no such split, the package that brings it can't be imported, or what it names makes none.
+    """
+    if name in BUILT_IN:
+        return _checked(name, pkgutil.resolve_name(BUILT_IN[name]))
+    others = _plugins()
+    if name not in others:
+        raise CDRError(f"split={name!r} should be one of {', '.join([*BUILT_IN, *others])}.")
+    return _checked(name, entry_points.load(others[name], "split"))
+
+
+def list_splits() -> list[SplitInfo]:
+    """Describes every split that can be used; one of another package's that can't is left out."""
+    infos = []
+    others = _plugins()
+    for name in [*BUILT_IN, *others]:
+        try:
+            maker = get_split(name)
+        except CDRError as error:
+            logging.getLogger(__name__).info("%s is left out: %s", name, error)
+            continue
+        infos.append(
+            SplitInfo(
+                name=name,
+                task=maker.task,
+                leaky=maker.leaky,
+                ordered=maker.needs_order,
+                layout=maker.layout,
+                origin=entry_points.origin(others[name]) if name in others else PACKAGE,
+                summary=(inspect.getdoc(maker) or "").partition("\n")[0],
+            )
+        )
+    return infos
+
+
+def _plugins() -> dict[str, importlib.metadata.EntryPoint]:
+    return entry_points.plugins(ENTRY_POINTS, BUILT_IN)
+
+
+def _checked(name: str, maker: object) -> type[SplitMaker]:
+    base: type[SplitMaker] = pkgutil.resolve_name(BASE)
+    if isinstance(maker, type) and issubclass(maker, base) and not inspect.isabstract(maker):
+        return maker
+    raise CDRError(
+        f"split={name}: {maker!r} makes no split: it should be a class derived from InteractionSplitMaker or "
+        "RatingSplitMaker that says how to draw."
+    )
