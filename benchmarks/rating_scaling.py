@@ -111,8 +111,8 @@ class Contender:
         self.data, self.model = data, model_class(config, data.dataset)
         self.trainer = CrossDomainTrainer(config, self.model, ".")
         (phase,) = self.model.phases()
-        self.batches = getattr(self.model, phase.batches)
-        setattr(self.model, phase.batches, self._clocked)
+        self.batches = phase.batches
+        setattr(self.model, phase.batches.__name__, self._clocked)
         self.steps: list[float] = []
 
     def _clocked(self, rng: np.random.Generator) -> Iterator[RatingBatch]:

@@ -131,7 +131,7 @@ def _gradient(parameter):
 def test_warm_up_trains_the_specific_part_alone(ready):
     _, model = ready
     warmup, main = model.phases()
-    assert dict(warmup.settings) == {"epochs": 9} and warmup.validate == "" and main.validate is None
+    assert dict(warmup.settings) == {"epochs": 9} and not warmup.validated and main.ranks_to_validate
     model.zero_grad()
     loss = sum(getattr(model, warmup.loss)(first_batch(model)))
     loss.backward()

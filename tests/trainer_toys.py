@@ -134,8 +134,8 @@ class TwoPhases(Slope):
             Phase(
                 "upper",
                 parameters=("second",),
-                batches="own_batches",
-                validate="own_score",
+                batches=self.own_batches,
+                validate=self.own_score,
                 settings=(("epochs", 2), ("learner", "sgd"), ("learning_rate", 0.5)),
             ),
         ]

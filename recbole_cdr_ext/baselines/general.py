@@ -37,7 +37,7 @@ class UserBaseline(RecBoleBaseline):
         """One phase over training events, or over users for the models that RecBole feeds with users."""
         if not any(p.numel() > 1 for p in self.wrapped.parameters()):
             return []  # A single number is what RecBole gives models without any, for the optimiser's sake.
-        return [Phase(batches="user_batches" if self.on_users else "event_batches")]
+        return [Phase(batches=self.user_batches if self.on_users else self.event_batches)]
 
     def calculate_loss(self, interaction: Batch):
         """As in the base class, always in single precision: sparse products know no other on a CPU."""

@@ -138,7 +138,7 @@ class SequenceDotBaseline(SequentialBaseline):
 
     def phases(self) -> list[Phase]:
         """One phase, over whole sequences with ``one_pass``."""
-        return [Phase(batches="sequence_batches", loss="sequence_loss")] if self.one_pass else [Phase()]
+        return [Phase(batches=self.sequence_batches, loss=self.sequence_loss)] if self.one_pass else [Phase()]
 
     def sequence_batches(self, rng: np.random.Generator) -> EpochBatches:
         """Returns the training sequences in batches of one space and about ``train_batch_size`` targets each."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from logging import getLogger
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.layers import mapping
-from recbole_cdr_ext.model.phase import Phase, Stage
+from recbole_cdr_ext.model.phase import Loss, Phase, Stage
 from recbole_cdr_ext.model.rating_recommender import (
     SPARSE_LEARNERS,
     RatingBatch,
@@ -22,6 +22,8 @@ from recbole_cdr_ext.model.rating_recommender import (
     whole_batch,
 )
 from recbole_cdr_ext.splits.rating_split import RatingSplit
+
+MappedBatch = TypeVar("MappedBatch", bound=RatingBatch)
 
 # Item vectors of a smaller median length (a healthy one is about 0.3) say nothing.
 COLLAPSED = 0.1
@@ -142,19 +144,27 @@ class Bridge(RatingRecommender):
 
     def phases(self) -> list[Phase]:
         """One phase: the mapping on the rating loss. Without vectors (d = 0) there is nothing to map."""
-        return [self.mapping_phase()] if self.size else []
+        return [self.mapping_phase(self.calculate_loss, self.shared_batches)] if self.size else []
 
-    def mapping_phase(self, **changes: Any) -> Phase:
-        """The phase of the mapping, with some fields and settings changed."""
-        settings = {"weight_decay": 0.0, **changes.pop("settings", {})}
-        fields = {
-            "name": "map",
-            "batches": "shared_batches",
-            "parameters": ("mapping", "source_users"),
-            "rows": "source_rows",
-            **changes,
-        }
-        return Phase(**fields, settings=tuple(settings.items()))
+    def mapping_phase(
+        self,
+        loss: Callable[[MappedBatch], Loss],
+        batches: Callable[[np.random.Generator], Iterable[MappedBatch]],
+        *,
+        name: str = "map",
+        row_gradient: Callable[[MappedBatch, torch.Tensor], torch.Tensor] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Phase[MappedBatch]:
+        """Returns the phase of the mapping, on batches whose users' source vectors sharpness moves."""
+        return Phase(
+            name,
+            loss=loss,
+            batches=batches,
+            parameters=("mapping", "source_users"),
+            rows=self.source_rows,
+            row_gradient=row_gradient,
+            settings=tuple({"weight_decay": 0.0, **(settings or {})}.items()),
+        )
 
     def shared_batches(self, rng: np.random.Generator) -> Iterable[RatingBatch]:
         """The target ratings of the overlapping training users (D^o), shuffled."""

@@ -155,10 +155,10 @@ class RatingRecommender(CrossDomainRecommender):
     def facts(self, batch: RatingBatch) -> dict[str, str]:
         """The reduction, and how long the vectors are that the batch starts from."""
         said = {"reduction": "mean" if self.mean_reduction else "sum"}
-        phase = next((phase for phase in self.phases() if phase.rows), None)
-        if phase is not None:
+        rows_of = next((phase.rows for phase in self.phases() if phase.rows is not None), None)
+        if rows_of is not None:
             with torch.no_grad():
-                rows = getattr(self, phase.rows)(batch)
+                rows = rows_of(batch)
             said["median length of the rows"] = f"{float(rows.norm(dim=1).median()):g}"
         return said
 

@@ -263,7 +263,7 @@ class PairwiseGraphModel(CrossDomainRecommender, ABC):
 
     def phases(self) -> list[Phase]:
         """One phase over the pairs."""
-        return [Phase(batches="edge_batches")]
+        return [Phase(batches=self.edge_batches)]
 
     def edge_batches(self, rng: np.random.Generator) -> EpochBatches:
         """Returns all pairs, shuffled, in batches of about ``train_batch_size``; each has its share of every domain.

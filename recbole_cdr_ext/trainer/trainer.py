@@ -195,7 +195,7 @@ class CrossDomainTrainer(Trainer):
         learning = self._learning(phase)
         self._start_phase()
         self.stopped, finished = "epochs", False
-        self._sharpness = sharpness.make(settings, learning, names_rows=bool(phase.rows))
+        self._sharpness = sharpness.make(settings, learning, names_rows=phase.rows is not None)
         with _frozen_but(self.model, learning):
             self.optimizer = self._build_optimizer(
                 params=learning,
@@ -223,9 +223,8 @@ class CrossDomainTrainer(Trainer):
         seed_everything(self._seed, index, epoch)
         self.model.start_epoch(phase, epoch)
         batches = self._batches(phase, index, epoch, train_data)
-        self._rows_of = getattr(self.model, phase.rows) if phase.rows else None
-        self._row_gradient = getattr(self.model, phase.row_gradient) if phase.row_gradient else None
-        losses = self._train_epoch(batches, epoch, getattr(self.model, phase.loss), self.show_progress)
+        self._rows_of, self._row_gradient = phase.rows, phase.row_gradient
+        losses = self._train_epoch(batches, epoch, phase.loss, self.show_progress)
         trained = perf_counter()
         self.seconds["training"] += trained - started
         self.epochs_run += 1
@@ -242,7 +241,7 @@ class CrossDomainTrainer(Trainer):
         last = epoch + 1 == epochs or self._out_of_time()
         stop = improved = False
         step = min(int(settings["eval_step"]), epochs)
-        if phase.validate == "" or step <= 0 or not (phase.validate or valid_data is not None):
+        if not phase.validated or step <= 0 or (phase.validate is None and valid_data is None):
             improved, self.best_epoch = True, epoch
         elif (epoch + 1) % step == 0 or last:
             # The last epoch is always validated: what it learnt would be lost otherwise.
@@ -268,7 +267,7 @@ class CrossDomainTrainer(Trainer):
     def _batches(self, phase: Phase, index: int, epoch: int, train_data) -> Iterable:
         """What an epoch trains on: batches of the phase's own, or the split's instances."""
         if phase.batches is not None:
-            return getattr(self.model, phase.batches)(np.random.default_rng([self._seed, index, epoch]))
+            return phase.batches(np.random.default_rng([self._seed, index, epoch]))
         if train_data is None:
             raise CDRError(f"phase '{phase.name}' trains on the split's instances, and none were given.")
         train_data.set_epoch(index, epoch)
@@ -363,12 +362,12 @@ class CrossDomainTrainer(Trainer):
             self._average.update()
         return terms
 
-    def _valid_epoch(self, valid_data, show_progress=False, *, validate: str | None = None):
+    def _valid_epoch(self, valid_data, show_progress=False, *, validate: Callable[[], float] | None = None):
         """Returns (mean ``valid_metric`` over the domains, table), or the model's own (score, None)."""
-        if validate:
+        if validate is not None:
             self.model.eval()
             with torch.no_grad():
-                score, result = float(getattr(self.model, validate)()), None
+                score, result = float(validate()), None
         else:
             result = valid_data()
             score = mean_over_domains(result, self.valid_metric)

@@ -159,7 +159,7 @@ class C2DSR(CrossDomainRecommender):
 
     def phases(self) -> list[Phase]:
         """One phase, over whole sequences."""
-        return [Phase(batches="sequence_batches", loss="sequence_loss")]
+        return [Phase(batches=self.sequence_batches, loss=self.sequence_loss)]
 
     # -- tables of items ----------------------------------------------------------------------------------------
 

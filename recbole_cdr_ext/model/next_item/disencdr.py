@@ -95,13 +95,13 @@ class DisenCDR(PairwiseGraphModel):
         """The specific part alone for ``warmup_epochs``, whose last is kept; then everything."""
         warmup = Phase(
             "warm-up",
-            loss="warmup_loss",
-            batches="edge_batches",
+            loss=self.warmup_loss,
+            batches=self.edge_batches,
             parameters=("specific.",),
-            validate="",
+            validated=False,
             settings=(("epochs", self.warmup_epochs),),
         )
-        return [*([warmup] if self.warmup_epochs else []), Phase(batches="edge_batches")]
+        return [*([warmup] if self.warmup_epochs else []), Phase(batches=self.edge_batches)]
 
     # -- loss -------------------------------------------------------------------------------------------------------
 

@@ -94,12 +94,6 @@ class EMCDR(CrossDomainRecommender):
         self._candidates: dict[int, Candidates] = {}
         self._sampler = CrossDomainSampler(split, int(config["candidate_seed"]))
         self._warn_of_strangers(split, counts)
-        # A phase names methods that take no domain.
-        for k in range(self.n_domains):
-            setattr(self, f"pairs_{k}", partial(self.pair_batches, k))
-            setattr(self, f"ndcg_{k}", partial(self.warm_ndcg, k))
-            setattr(self, f"overlap_{k}", partial(self.overlap_batches, k))
-            setattr(self, f"fit_{k}", partial(self.fit_of_held_out, k))
 
     @classmethod
     def check_settings(cls, config) -> None:
@@ -150,20 +144,22 @@ class EMCDR(CrossDomainRecommender):
         factors = [
             Phase(
                 f"factors_{name}",
-                loss="factor_loss",
-                batches=f"pairs_{k}",
+                loss=self.factor_loss,
+                batches=partial(self.pair_batches, k),
                 parameters=(f"users.{k}.", f"items.{k}."),
-                validate=f"ndcg_{k}" if len(self._valid[k]) else "",
+                validate=partial(self.warm_ndcg, k),
+                validated=len(self._valid[k]) > 0,
             )
             for k, name in enumerate(self.domain_names)
         ]
         maps = [
             Phase(
                 f"map_to_{name}",
-                loss="map_loss",
-                batches=f"overlap_{k}",
+                loss=self.map_loss,
+                batches=partial(self.overlap_batches, k),
                 parameters=(f"maps.{k}.",),
-                validate=f"fit_{k}" if len(self._held_out) else "",
+                validate=partial(self.fit_of_held_out, k),
+                validated=len(self._held_out) > 0,
                 settings=(("learning_rate", float(self.config["map_learning_rate"])),),
             )
             for k, name in enumerate(self.domain_names)

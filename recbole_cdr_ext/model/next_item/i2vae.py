@@ -268,7 +268,11 @@ class I2VAE(CrossDomainRecommender):
 
     def phases(self) -> list[Phase]:
         """One phase, over sequences or over instances."""
-        return [Phase(batches="sequence_batches", loss="sequence_loss")] if self.on_sequences else [Phase()]
+        return (
+            [Phase(batches=self.sequence_batches, loss=self.sequence_loss)]
+            if self.on_sequences
+            else [Phase()]
+        )
 
     def start_epoch(self, phase: Phase, epoch: int) -> None:
         """Raises the weight of the KL terms to ``kl_weight`` over ``kl_warmup_epochs``."""

@@ -118,7 +118,7 @@ class LightGCNPSG(CrossDomainRecommender):
 
     def phases(self) -> list[Phase]:
         """One phase over the graph's edges, whose epoch is chosen on the held-out ones."""
-        return [Phase("lightgcn", batches="edge_batches", validate="recall_of_held_out_edges")]
+        return [Phase("lightgcn", batches=self.edge_batches, validate=self.recall_of_held_out_edges)]
 
     def edge_batches(self, rng: np.random.Generator) -> Iterator[Interaction]:
         """Yields shuffled (user, item, negative of the item's domain), each (B,)."""

@@ -110,7 +110,7 @@ class PiNet(CrossDomainRecommender):
 
     def phases(self) -> list[Phase]:
         """One phase, over whole sequences or over instances."""
-        return [Phase(batches="sequence_batches", loss="sequence_loss")] if self.one_pass else [Phase()]
+        return [Phase(batches=self.sequence_batches, loss=self.sequence_loss)] if self.one_pass else [Phase()]
 
     # -- states -------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ are trained in one run; users of one domain alone train too. Decisions are on th
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -140,32 +141,28 @@ class SAVAE(CrossDomainRecommender):
         return [
             Phase(
                 f"{part} {name}",
-                loss=f"{part}_loss",
-                batches=f"batches_{k}",
+                loss=loss,
+                batches=partial(self.user_batches, k),
                 parameters=tuple(f"{prefix}{half}.{k}." for half in ("encoder", "decoder")),
             )
-            for part, prefix in (("source", "source_"), ("target", ""))
+            for part, prefix, loss in (
+                ("source", "source_", self.source_loss),
+                ("target", "", self.target_loss),
+            )
             for k, name in enumerate(self.domain_names)
         ]
 
     def start_epoch(self, phase: Phase, epoch: int) -> None:
         """Copies the first phase's weights where the second starts from them."""
-        if not self.warm_start or epoch or phase.loss != "target_loss":
+        if not self.warm_start or epoch or phase.loss != self.target_loss:
             return
-        k = self.phases().index(phase) - self.n_domains
+        k = [each.name for each in self.phases()].index(phase.name) - self.n_domains
         self.decoder[k].load_state_dict(self.source_decoder[k].state_dict())
         if not self.rigid:
             self.encoder[k].load_state_dict(self.source_encoder[k].state_dict())
 
-    def batches_0(self, rng: np.random.Generator) -> EpochBatches:
-        """Returns the users of the first domain in batches, shuffled."""
-        return self._batches(0, rng)
-
-    def batches_1(self, rng: np.random.Generator) -> EpochBatches:
-        """Returns the users of the second domain in batches, shuffled."""
-        return self._batches(1, rng)
-
-    def _batches(self, k: int, rng: np.random.Generator) -> EpochBatches:
+    def user_batches(self, k: int, rng: np.random.Generator) -> EpochBatches:
+        """Returns the users of domain ``k`` in batches, shuffled."""
         asked = self.instances.domain == k
         if self.whole:
             asked &= self.instances.lengths[:, k] > 0

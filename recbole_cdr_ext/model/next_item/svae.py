@@ -154,7 +154,7 @@ class SVAE(CrossDomainRecommender):
 
     def phases(self) -> list[Phase]:
         """One phase, over sequences or over instances."""
-        return [Phase(batches="sequence_batches", loss="sequence_loss")] if self.sources else [Phase()]
+        return [Phase(batches=self.sequence_batches, loss=self.sequence_loss)] if self.sources else [Phase()]
 
     def start_epoch(self, phase: Phase, epoch: int) -> None:
         """Says how many users each net has seen, so that the weight of the KL goes on where it was."""

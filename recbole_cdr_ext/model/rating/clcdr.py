@@ -70,7 +70,7 @@ class CLCDR(Bridge):
 
     def phases(self) -> list[Phase]:
         """One phase, on D^o."""
-        return [self.mapping_phase(loss="contrastive_loss")] if self.size else []
+        return [self.mapping_phase(self.contrastive_loss, self.shared_batches)] if self.size else []
 
     def contrastive_loss(self, batch: RatingBatch, rows: torch.Tensor | None = None) -> ContrastiveLoss:
         """Returns L_rating, λ₁ L_uu and λ₂ L_ui, at moved source vectors if they are given."""

@@ -108,7 +108,7 @@ class CMF(RatingRecommender):
 
     def phases(self) -> list[Phase]:
         """One phase on the ratings of both domains; the validation users, cold in the target, choose the epoch."""
-        return [Phase("factorize", batches="batches", rows="source_rows" if self.size else "")]
+        return [Phase("factorize", batches=self.batches, rows=self.source_rows if self.size else None)]
 
     def batches(self, rng: np.random.Generator) -> Iterable[RatingBatch]:
         """The training ratings of both domains, shuffled together: a batch mixes them as they come."""

@@ -44,7 +44,7 @@ class EMCDR(Bridge):
         """One phase, over users."""
         if not self.size:
             return []
-        return [self.mapping_phase(loss="embedding_loss", batches="user_batches")]
+        return [self.mapping_phase(self.embedding_loss, self.user_batches)]
 
     def user_batches(self, rng: np.random.Generator) -> Iterable[RatingBatch]:
         """The overlapping training users, shuffled, each once; items and ratings of the batches are zeros."""

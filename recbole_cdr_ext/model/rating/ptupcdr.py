@@ -110,7 +110,9 @@ class PTUPCDR(Bridge):
 
     def phases(self) -> list[Phase]:
         """One phase: the meta network on the rating loss."""
-        return [self.mapping_phase(name="meta")] if self.size else []
+        return (
+            [self.mapping_phase(self.calculate_loss, self.shared_batches, name="meta")] if self.size else []
+        )
 
     def profile(self, user: torch.Tensor) -> torch.Tensor:
         """Returns p_u, (B, d)."""

@@ -36,7 +36,14 @@ class SCDR(Bridge):
             return []
         rho = self.config["rho"]
         rho = (0.25 if self.has_biases else 0.05) if rho is None else rho
-        return [self.mapping_phase(row_gradient="rating_gradient", settings={"rho": rho})]
+        return [
+            self.mapping_phase(
+                self.calculate_loss,
+                self.shared_batches,
+                row_gradient=self.rating_gradient,
+                settings={"rho": rho},
+            )
+        ]
 
     @torch.no_grad()
     def rating_gradient(self, batch: RatingBatch, rows: torch.Tensor) -> torch.Tensor:

@@ -91,7 +91,7 @@ class SSCDR(EMCDR):
         """One phase, over users."""
         if not self.size:
             return []
-        return [self.mapping_phase(loss="semi_supervised_loss", batches="user_batches")]
+        return [self.mapping_phase(self.semi_supervised_loss, self.user_batches)]
 
     def user_batches(self, rng: np.random.Generator) -> Iterable[RatingBatch]:
         """EMCDR's batches, with this epoch's pairs of items."""

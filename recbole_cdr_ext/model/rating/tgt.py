@@ -151,10 +151,11 @@ class TGT(RatingRecommender):
         return [
             Phase(
                 "pretrain",
-                loss="factorization_loss",
-                batches="batches",
-                validate="validation_error" if len(self._valid) else "",
-                rows="user_rows" if self.size else "",
+                loss=self.factorization_loss,
+                batches=self.batches,
+                validate=self.validation_error,
+                validated=len(self._valid) > 0,
+                rows=self.user_rows if self.size else None,
                 settings=tuple(settings.items()),
             )
         ]

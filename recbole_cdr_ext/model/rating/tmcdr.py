@@ -82,7 +82,7 @@ class TMCDR(Bridge):
 
     def phases(self) -> list[Phase]:
         """One phase: the mapping, an episode a batch."""
-        return [self.mapping_phase(name="meta", loss="episode_loss", batches="episodes")] if self.size else []
+        return [self.mapping_phase(self.episode_loss, self.episodes, name="meta")] if self.size else []
 
     def episodes(self, rng: np.random.Generator) -> Iterable[Episode]:
         """The rows of D^o, shuffled, the users of each batch in two groups."""
