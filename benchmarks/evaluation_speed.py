@@ -32,6 +32,7 @@ import torch
 from tqdm import tqdm
 
 from recbole_cdr_ext import compat
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 compat.apply()
 
@@ -145,9 +146,8 @@ class Ours:
         self.dataset = CrossDomainDataset(self.config)
         self.split: Split = make_split(self.config, self.dataset)
         cls = adapt(SASRec)
-        cls.prepare_data(self.config, self.dataset, self.split)
         torch.manual_seed(2024)
-        self.model = cls(self.config, self.dataset)
+        self.model = cls(self.config, TrainingData.of(self.dataset, self.split))
         self.domain = self.dataset.domain_index(arguments.domain or self.dataset.domains[-1])
         test = self.split.test
         self.instances = test.take((test.domain == self.domain) & (test.own_length >= 2))

@@ -24,7 +24,6 @@ import sys
 from collections.abc import Callable, Iterator
 from statistics import median
 from time import perf_counter
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,6 +35,7 @@ from recbole_cdr_ext.model.rating.tgt import TGT
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, RatingRecommender, Tables
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.rating_split import Ratings, RatingSplit
+from recbole_cdr_ext.splits.training_data import TrainingData
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 
 GROWTH, SHARPNESS = 1.5, 4.0
@@ -77,13 +77,13 @@ class Data:
             fingerprint="synthetic",
             tables={k: self._tables(n_users, n_items) for k in (0, 1)},
         )
-        self.dataset = SimpleNamespace(
-            domains=list(NAMES),
-            n_domains=2,
+        self.training = TrainingData(
+            domains=tuple(NAMES),
+            item_offset=offset,
+            token_key=np.arange(offset[-1]),
             user_num=n_users,
             item_num=int(offset[-1]),
-            item_offset=offset,
-            item_range=lambda k: range(int(offset[k]), int(offset[k + 1])),
+            dataset_name="synthetic",
             split=self.split,
         )
 
@@ -108,7 +108,7 @@ class Contender:
             own = SCDR.stages(config)[0]
             model_class = TGT
             config = CDRConfig(own.model, "toy", config_dict={**given, **own.settings})
-        self.data, self.model = data, model_class(config, data.dataset)
+        self.data, self.model = data, model_class(config, data.training)
         self.trainer = CrossDomainTrainer(config, self.model, ".")
         (phase,) = self.model.phases()
         self.batches = phase.batches

@@ -29,6 +29,7 @@ from recbole_cdr_ext.runs.experiment import load_data
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.loader import CrossDomainLoader
 from recbole_cdr_ext.splits.sampler import CrossDomainSampler
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 MATRIX_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product")
 
@@ -165,7 +166,8 @@ def main() -> None:
     split = I2VAE.prepare_data(config, dataset, split)
     sampler = CrossDomainSampler(split)
     torch.manual_seed(0)
-    ours, plain = I2VAE(config, dataset), PaddedI2VAE(config, dataset)
+    data = TrainingData.of(dataset, split)
+    ours, plain = I2VAE(config, data), PaddedI2VAE(config, data)
     plain.load_state_dict(ours.state_dict())
     check_equal(config, split, sampler, ours, plain)
     with_torchs_dropout(plain)

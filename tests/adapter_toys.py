@@ -10,6 +10,7 @@ import torch
 from toy_models import ToyMLP, write_toy_domains
 
 from recbole_cdr_ext import compat
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 compat.apply()
 
@@ -47,7 +48,7 @@ class Setup:
     def rebuilt(self) -> torch.nn.Module:
         """The model as a later process builds it, before its checkpoint is loaded."""
         torch.manual_seed(99)
-        return type(self.model)(self.config, self.dataset)
+        return type(self.model)(self.config, TrainingData.of(self.dataset, self.split))
 
     def batches(self, part: str = "test") -> list[Batch]:
         """The batches of a part, as evaluation makes them."""
@@ -95,7 +96,7 @@ def build(toys):
         dataset = CrossDomainDataset(config)
         split = cls.prepare_data(config, dataset, make_split(config, dataset))
         torch.manual_seed(0)
-        return Setup(config, dataset, split, cls(config, dataset).eval())
+        return Setup(config, dataset, split, cls(config, TrainingData.of(dataset, split)).eval())
 
     return function
 

@@ -27,7 +27,7 @@ NO_CLOCK = {"order": "none", "split": "user", "reorder": False}
 def build(tmp_path, domains=None, **settings):
     loaded = load(tmp_path, domains or random_domains(), model="C2DSR", **{**SMALL, **settings})
     torch.manual_seed(0)
-    model = C2DSR(loaded.config, loaded.dataset).eval()
+    model = C2DSR(loaded.config, loaded.data).eval()
     with torch.no_grad():  # what starts at zero could hide that it is left out
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):

@@ -16,7 +16,7 @@ SMALL = {"embedding_size": 16, "mlp_hidden_size": [12, 6], "attention_size": 5}
 def build(tmp_path, domains=None, seed=0, **settings):
     loaded = load(tmp_path, domains or random_domains(), model="DASL", **{**SMALL, **settings})
     torch.manual_seed(seed)
-    model = DASL(loaded.config, loaded.dataset).eval()
+    model = DASL(loaded.config, loaded.data).eval()
     with torch.no_grad():  # what starts at 0 or 1 must count in the tests too
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)

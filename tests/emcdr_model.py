@@ -26,7 +26,7 @@ def make(folder, domains=None, cls=EMCDR, **settings):
     """Returns (loaded, model) on data made in a test."""
     loaded = load(folder, domains or random_domains(), "EMCDR", **{**SMALL, **settings})
     torch.manual_seed(0)
-    return loaded, cls(loaded.config, loaded.dataset).eval()
+    return loaded, cls(loaded.config, loaded.data).eval()
 
 
 def fit(model, split) -> CrossDomainTrainer:

@@ -13,6 +13,7 @@ from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.interaction_split import Split
 from recbole_cdr_ext.splits.making import make_split
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 Rows = list[tuple[str, str, float]]
 
@@ -22,6 +23,11 @@ class Loaded:
     config: CDRConfig
     dataset: CrossDomainDataset
     split: Split
+
+    @property
+    def data(self) -> TrainingData[Split]:
+        """What a model is built on."""
+        return TrainingData.of(self.dataset, self.split)
 
     def id_of(self, domain: str, token: str) -> int:
         """The global id of an item."""

@@ -27,7 +27,7 @@ FORMS = [{}, {"bos": False}, {"input": "merged"}, NO_CLOCK, {"input": "merged", 
 def build(tmp_path, domains=None, seed=0, **settings):
     loaded = load(tmp_path, domains or random_domains(), "SVAE", **{**SMALL, **settings})
     torch.manual_seed(seed)
-    return loaded, SVAE(loaded.config, loaded.dataset).eval()
+    return loaded, SVAE(loaded.config, loaded.data).eval()
 
 
 def batches(loaded, model, part="test"):

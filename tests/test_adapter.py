@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from adapter_toys import Setup, train
-from toy_models import DOMAINS, ToyMLP
+from toy_models import ToyMLP
 
 from recbole_cdr_ext import compat
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 compat.apply()
 
@@ -182,13 +183,6 @@ def test_settings_that_are_not_served_are_refused(build):
         build(BPR, train_neg_sample_args=None)
 
 
-def test_training_data_comes_first(build):
-    setup = build(Pop)
-    del setup.dataset.train_events
-    with pytest.raises(CDRError, match="prepare_data"):
-        setup.rebuilt()
-
-
 def test_adapted_classes_say_what_they_are():
     assert adapt(BPR) is adapt(BPR)
     assert adapt(BPR).__name__ == "BPR"
@@ -208,8 +202,9 @@ def test_sequential_models_leave_anomaly_detection_off():
 
 def test_view_answers_what_recboles_models_ask(build):
     setup = build(BPR, 3)
-    for space in (*item_spaces(setup.dataset, "target"), *item_spaces(setup.dataset, "all")):
-        view = EventView(setup.dataset, setup.split.train_events, space, setup.model.settings)
+    data = TrainingData.of(setup.dataset, setup.split)
+    for space in (*item_spaces(data, "target"), *item_spaces(data, "all")):
+        view = EventView(data, space, setup.model.settings)
         assert view.num("item_id") == view.item_num == len(space) + 1
         assert view.num("user_id") == setup.dataset.user_num
         items = view.inter_feat["item_id"]
@@ -220,4 +215,3 @@ def test_view_answers_what_recboles_models_ask(build):
         assert history.shape[0] == view.user_num and length.sum() == len(view)
         token = view.id2token("item_id", [1])[0]
         assert view.token2id("item_id", token) == 1
-        assert token.startswith(DOMAINS[space.domains[0]])

@@ -16,6 +16,7 @@ from recbole_cdr_ext.model.backbones import RatingGraph
 from recbole_cdr_ext.model.rating.tgt import TGT
 from recbole_cdr_ext.runs.experiment import load_data
 from recbole_cdr_ext.splits.rating_split import Ratings
+from recbole_cdr_ext.splits.training_data import TrainingData
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer, seed_everything
 
 root = backbone_graphs.root
@@ -175,9 +176,8 @@ def test_deleting_the_test_rows_from_the_file_changes_no_target_output(root, tmp
     for data_of, own, rows in ((dataset, split, split.train[1]), (without, shorter, left)):
         # Without times the order of a user's rows is drawn, over all of the file: here it is the items'.
         own = replace(own, train={**own.train, 1: rows.take(np.lexsort((rows.item, rows.user)))})
-        data_of.split = own
         seed_everything(0)
-        model = TGT(config, data_of)
+        model = TGT(config, TrainingData.of(data_of, own))
         CrossDomainTrainer(config, model, "nowhere").fit(own, None, verbose=False, saved=False)
         outputs.append(model.augment(own).tables[1])
     for name in ("user", "item", "user_bias", "item_bias"):

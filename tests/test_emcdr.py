@@ -14,6 +14,7 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, Tables, whole_batch
 from recbole_cdr_ext.runs.experiment import build, load_data
 from recbole_cdr_ext.splits.rating_split import Ratings
+from recbole_cdr_ext.splits.training_data import TrainingData
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer, seed_everything
 
 NAMES = ["books", "films"]
@@ -60,9 +61,9 @@ def bridge_on(
     for domain in (split.source, split.target):
         default = normal_tables(split, domain, size, biases=config["biases"])
         split = split.with_tables(domain, made.get(domain, default))
-    dataset.split = edit(split) if edit else split
+    split = edit(split) if edit else split
     seed_everything(seed)
-    return (cls or config.model_class)(config, dataset), dataset.split
+    return (cls or config.model_class)(config, TrainingData.of(dataset, split)), split
 
 
 def fit(model, split, validate=None) -> CrossDomainTrainer:

@@ -17,6 +17,7 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.next_item.emcdr import EMCDR
 from recbole_cdr_ext.registry.models import get_model
 from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 ready = emcdr_model.ready
 
@@ -29,8 +30,7 @@ def test_warm_users_are_scored_as_by_plain_bpr(ready):
     root = Path(loaded.config["data_root"])
     other = load_written(root, loaded.dataset.domains, "BPR", embedding_size=8)
     plain_class = get_model("BPR")
-    plain_class.prepare_data(other.config, other.dataset, other.split)
-    plain = plain_class(other.config, other.dataset).eval()
+    plain = plain_class(other.config, other.data).eval()
     with torch.no_grad():
         for k, wrapped in enumerate(plain.wrapped):
             wrapped.user_embedding.weight.copy_(model.users[k].weight)
@@ -185,7 +185,7 @@ def test_scores_depend_on_nothing_but_the_user(ready):
 def test_weights_are_all_there_is_to_save_and_follow_from_the_seed(ready, tmp_path):
     loaded, model = ready
     torch.manual_seed(1)
-    other = EMCDR(loaded.config, loaded.dataset).eval()
+    other = EMCDR(loaded.config, loaded.data).eval()
     batch = asking(np.arange(model.n_users), 0)
     assert not torch.equal(other.score(batch), model.score(batch))
     other.load_state_dict(model.state_dict())
@@ -222,8 +222,8 @@ def test_how_many_have_no_vector_is_said(tmp_path, caplog):
     caplog.clear()
     events = loaded.split.train_events
     gone = loaded.split.test.user[0]
-    loaded.dataset.split = replace(loaded.split, train_events=events.take(events.user != gone))
-    EMCDR(loaded.config, loaded.dataset)
+    split = replace(loaded.split, train_events=events.take(events.user != gone))
+    EMCDR(loaded.config, TrainingData.of(loaded.dataset, split))
     asked = np.concatenate([loaded.split.valid.user, loaded.split.test.user])
     assert f"{(asked == gone).sum()} of {len(asked)} held-out instances" in caplog.text
     assert model.trained[:, gone].any()
@@ -232,8 +232,8 @@ def test_how_many_have_no_vector_is_said(tmp_path, caplog):
 def test_a_domain_without_validation_keeps_its_last_epoch(tmp_path):
     loaded, _ = make(tmp_path)
     valid = loaded.split.valid
-    loaded.dataset.split = replace(loaded.split, valid=valid.take(valid.domain == 1))
-    model = EMCDR(loaded.config, loaded.dataset)
+    split = replace(loaded.split, valid=valid.take(valid.domain == 1))
+    model = EMCDR(loaded.config, TrainingData.of(loaded.dataset, split))
     assert [phase.validate.func.__name__ if phase.validated else "" for phase in model.phases()] == [
         "",
         "warm_ndcg",

@@ -19,6 +19,7 @@ from recbole_cdr_ext.model.parts.layers import Gaussian
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.loader import CrossDomainLoader
 from recbole_cdr_ext.splits.sampler import CrossDomainSampler
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,7 +47,7 @@ def build(tmp_path, domains=None, seed=0, form=FORM, **settings):
     loaded = load(tmp_path, domains or random_domains(), **{**SMALL, **form, **settings})
     split = I2VAE.prepare_data(loaded.config, loaded.dataset, loaded.split)
     torch.manual_seed(seed)
-    model = I2VAE(loaded.config, loaded.dataset).eval()
+    model = I2VAE(loaded.config, TrainingData.of(loaded.dataset, split)).eval()
     return loaded, split, model
 
 

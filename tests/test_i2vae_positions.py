@@ -20,6 +20,7 @@ from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.splits.interaction_split import recalled_by_event
 from recbole_cdr_ext.splits.loader import CrossDomainLoader
 from recbole_cdr_ext.splits.sampler import CrossDomainSampler
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 SMALL = {
     "embedding_size": 16,
@@ -49,7 +50,7 @@ def build(tmp_path, domains=None, **settings):
     loaded = load(tmp_path, domains or random_domains(), **{**SMALL, **settings})
     split = I2VAE.prepare_data(loaded.config, loaded.dataset, loaded.split)
     torch.manual_seed(0)
-    model = I2VAE(loaded.config, loaded.dataset).eval()
+    model = I2VAE(loaded.config, TrainingData.of(loaded.dataset, split)).eval()
     assert model.one_pass
     return loaded, split, model
 
@@ -267,8 +268,9 @@ def test_items_start_as_the_generator_learned_them(tmp_path):
     loaded = load(tmp_path, random_domains(), **{**SMALL, "item_init": "psg"})
     learned = np.random.default_rng(0).normal(3, 5, (loaded.dataset.item_num, 6)).astype(np.float32)
     split = replace(I2VAE.prepare_data(loaded.config, loaded.dataset, loaded.split), item_vectors=learned)
-    loaded.dataset.split = split
-    table = I2VAE(loaded.config, loaded.dataset).item_embedding.weight.detach().numpy()
+    table = (
+        I2VAE(loaded.config, TrainingData.of(loaded.dataset, split)).item_embedding.weight.detach().numpy()
+    )
     assert not table[0].any()
     expected = learned[1:] - learned[1:].mean(0)
     np.testing.assert_allclose(table[1:, :6], 0.25 * expected / expected.std(ddof=1), rtol=1e-4, atol=1e-6)

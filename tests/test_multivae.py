@@ -27,9 +27,8 @@ SMALL = {"mlp_hidden_size": [24], "latent_dimension": 16, "dropout_prob": 0.0, "
 def build(tmp_path, domains=None, seed=0, **settings):
     loaded = load(tmp_path, domains or random_domains(), "MultiVAE", **{**SMALL, **settings})
     cls = adapt(MultiVAE)
-    cls.prepare_data(loaded.config, loaded.dataset, loaded.split)
     torch.manual_seed(seed)
-    return loaded, cls(loaded.config, loaded.dataset).eval()
+    return loaded, cls(loaded.config, loaded.data).eval()
 
 
 def scored(loaded, model, part="test"):

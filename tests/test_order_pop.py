@@ -29,7 +29,7 @@ def test_it_ranks_what_stands_after_the_last_item(tmp_path):
         for name in ("books", "films")
     }
     loaded = load(tmp_path, rows, model="OrderPop", split="leave_one_out")
-    model = OrderPop(loaded.config, loaded.dataset)
+    model = OrderPop(loaded.config, loaded.data)
     for batch in CrossDomainLoader(loaded.config, loaded.split.test, model):
         scores = model.score(batch)
         local = batch.own_history[:, -1] - model.item_offsets[batch.target_domain]

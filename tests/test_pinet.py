@@ -33,7 +33,7 @@ def build(tmp_path, domains=None, **settings):
     """A model whose every parameter, biases included, is random."""
     loaded = load(tmp_path, domains or random_domains(), "PiNet", **{**SMALL, **settings})
     torch.manual_seed(0)
-    model = PiNet(loaded.config, loaded.dataset).eval()
+    model = PiNet(loaded.config, loaded.data).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.5)
@@ -294,7 +294,7 @@ def test_it_learns_its_training_targets_by_heart(tmp_path, form):
         tmp_path, random_domains(n_users=32, n_items=40), "PiNet", **{**SMALL, "embedding_size": 32, **form}
     )
     torch.manual_seed(0)
-    model = PiNet(loaded.config, loaded.dataset)
+    model = PiNet(loaded.config, loaded.data)
     losses = fit(model, 30)
     assert losses[-1] < 0.1 * losses[0]
     hits = total = 0
@@ -323,7 +323,7 @@ def topics(*, overlap: bool, n_users=120, n_topics=4, per_topic=4):
 def test_cold_accounts_are_ranked_by_the_other_domain(tmp_path, form):
     loaded = load(tmp_path, topics(overlap=True), "PiNet", **{**SMALL, "dropout": 0.2, **form})
     torch.manual_seed(0)
-    model = PiNet(loaded.config, loaded.dataset)
+    model = PiNet(loaded.config, loaded.data)
     fit(model, 15)
     films = [[loaded.id_of("films", f"f{t}_{i}") for i in (2, 0, 3)] for t in range(4)]
     with torch.no_grad():
@@ -335,7 +335,7 @@ def test_cold_accounts_are_ranked_by_the_other_domain(tmp_path, form):
 def test_without_overlap_it_trains(tmp_path):
     loaded = load(tmp_path, topics(overlap=False), "PiNet", **SMALL)
     torch.manual_seed(0)
-    model = PiNet(loaded.config, loaded.dataset)
+    model = PiNet(loaded.config, loaded.data)
     losses = fit(model, 10)
     assert losses[-1] < 0.9 * losses[0]
     assert all(torch.isfinite(p).all() for p in model.parameters())

@@ -16,6 +16,7 @@ from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.audit import LeakError, audit_recalled
 from recbole_cdr_ext.splits.interaction_split import recall_rates
 from recbole_cdr_ext.splits.loader import CrossDomainLoader
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 QUICK = {"embedding_size": 16, "train_batch_size": 512}
 
@@ -47,7 +48,7 @@ def ready(tmp_path_factory):
         **QUICK,
     )
     torch.manual_seed(0)
-    model = LightGCNPSG(loaded.config, loaded.dataset)
+    model = LightGCNPSG(loaded.config, loaded.data)
     losses = train(model, epochs=20, lr=0.03)
     return loaded, model, losses
 
@@ -123,12 +124,9 @@ def test_a_leaking_graph_stops_the_model(ready):
     split, events = loaded.split, loaded.split.train_events
     user, item = events.user.copy(), events.item.copy()
     user[0], item[0] = split.valid.user[0], split.valid.target[0]
-    loaded.dataset.split = replace(split, train_events=replace(events, user=user, item=item))
-    try:
-        with pytest.raises(LeakError, match="graph's edges"):
-            LightGCNPSG(loaded.config, loaded.dataset)
-    finally:
-        loaded.dataset.split = split
+    leaking = replace(split, train_events=replace(events, user=user, item=item))
+    with pytest.raises(LeakError, match="graph's edges"):
+        LightGCNPSG(loaded.config, TrainingData.of(loaded.dataset, leaking))
 
 
 def test_recalled_items(ready):
@@ -153,7 +151,7 @@ def test_one_seed_one_recall(ready):
 
     def recall(seed):
         torch.manual_seed(seed)
-        model = LightGCNPSG(loaded.config, loaded.dataset)
+        model = LightGCNPSG(loaded.config, loaded.data)
         train(model, epochs=3, seed=seed, lr=0.03)
         return model.augment(loaded.split).test.recalled
 
@@ -204,7 +202,7 @@ def test_a_pseudo_sequence_is_the_history_then_the_recalled(ready):
 
 def test_where_every_position_is_a_target_only_those_out_of_the_graph_have_recalled_items(tmp_path):
     loaded = load(tmp_path, random_domains(), model="LightGCNPSG", train_targets="all", **QUICK)
-    model = LightGCNPSG(loaded.config, loaded.dataset)
+    model = LightGCNPSG(loaded.config, loaded.data)
     split = model.augment(loaded.split)
     train_, edges = split.train, set(zip(*model._train_edges, strict=True))
     is_edge = np.array([pair in edges for pair in zip(train_.user, train_.target, strict=True)])
@@ -226,7 +224,7 @@ def test_training_and_held_out_targets_are_recalled_alike(tmp_path_factory, trai
         root, ["books", "films"], model="LightGCNPSG", dataset="toy", train_targets=train_targets, **QUICK
     )
     torch.manual_seed(1)
-    model = LightGCNPSG(loaded.config, loaded.dataset)
+    model = LightGCNPSG(loaded.config, loaded.data)
     train(model, epochs=30)
     split = model.augment(loaded.split)
     audit_recalled(split)

@@ -16,6 +16,7 @@ from recbole_cdr_ext.model.rating.ptupcdr import NO_ITEM, PTUPCDR, last_items, m
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, Tables
 from recbole_cdr_ext.runs.experiment import build, load_data
 from recbole_cdr_ext.splits.rating_split import Ratings
+from recbole_cdr_ext.splits.training_data import TrainingData
 from recbole_cdr_ext.trainer.sharpness import PGD
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 
@@ -50,9 +51,9 @@ def made(root, **settings):
     """Returns (dataset, split, model) on random vectors, with bridges that are far from zero."""
     config = rating_config(root, NAMES, "PTUPCDR", **{"meta_init_scale": 1.0, **settings})
     dataset, split = load_data(config)
-    dataset.split = split = random_tables(dataset, split)
+    split = random_tables(dataset, split)
     torch.manual_seed(0)
-    return dataset, split, PTUPCDR(config, dataset)
+    return dataset, split, PTUPCDR(config, TrainingData.of(dataset, split))
 
 
 def with_readers(tmp_path, readers, **settings):
@@ -305,9 +306,9 @@ def test_bridges_that_depend_on_the_history_are_found(tmp_path):
     padded = torch.cat([torch.zeros(1, SIZE), torch.from_numpy(vectors).float()])
     source = replace(source, user=padded)
     target = replace(target, item=torch.from_numpy(items).float())
-    dataset.split = split = split.with_tables(0, source).with_tables(1, target)
+    split = split.with_tables(0, source).with_tables(1, target)
     torch.manual_seed(0)
-    model = PTUPCDR(config, dataset)
+    model = PTUPCDR(config, TrainingData.of(dataset, split))
     CrossDomainTrainer(config, model, tmp_path).fit(split, verbose=False, saved=False)
     batch = asked(model, split)
     with torch.no_grad():

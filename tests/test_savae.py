@@ -21,7 +21,7 @@ SMALL = {"embedding_size": 8, "hidden_size": 24, "dropout": 0.0, "total_anneal_s
 def build(tmp_path, domains=None, seed=0, **settings):
     loaded = load(tmp_path, domains or random_domains(), "SAVAE", **{**SMALL, **settings})
     torch.manual_seed(seed)
-    return loaded, SAVAE(loaded.config, loaded.dataset).eval()
+    return loaded, SAVAE(loaded.config, loaded.data).eval()
 
 
 def train(model, epochs=25, lr=0.03, phases=None):
@@ -349,7 +349,7 @@ def test_swapping_the_domains_swaps_the_scores(tmp_path):
 def test_scores_survive_a_checkpoint(ready):
     loaded, model, _, _ = ready
     torch.manual_seed(99)
-    fresh = SAVAE(loaded.config, loaded.dataset).eval()
+    fresh = SAVAE(loaded.config, loaded.data).eval()
     batch = scored(loaded, model)[0]
     before = fresh.score(batch)
     fresh.load_state_dict(model.state_dict())

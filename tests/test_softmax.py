@@ -19,7 +19,7 @@ SETTINGS = {"split": "leave_one_out", "train_targets": "all"}
 def build(tmp_path, cls, **settings):
     loaded = load(tmp_path, random_domains(), cls.__name__, **{**SETTINGS, **settings})
     torch.manual_seed(0)
-    return cls(loaded.config, loaded.dataset).eval()
+    return cls(loaded.config, loaded.data).eval()
 
 
 @pytest.mark.parametrize("cls", MODELS)

@@ -190,7 +190,7 @@ def test_domains_train_side_by_side_and_share_nothing(ready):
 
 def test_same_seed_same_weights_and_a_round_trip_keeps_the_scores(tmp_path):
     loaded, model = build(tmp_path)
-    twin, other = SVAE(loaded.config, loaded.dataset).eval(), build(tmp_path)[1]
+    twin, other = SVAE(loaded.config, loaded.data).eval(), build(tmp_path)[1]
     for each in (model, other):
         torch.manual_seed(3)
         train(loaded, each, 2)

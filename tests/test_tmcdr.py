@@ -12,6 +12,7 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.rating.tmcdr import TMCDR, Episode
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, Tables
 from recbole_cdr_ext.runs.experiment import build, load_data
+from recbole_cdr_ext.splits.training_data import TrainingData
 from recbole_cdr_ext.trainer.sharpness import PGD
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 
@@ -35,9 +36,8 @@ def made(root, *, size=4, **settings) -> TMCDR:
         vectors = (torch.randn(rows, size, generator=draw) for rows in (dataset.user_num, n))
         biases = (torch.randn(rows, generator=draw) / 3 for rows in (dataset.user_num, n))
         split = split.with_tables(k, Tables(*vectors, *biases, 3.0 + k))
-    dataset.split = split
     torch.manual_seed(0)
-    return TMCDR(config, dataset)
+    return TMCDR(config, TrainingData.of(dataset, split))
 
 
 def trained(root, **settings):
@@ -236,9 +236,8 @@ def test_a_mapping_is_learned_that_serves_cold_users(tmp_path):
     split = split.with_tables(
         1, Tables(padded, torch.from_numpy(items).float(), none, torch.zeros(n_items), 0.0)
     )
-    dataset.split = split
     torch.manual_seed(0)
-    model = TMCDR(config, dataset)
+    model = TMCDR(config, TrainingData.of(dataset, split))
     CrossDomainTrainer(config, model, tmp_path).fit(split, verbose=False, saved=False)
     item = torch.from_numpy(split.test.item - split.item_offset[1])
     batch = RatingBatch(torch.from_numpy(split.test.user), item, torch.from_numpy(split.test.rating), 1)

@@ -18,6 +18,7 @@ from recbole_cdr_ext.model.parts.layers import Gaussian
 from recbole_cdr_ext.model.variational_graph import DomainGraph, GaussianLayers, GraphLayer, sampled
 from recbole_cdr_ext.splits.audit import LeakError
 from recbole_cdr_ext.splits.loader import CrossDomainLoader
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 MODELS = {"DisenCDR": DisenCDR, "CDRIB": CDRIB}
 SMALL = {
@@ -36,7 +37,7 @@ both_models = pytest.mark.parametrize("name", list(MODELS))
 def build(tmp_path, name, domains=None, seed=0, **settings):
     loaded = load(tmp_path, domains or random_domains(), model=name, **{**SMALL, **settings})
     torch.manual_seed(seed)
-    return loaded, MODELS[name](loaded.config, loaded.dataset).eval()
+    return loaded, MODELS[name](loaded.config, loaded.data).eval()
 
 
 def train(model, epochs, lr=0.02, seed=0):
@@ -169,12 +170,9 @@ def test_a_held_out_pair_among_the_edges_stops_the_model(ready):
     split, events = loaded.split, loaded.split.train_events
     user, item = events.user.copy(), events.item.copy()
     user[0], item[0] = split.valid.user[0], split.valid.target[0]
-    loaded.dataset.split = replace(split, train_events=replace(events, user=user, item=item))
-    try:
-        with pytest.raises(LeakError, match="graphs' edges"):
-            type(model)(loaded.config, loaded.dataset)
-    finally:
-        loaded.dataset.split = split
+    leaking = replace(split, train_events=replace(events, user=user, item=item))
+    with pytest.raises(LeakError, match="graphs' edges"):
+        type(model)(loaded.config, TrainingData.of(loaded.dataset, leaking))
 
 
 # -- what every model keeps to ------------------------------------------------------------------------------------

@@ -16,32 +16,29 @@ from recbole_cdr_ext.baselines.view import SCOPES, BaselineSettings, EventView, 
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.interaction_split import Split
 from recbole_cdr_ext.splits.sampler import CrossDomainSampler
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 
-class RecBoleBaseline(CrossDomainRecommender):
+class RecBoleBaseline(CrossDomainRecommender[Batch, Split]):
     """A RecBole model per item space; what the kinds of models have in common.
 
-    Training data comes from :meth:`prepare_data`, which must have run before a model is built: RecBole's models take
-    their graphs, similarities and counts from it in their constructor, and so does a model that a checkpoint is then
-    loaded into. ``state_dict`` therefore holds what is learnt, and nothing that follows from the data.
+    RecBole's models take their graphs, similarities and counts from the training events in their constructor, and so
+    does a model that a checkpoint is then loaded into. ``state_dict`` therefore holds what is learnt, and nothing that
+    follows from the data.
     """
 
     recbole_class: ClassVar[type[AbstractRecommender]]
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
-        events = getattr(dataset, "train_events", None)
-        if events is None:
-            raise CDRError(
-                f"{type(self).__name__} is built from training data: call {type(self).__name__}.prepare_data(config, "
-                "dataset, split) before the constructor."
-            )
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
         self.scope: str = config["baseline_scope"] or "target"
         if self.scope not in SCOPES:
             raise CDRError(f"baseline_scope '{self.scope}' is not known: use 'target' or 'all'.")
-        self.sampler: CrossDomainSampler = dataset.train_sampler
-        self.spaces = item_spaces(dataset, self.scope)
+        self.sampler = CrossDomainSampler(data.split)
+        self.spaces = item_spaces(data, self.scope)
         self.settings = BaselineSettings(
             config, model=type(self).__name__, MAX_ITEM_LIST_LENGTH=self.max_history_length
         )
@@ -49,7 +46,7 @@ class RecBoleBaseline(CrossDomainRecommender):
         self.neg_field = self.settings["NEG_PREFIX"] + self.item_field
         # Before the models: RecBole's transforms name the fields that they add in the settings.
         self.transform = construct_transform(self.settings)
-        self.views = [EventView(dataset, events, space, self.settings) for space in self.spaces]
+        self.views = [EventView(data, space, self.settings) for space in self.spaces]
         self.wrapped = nn.ModuleList(self._build(view) for view in self.views)
         # Representations of all users and items, which RecBole's models keep between evaluations (None at first).
         self._caches = [
@@ -58,13 +55,6 @@ class RecBoleBaseline(CrossDomainRecommender):
         ]
         # RecBole counts updates (to anneal a loss) in plain attributes; here they survive a checkpoint.
         self.register_buffer("updates", torch.zeros(len(self.wrapped), dtype=torch.long))
-
-    @classmethod
-    def prepare_data(cls, config, dataset, split):
-        """Keeps the training events and their sampler for the constructor; the split stays as it is."""
-        dataset.train_events = split.train_events
-        dataset.train_sampler = CrossDomainSampler(split)
-        return split
 
     def _build(self, view: EventView) -> AbstractRecommender:
         if not len(view):

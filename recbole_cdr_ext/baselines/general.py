@@ -19,13 +19,16 @@ from recbole_cdr_ext.data.sequences import EpochBatches
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 
 class UserBaseline(RecBoleBaseline):
     """General models, which know users by their id: BPR, LightGCN, NeuMF, ..."""
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
         known = torch.zeros(len(self.views), self.n_users, dtype=torch.bool)
         for index, view in enumerate(self.views):
             known[index, view.users()] = True

@@ -18,6 +18,9 @@ from recbole_cdr_ext.baselines.baseline import RecBoleBaseline
 from recbole_cdr_ext.baselines.general import UserBaseline
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 
 class AutoEncoderBaseline(UserBaseline):
@@ -64,9 +67,9 @@ class ItemItemBaseline(_TraditionalBaseline):
     Popularity in training, far below any similarity, decides between them.
     """
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
-        counts = np.bincount(dataset.train_events.item, minlength=self.n_items)
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
+        counts = np.bincount(data.split.train_events.item, minlength=self.n_items)
         self.register_buffer(
             "tie_break", torch.from_numpy(1e-6 * counts / max(counts.max(), 1)).float(), persistent=False
         )
@@ -103,7 +106,7 @@ class ItemItemBaseline(_TraditionalBaseline):
 class CountedPop(Pop):
     """RecBole's Pop with its counts in place; its own loss counts an item once per batch however often it occurs."""
 
-    def __init__(self, config, dataset):
+    def __init__(self, config: CDRConfig, dataset):
         super().__init__(config, dataset)
         counts = torch.bincount(dataset.inter_feat[self.ITEM_ID], minlength=self.n_items)
         self.item_cnt = counts.unsqueeze(1).to(self.device)
@@ -113,7 +116,7 @@ class CountedPop(Pop):
 class LeanItemKNN(ItemKNN):
     """RecBole's ItemKNN without its matrix of predictions of all users for all items, which takes gigabytes."""
 
-    def __init__(self, config, dataset):
+    def __init__(self, config: CDRConfig, dataset):
         GeneralRecommender.__init__(self, config, dataset)
         self.k, self.shrink = config["k"], config["shrink"] or 0.0
         self.interaction_matrix = dataset.inter_matrix(form="csr").astype(np.float32)

@@ -28,6 +28,9 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.bags import BagLinear, Bags, multinomial_loss
 from recbole_cdr_ext.model.parts.layers import Gaussian, kl
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.training_data import TrainingData
 from recbole_cdr_ext.splits.user_items import users_as_instances
 
 INPUTS = ("own", "both")
@@ -40,7 +43,7 @@ class BagMultiVAE(MultiVAE):
         n_inputs: rows of the table of what is read; what is predicted are the items of ``dataset``.
     """
 
-    def __init__(self, config, dataset, n_inputs: int):
+    def __init__(self, config: CDRConfig, dataset, n_inputs: int):
         super().__init__(config, dataset)
         self.noise_std = float(config["noise_std"])
         self.encoder[0] = BagLinear(n_inputs, self.encode_layer_dims[1], self.drop_out)
@@ -86,14 +89,14 @@ class MultiVAEBaseline(UserBaseline):
 
     score = CrossDomainRecommender.score
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
-        events = dataset.train_events
-        self.bags = users_as_instances(events.user, events.item, self.n_users, dataset.item_offset)
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
+        events = data.split.train_events
+        self.bags = users_as_instances(events.user, events.item, self.n_users, data.item_offset)
         self.longest = int(self.bags.lengths.max(initial=1))
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """The input, and the range of the noise."""
         if config["input"] not in INPUTS:
             raise CDRError(f"input={config['input']!r} should be one of {', '.join(INPUTS)}.")

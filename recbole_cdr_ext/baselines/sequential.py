@@ -29,6 +29,9 @@ from recbole_cdr_ext.model.parts.layers import ItemTable, left_aligned
 from recbole_cdr_ext.model.parts.losses import sampled_softmax_loss, softmax_loss
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 # Sequential models whose scores do not depend on how far a sequence is padded: batches stay as short as they can.
 _ANY_WIDTH = frozenset({"GRU4Rec", "NARM", "SASRec", "STAMP"})
@@ -37,8 +40,8 @@ _ANY_WIDTH = frozenset({"GRU4Rec", "NARM", "SASRec", "STAMP"})
 class SequentialBaseline(RecBoleBaseline):
     """SASRec, GRU4Rec and their like, trained on the split's instances."""
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
         self.needs_merged = self.scope == "all"
         input_type = getattr(self.recbole_class, "input_type", None)
         loss_type = config["loss_type"]
@@ -110,8 +113,8 @@ class SequenceDotBaseline(SequentialBaseline):
 
     score = CrossDomainRecommender.score
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
         every = config["train_targets"] == "all" and not config["targets_per_sequence"]
         self.one_pass = bool(config["one_pass"]) and every and not self.needs_negatives
         if config["softmax_items"] not in (None, "scope", "domain"):
@@ -132,7 +135,7 @@ class SequenceDotBaseline(SequentialBaseline):
                 weight = model.item_embedding.weight
                 model.item_embedding = ItemTable.from_pretrained(weight, freeze=False, padding_idx=0)
         if self.one_pass:
-            self._events, self._token_key = dataset.train_events, dataset.token_key
+            self._events, self._token_key = data.split.train_events, data.token_key
             self._reorder = reorders(config)
             self.sequences_of = self._sequences(self._events)
 

@@ -12,7 +12,10 @@ from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 
-from recbole_cdr_ext.data.dataset import PAD, CrossDomainDataset, Events
+from recbole_cdr_ext.data.dataset import PAD, Events
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 SCOPES = ("target", "all")
 
@@ -44,37 +47,35 @@ class ItemSpace:
         return slice(items.start - self.first + 1, items.stop - self.first + 1)
 
 
-def item_spaces(dataset: CrossDomainDataset, scope: str) -> list[ItemSpace]:
+def item_spaces(data: TrainingData[Split], scope: str) -> list[ItemSpace]:
     """Returns one space per domain (``target``), or the one of all domains (``all``)."""
     if scope == "all":
-        return [ItemSpace("all", tuple(range(dataset.n_domains)), 1, dataset.item_num)]
-    offset = [int(x) for x in dataset.item_offset]
-    return [ItemSpace(name, (k,), offset[k], offset[k + 1]) for k, name in enumerate(dataset.domains)]
+        return [ItemSpace("all", tuple(range(data.n_domains)), 1, data.item_num)]
+    offset = [int(x) for x in data.item_offset]
+    return [ItemSpace(name, (k,), offset[k], offset[k + 1]) for k, name in enumerate(data.domains)]
 
 
 class EventView(Dataset):
     """The training events of one item space as a RecBole ``Dataset``.
 
     Everything that RecBole's models ask a data set for works: ``num``, ``inter_feat``, ``inter_matrix``,
-    ``history_item_matrix``, counters. Users keep their ids; held-out interactions are not in it.
+    ``history_item_matrix``, counters. Users keep their ids; held-out interactions are not in it. An id's token is its
+    number, as no model learns from names.
 
     Args:
-        dataset: where users and items come from.
-        events: what any model may learn from; those of other spaces are left out.
+        data: the ids, and the events that a model may learn from; those of other spaces are left out.
         space: the items.
         settings: the configuration that RecBole's methods read.
     """
 
-    def __init__(
-        self, dataset: CrossDomainDataset, events: Events, space: ItemSpace, settings: BaselineSettings
-    ):
+    def __init__(self, data: TrainingData[Split], space: ItemSpace, settings: BaselineSettings):
         # RecBole's own constructor reads files; everything is in memory here.
         torch.utils.data.Dataset.__init__(self)
         self.config = settings
         self.logger = logging.getLogger()
-        self.dataset_name = f"{dataset.dataset_name}/{space.name}"
-        self.dataset_path = dataset.dataset_path
-        self.uid_field, self.iid_field = dataset.uid_field, dataset.iid_field
+        self.dataset_name = f"{data.dataset_name}/{space.name}"
+        self.dataset_path = settings["data_path"]
+        self.uid_field, self.iid_field = settings["USER_ID_FIELD"], settings["ITEM_ID_FIELD"]
         self.time_field = settings["TIME_FIELD"] or "timestamp"
         self.label_field = settings["LABEL_FIELD"]
         self.user_feat = self.item_feat = None
@@ -88,10 +89,11 @@ class EventView(Dataset):
         self.alias: dict[str, np.ndarray] = {}
         self._preloaded_weight: dict[str, np.ndarray] = {}
         self.space = space
-        own = events.take((events.item >= space.first) & (events.item < space.stop))
-        self.domain = own.domain
-        self.inter_feat = self._interactions(own)
-        self._declare(dataset)
+        every = data.split.train_events
+        events = every.take((every.item >= space.first) & (every.item < space.stop))
+        self.domain = events.domain
+        self.inter_feat = self._interactions(events)
+        self._declare({self.uid_field: data.user_num, self.iid_field: len(space) + 1})
 
     def _interactions(self, events: Events) -> Interaction:
         columns = {
@@ -105,16 +107,12 @@ class EventView(Dataset):
             )
         return Interaction(columns)
 
-    def _declare(self, dataset: CrossDomainDataset) -> None:
-        tokens = dataset.field2id_token[self.iid_field][self.space.first : self.space.stop]
-        self.field2id_token = {
-            self.uid_field: dataset.field2id_token[self.uid_field],
-            self.iid_field: np.append(np.array([PAD], dtype=object), tokens),
-        }
-        self.field2token_id = {
-            self.uid_field: dataset.field2token_id[self.uid_field],
-            self.iid_field: {token: i for i, token in enumerate(self.field2id_token[self.iid_field])},
-        }
+    def _declare(self, sizes: dict[str, int]) -> None:
+        """Says of which type each field is, and how many ids those of users and items have, padding included."""
+        for field, size in sizes.items():
+            tokens = np.array([PAD, *map(str, range(1, size))], dtype=object)
+            self.field2id_token[field] = tokens
+            self.field2token_id[field] = {token: number for number, token in enumerate(tokens)}
         for field in self.inter_feat.columns:
             kind = FeatureType.TOKEN if field in self.field2id_token else FeatureType.FLOAT
             self.set_field_property(field, kind, FeatureSource.INTERACTION, 1)
@@ -150,7 +148,7 @@ class BaselineSettings:
     RecBole's models and transforms also write to their configuration; what they write stays in here.
     """
 
-    def __init__(self, config, **values: Any):
+    def __init__(self, config: CDRConfig, **values: Any):
         self._config = config
         missing = {key: value for key, value in _FIELD_DEFAULTS.items() if config[key] is None}
         self._values = {**missing, **values}

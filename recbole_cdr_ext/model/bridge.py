@@ -21,7 +21,9 @@ from recbole_cdr_ext.model.rating_recommender import (
     Tables,
     whole_batch,
 )
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.rating_split import RatingSplit
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 MappedBatch = TypeVar("MappedBatch", bound=RatingBatch)
 
@@ -37,7 +39,7 @@ PRETRAIN_KEYS = (
 )  # fmt: skip
 
 
-def pretraining(config, **changes: Any) -> list[Stage]:
+def pretraining(config: CDRConfig, **changes: Any) -> list[Stage]:
     """The two stages that learn the vectors and biases of source and target."""
     settings = {key: config[key] for key in PRETRAIN_KEYS} | changes
     # What decides nothing would only keep models from sharing their vectors.
@@ -65,9 +67,9 @@ class Bridge(RatingRecommender):
     # Whether the overlapping users' source vectors learn with the mapping.
     learns_source_users = False
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
-        split: RatingSplit = dataset.split
+    def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
+        super().__init__(config, data)
+        split = data.split
         source, target = split.tables[self.source], split.tables[self.target]
         self.size = source.user.shape[1]
         sparse = config["learner"] in SPARSE_LEARNERS
@@ -82,12 +84,12 @@ class Bridge(RatingRecommender):
         self._warn_of_collapse(split, {self.source: source, self.target: target})
         self.mapping = self.make_mapping()
         self._parts: tuple[RatingBatch, tuple[int, ...], torch.Tensor, torch.Tensor] | None = None
-        self._shared = whole_batch(split.shared_ratings(), int(dataset.item_offset[self.target]), self.target)
+        self._shared = whole_batch(split.shared_ratings(), int(data.item_offset[self.target]), self.target)
         self._overlapping = torch.from_numpy(split.overlapping)
         self._batch_size = int(config["train_batch_size"])
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """As in the base class; checks what a mapping can be trained with."""
         super().check_settings(config)
         if config["learner"] == "sparse_adam":
@@ -101,7 +103,7 @@ class Bridge(RatingRecommender):
             )
 
     @classmethod
-    def stages(cls, config) -> list[Stage]:
+    def stages(cls, config: CDRConfig) -> list[Stage]:
         """The vectors and biases of both domains."""
         return pretraining(config)
 

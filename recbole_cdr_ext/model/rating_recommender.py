@@ -12,10 +12,12 @@ import torch
 
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.rating_split import Ratings, RatingSplit
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 if TYPE_CHECKING:
-    from recbole_cdr_ext.data.dataset import CrossDomainDataset
+    pass
 
 # Learners that torch can apply sparse gradients with.
 SPARSE_LEARNERS = ("sgd", "adagrad", "sparse_adam")
@@ -95,7 +97,7 @@ class Tables:
     mean: float
 
 
-class RatingRecommender(CrossDomainRecommender):
+class RatingRecommender(CrossDomainRecommender[RatingBatch, RatingSplit]):
     """Base of all models that predict the target-domain ratings of users who have none there.
 
     A model gives :meth:`rate`; :meth:`predict` adds what holds for all: items without a training rating, whose
@@ -109,9 +111,9 @@ class RatingRecommender(CrossDomainRecommender):
     # Whether it learned what is asked for; a stage may learn the source domain's ratings alone.
     rates_target = True
 
-    def __init__(self, config, dataset: CrossDomainDataset):
-        super().__init__(config, dataset)
-        split = dataset.split
+    def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
+        super().__init__(config, data)
+        split = data.split
         assert isinstance(split, RatingSplit)
         self.source, self.target = split.source, split.target
         self.has_biases = bool(config["biases"])
@@ -123,7 +125,7 @@ class RatingRecommender(CrossDomainRecommender):
         self.register_buffer("known_items", torch.from_numpy(split.known_items(self.target)))
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """As in the base class; checks what all rating models read."""
         if config["embedding_size"] == 0 and not config["biases"]:
             raise CDRError("embedding_size=0 with biases=False leaves nothing to learn: set one of them.")

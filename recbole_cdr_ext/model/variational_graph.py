@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from recbole.data.interaction import Interaction
 from torch import nn
 
-from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.data.sequences import EpochBatches
 from recbole_cdr_ext.errors import CDRError
@@ -34,9 +33,11 @@ from recbole_cdr_ext.model.parts.layers import LOGVAR_RANGE, Dropout, Gaussian
 from recbole_cdr_ext.model.parts.propagation import SparseRows, product
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.audit import audit_edges
 from recbole_cdr_ext.splits.interaction_split import Split
 from recbole_cdr_ext.splits.sampler import CrossDomainSampler
+from recbole_cdr_ext.splits.training_data import TrainingData
 from recbole_cdr_ext.splits.user_items import UserItems
 
 Tables = tuple[list[torch.Tensor], list[torch.Tensor]]
@@ -203,7 +204,7 @@ class EdgeRows(NamedTuple):
     negative: torch.Tensor
 
 
-class PairwiseGraphModel(CrossDomainRecommender, ABC):
+class PairwiseGraphModel(CrossDomainRecommender[Interaction, Split], ABC):
     """A model that learns from the (user, item) pairs of the training events, and ranks by propagated vectors.
 
     Of the settings it reads ``train_batch_size`` and ``train_neg_num``; ``train_targets`` has no meaning for it.
@@ -211,9 +212,9 @@ class PairwiseGraphModel(CrossDomainRecommender, ABC):
 
     cold_start = True
 
-    def __init__(self, config, dataset: CrossDomainDataset):
-        super().__init__(config, dataset)
-        split: Split = dataset.split
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
+        split = data.split
         pairs = UserItems.of(split.train_events.user, split.train_events.item, self.n_users)
         self._user = np.repeat(np.arange(self.n_users), np.diff(pairs.indptr))
         self._item = pairs.items
@@ -232,7 +233,7 @@ class PairwiseGraphModel(CrossDomainRecommender, ABC):
         return DomainGraph(self._user[own], self._item[own] - low, self.n_users, size, self.device)
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """Every evaluated user must be a training user; weights and rates must make sense."""
         if not config["train_on_histories"]:
             raise CDRError(

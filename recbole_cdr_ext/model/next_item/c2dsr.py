@@ -56,8 +56,10 @@ from recbole_cdr_ext.model.parts.layers import Dropout, SequenceEncoder, left_al
 from recbole_cdr_ext.model.parts.propagation import DirectedGraph
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.audit import audit_edges
 from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 
 class Terms(NamedTuple):
@@ -82,15 +84,15 @@ class Stream(NamedTuple):
     places: torch.Tensor
 
 
-class C2DSR(CrossDomainRecommender):
+class C2DSR(CrossDomainRecommender[Batch, Split]):
     """Single-domain and merged views of a sequence; settings and defaults in ``properties/model/C2DSR.yaml``."""
 
     cold_start = True
     paper = "C2DSR (Cao et al., CIKM 2022)"
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
-        split: Split = dataset.split
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
+        split = data.split
         d, dropout = int(config["embedding_size"]), float(config["dropout"])
         self.weight = float(config["next_item_weight"])
         self.clock = config["order"] != "none"
@@ -145,7 +147,7 @@ class C2DSR(CrossDomainRecommender):
         self._final: list[torch.Tensor] | None = None
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """Every position is a target and one pass trains them; weights and widths that can be."""
         if config["train_targets"] != "all" or config["targets_per_sequence"] or not config["one_pass"]:
             raise CDRError(

@@ -37,7 +37,6 @@ import torch.nn.functional as F
 from recbole.data.interaction import Interaction
 from torch import nn
 
-from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.layers import Gaussian, kl, mlp
 from recbole_cdr_ext.model.variational_graph import (
@@ -48,6 +47,9 @@ from recbole_cdr_ext.model.variational_graph import (
     binary_loss,
     mean_or_zero,
 )
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 CHOICES = {"warm_score": ("cross", "own", "mean"), "contrastive": ("hinge", "bce")}
 S_CAP = 0.4
@@ -70,8 +72,8 @@ class CDRIB(PairwiseGraphModel):
     overlapping: torch.Tensor
     prior_logvar: torch.Tensor
 
-    def __init__(self, config, dataset: CrossDomainDataset):
-        super().__init__(config, dataset)
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
         self.beta, self.kl_weight = float(config["user_kl_weight"]), float(config["kl_weight"])
         self.margin, self.contrast_users = float(config["margin"]), int(config["contrast_users"])
         self.hinge, self.warm_score = config["contrastive"] == "hinge", config["warm_score"]
@@ -89,7 +91,7 @@ class CDRIB(PairwiseGraphModel):
             )
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """As its base; choices, weights and counts."""
         super().check_settings(config)
         for key, known in CHOICES.items():

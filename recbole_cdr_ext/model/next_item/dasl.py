@@ -39,6 +39,9 @@ from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.layers import Dropout, left_aligned
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 # (user, item) pairs whose hidden units exist at once in scoring: a few megabytes stay in the processor's cache.
 _PAIRS = 1 << 14
@@ -52,7 +55,7 @@ class Terms(NamedTuple):
     orthogonality: torch.Tensor
 
 
-class DASL(CrossDomainRecommender):
+class DASL(CrossDomainRecommender[Batch, Split]):
     """Dual embedding and dual attention; settings and their defaults are in ``properties/model/DASL.yaml``."""
 
     cold_start = True
@@ -60,8 +63,8 @@ class DASL(CrossDomainRecommender):
     paper = "DASL (Li et al., KDD 2021)"
     needs_negatives = True
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
         d = int(config["embedding_size"])
         half = d // 2
         self.user_size = half if config["user_embedding"] else 0
@@ -81,7 +84,7 @@ class DASL(CrossDomainRecommender):
         if self.user_size:
             self.user_bias = nn.Parameter(torch.zeros(2, self.n_users))
             self.map = nn.Parameter(nn.init.xavier_normal_(torch.empty(half, half)))
-            self.register_buffer("trained", self._trained(dataset.split), persistent=False)
+            self.register_buffer("trained", self._trained(data.split), persistent=False)
 
     def _trained(self, split) -> torch.Tensor:
         """Returns which users have training items in which domain, (2, n_users) bool."""
@@ -96,7 +99,7 @@ class DASL(CrossDomainRecommender):
         return trained
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """Ranges, and that user vectors get trained."""
         if config["user_embedding"] and config["split"] == "user" and not config["train_on_histories"]:
             raise CDRError(

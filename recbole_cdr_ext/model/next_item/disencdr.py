@@ -36,7 +36,6 @@ import torch.nn.functional as F
 from recbole.data.interaction import Interaction
 from torch import nn
 
-from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.layers import Dropout, Gaussian, kl
 from recbole_cdr_ext.model.phase import Phase
@@ -52,6 +51,9 @@ from recbole_cdr_ext.model.variational_graph import (
     mean_or_zero,
     sampled,
 )
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 
 class Terms(NamedTuple):
@@ -68,8 +70,8 @@ class DisenCDR(PairwiseGraphModel):
 
     paper = "DisenCDR (Cao et al., SIGIR 2022)"
 
-    def __init__(self, config, dataset: CrossDomainDataset):
-        super().__init__(config, dataset)
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
         self.beta, self.kl_weight = float(config["alignment_weight"]), float(config["kl_weight"])
         self.warmup_epochs = int(config["warmup_epochs"])
         self.official_noise = bool(config["official_noise"])
@@ -83,7 +85,7 @@ class DisenCDR(PairwiseGraphModel):
     prior_logvar: torch.Tensor
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """As its base; β is a share."""
         super().check_settings(config)
         if not 0 <= config["alignment_weight"] <= 1:

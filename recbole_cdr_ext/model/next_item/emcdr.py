@@ -36,15 +36,16 @@ import torch.nn.functional as F
 from recbole.model.init import xavier_normal_initialization
 from torch import nn
 
-from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.data.instances import Batch, Instances
 from recbole_cdr_ext.data.sequences import EpochBatches
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.layers import mapping
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender, gathered_product
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.interaction_split import Split
 from recbole_cdr_ext.splits.sampler import Candidates, CrossDomainSampler
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 CHOICES = {
     "latent_factor_model": ("BPR", "MF"),
@@ -60,7 +61,7 @@ class FactorLoss(NamedTuple):
     l2: torch.Tensor
 
 
-class EMCDR(CrossDomainRecommender):
+class EMCDR(CrossDomainRecommender[Batch, Split]):
     """Factors of users and items per domain, and a mapping into each domain from the other one.
 
     Settings: ``embedding_size``, ``latent_factor_model``, ``reg_weight`` λ, ``mapping``, ``mapping_hidden_size``,
@@ -74,9 +75,9 @@ class EMCDR(CrossDomainRecommender):
     domains = "two"
     paper = "Cross-Domain Recommendation: An Embedding and Mapping Approach, IJCAI 2017"
 
-    def __init__(self, config, dataset: CrossDomainDataset):
-        super().__init__(config, dataset)
-        split: Split = dataset.split
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
+        split = data.split
         size = int(config["embedding_size"])
         hidden = int(config["mapping_hidden_size"]) if config["mapping"] == "mlp" else None
         n_items = [span.stop - span.start for span in map(self.item_slice, range(self.n_domains))]
@@ -96,7 +97,7 @@ class EMCDR(CrossDomainRecommender):
         self._warn_of_strangers(split, counts)
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """Refuses unknown choices, shares out of range, and a split whose users do not train."""
         for key, known in CHOICES.items():
             if config[key] not in known:

@@ -61,9 +61,11 @@ from recbole_cdr_ext.model.parts.losses import sampled_softmax_loss, softmax_los
 from recbole_cdr_ext.model.parts.positions import PositionEncoder, Views
 from recbole_cdr_ext.model.phase import Phase, Stage
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.paths import properties_dir
 from recbole_cdr_ext.settings.reading import read_mapping
 from recbole_cdr_ext.splits.interaction_split import PARTS, Split, recalled_by_event
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 CHOICES = {
     "loss_type": ("BCE", "CE", "sampled"),
@@ -77,13 +79,13 @@ CHOICES = {
 ONE_PASS_ONLY = {"cross_encoder": ("merged",), "pooling": ("last",), "psg": ("none",)}
 
 
-def on_sequences(config) -> bool:
+def on_sequences(config: CDRConfig) -> bool:
     """Whether training batches are whole sequences: every position is a target, and one pass encodes all of them."""
     every = config["train_targets"] == "all" and not config["targets_per_sequence"]
     return bool(config["one_pass"]) and every and config["loss_type"] != "BCE"
 
 
-def recalled_width(config) -> int:
+def recalled_width(config: CDRConfig) -> int:
     """How many items a pseudo-sequence generator recalls for an instance at most."""
     if config["psg"] == "none":
         return 0
@@ -125,7 +127,7 @@ class Terms(NamedTuple):
     cross: torch.Tensor
 
 
-class I2VAE(CrossDomainRecommender):
+class I2VAE(CrossDomainRecommender[Batch, Split]):
     """Variational augmentation of interests; settings and their defaults are in ``properties/model/I2VAE.yaml``."""
 
     cold_start = True
@@ -133,8 +135,8 @@ class I2VAE(CrossDomainRecommender):
     paper = "i²VAE (Ning et al., UAI 2025)"
     needs_pseudo = True
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
         d = int(config["embedding_size"])
         dropout = float(config["dropout"])
         self.variational = bool(config["variational"])
@@ -182,8 +184,8 @@ class I2VAE(CrossDomainRecommender):
             )
         self.on_sequences = on_sequences(config)
         if self.on_sequences:
-            self._events, self._token_key = dataset.train_events, dataset.token_key
-            self._all_recalled, self._reorder = dataset.recalled, reorders(config)
+            self._events, self._token_key = data.split.train_events, data.token_key
+            self._all_recalled, self._reorder = recalled_by_event(data.split), reorders(config)
             self._read(np.arange(len(self._events)))
         residual = bool(config["residual_posteriors"])
         self.own_head = per_domain(lambda: GaussianHead(d, d, dropout, residual))
@@ -204,7 +206,7 @@ class I2VAE(CrossDomainRecommender):
         for head in (*self.own_head, *self.augmented_head, *self.transfer_head, *self.auxiliary_head):
             nn.init.constant_(head.logvar.bias, float(config["initial_logvar"]))
         if config["item_init"] == "psg":
-            self._start_from(dataset.split.item_vectors)
+            self._start_from(data.split.item_vectors)
 
     @torch.no_grad()
     def _start_from(self, vectors: np.ndarray) -> None:
@@ -216,7 +218,7 @@ class I2VAE(CrossDomainRecommender):
         table[1:, :width] = given[1:] * (table.shape[1] ** -0.5 / given[1:].std().clamp(min=1e-12))
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """Choices, weights that must not be negative, and widths that heads must divide."""
         for key, known in CHOICES.items():
             if config[key] not in known:
@@ -248,22 +250,20 @@ class I2VAE(CrossDomainRecommender):
             )
 
     @classmethod
-    def stages(cls, config) -> list[Stage]:
+    def stages(cls, config: CDRConfig) -> list[Stage]:
         """LightGCN-PSG runs first, unless nothing of it is used."""
         asked = config["psg"] == "lightgcn" or config["item_init"] == "psg"
         return [Stage("LightGCNPSG", config["psg_settings"] or {})] if asked else []
 
     @classmethod
-    def prepare_data(cls, config, dataset, split: Split) -> Split:
-        """Draws random pseudo-sequences if these are asked for; keeps what one pass over sequences reads."""
+    def prepare_data(cls, config: CDRConfig, dataset, split: Split) -> Split:
+        """Draws random pseudo-sequences if these are asked for."""
         if config["psg"] == "random":
             rng = np.random.default_rng(int(config["psg_seed"]))
             width = int(config["random_recall_size"])
             split = split.with_recalled(
                 {p: random_recall(split.part(p), split.item_offset, width, rng) for p in PARTS}
             )
-        dataset.train_events = split.train_events
-        dataset.recalled = recalled_by_event(split) if on_sequences(config) else None
         return split
 
     def phases(self) -> list[Phase]:

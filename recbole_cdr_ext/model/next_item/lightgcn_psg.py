@@ -30,15 +30,16 @@ from recbole.data.interaction import Interaction
 from recbole.model.init import xavier_uniform_initialization
 from torch import nn
 
-from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.data.instances import Batch, Instances
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.propagation import BipartiteGraph
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.audit import audit_edges
 from recbole_cdr_ext.splits.interaction_split import PARTS, Split
 from recbole_cdr_ext.splits.sampler import CrossDomainSampler
+from recbole_cdr_ext.splits.training_data import TrainingData
 from recbole_cdr_ext.splits.user_items import UserItems, users_as_instances
 
 
@@ -49,7 +50,7 @@ class Terms(NamedTuple):
     l2: torch.Tensor
 
 
-class LightGCNPSG(CrossDomainRecommender):
+class LightGCNPSG(CrossDomainRecommender[Interaction, Split]):
     """LightGCN over the union of the domains; also recalls pseudo-sequences (:meth:`augment`).
 
     Settings: ``embedding_size``, ``n_layers``, ``reg_weight``, ``recall_rounds`` R, ``recall_size`` n,
@@ -59,9 +60,9 @@ class LightGCNPSG(CrossDomainRecommender):
     cold_start = True
     paper = "LightGCN-PSG of I2VAE (Ning et al., UAI 2025); LightGCN (He et al., SIGIR 2020)"
 
-    def __init__(self, config, dataset: CrossDomainDataset):
-        super().__init__(config, dataset)
-        self.split: Split = dataset.split
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
+        self.split = data.split
         self.n_layers = int(config["n_layers"])
         self.reg_weight = float(config["reg_weight"])
         self.rounds, self.per_round = int(config["recall_rounds"]), int(config["recall_size"])
@@ -97,7 +98,7 @@ class LightGCNPSG(CrossDomainRecommender):
         self._final: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """What decides the graph and the recall."""
         super().check_settings(config)
         if not 0 < config["validation_edges"] < 1:

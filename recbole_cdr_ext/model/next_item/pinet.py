@@ -47,6 +47,9 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.layers import Dropout
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 
 @dataclass
@@ -62,15 +65,15 @@ class Encoded:
     latest: list[torch.Tensor]
 
 
-class PiNet(CrossDomainRecommender):
+class PiNet(CrossDomainRecommender[Batch, Split]):
     """Parallel recurrent recommenders that share filtered states; settings in ``properties/model/PiNet.yaml``."""
 
     cold_start = True
     domains = "two or more"
     paper = "π-Net (Ma et al., SIGIR 2019)"
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
         d, dropout = int(config["embedding_size"]), float(config["dropout"])
         self.cold_start_mask_prob = float(config["cold_start_mask_prob"])
         self.ordered = self.needs_merged = config["order"] != "none"
@@ -94,12 +97,12 @@ class PiNet(CrossDomainRecommender):
         every = config["train_targets"] == "all" and not config["targets_per_sequence"]
         self.one_pass = bool(config["one_pass"]) and every
         if self.one_pass:
-            self._events, self._token_key = dataset.split.train_events, dataset.token_key
+            self._events, self._token_key = data.split.train_events, data.token_key
             self._reorder = reorders(config)
             self.sequences = self._sequences(self._events)
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """One member or more, and a probability from 0 below 1."""
         if config["n_members"] < 1:
             raise CDRError(f"n_members={config['n_members']!r} should be at least 1.")

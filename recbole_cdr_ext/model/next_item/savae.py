@@ -31,7 +31,6 @@ import torch.nn.functional as F
 from recbole.model.init import xavier_normal_initialization
 from torch import nn
 
-from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.data.instances import Batch, make_batch
 from recbole_cdr_ext.data.sequences import EpochBatches
 from recbole_cdr_ext.errors import CDRError
@@ -39,7 +38,9 @@ from recbole_cdr_ext.model.parts.bags import BagLinear, Bags, multinomial_loss
 from recbole_cdr_ext.model.parts.layers import Gaussian, kl
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.training_data import TrainingData
 from recbole_cdr_ext.splits.user_items import users_as_instances
 
 ALIGNMENTS = ("soft", "rigid")
@@ -79,22 +80,22 @@ class Decoder(nn.Module):
         return multinomial_loss(self(z), self.items.weight, self.items.bias, bags)
 
 
-class SAVAE(CrossDomainRecommender):
+class SAVAE(CrossDomainRecommender[Batch, Split]):
     """Source-aligned variational autoencoders; settings are in ``properties/model/SAVAE.yaml``."""
 
     cold_start = True
     domains = "two"
     paper = "SA-VAE (Salah, Tran & Lauw, RecSys 2021)"
 
-    def __init__(self, config, dataset: CrossDomainDataset):
-        super().__init__(config, dataset)
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
         self.rigid = config["alignment"] == "rigid"
         self.align_weight = float(config["align_weight"])
         self.decode_source_prob = float(config["decode_source_prob"])
         self.warm_start = bool(config["warm_start"])
         self.anneal_cap, self.anneal_steps = float(config["anneal_cap"]), int(config["total_anneal_steps"])
         self.batch_size = int(config["train_batch_size"])
-        split: Split = dataset.split
+        split = data.split
         self.whole = split.train_targets == "all"
         events = split.train_events
         held = users_as_instances(events.user, events.item, self.n_users, split.item_offset)
@@ -120,7 +121,7 @@ class SAVAE(CrossDomainRecommender):
         self.register_buffer("updates", torch.zeros(2, self.n_domains, dtype=torch.long))
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """The alignment, and the ranges of weights and shares."""
         if config["alignment"] not in ALIGNMENTS:
             raise CDRError(f"alignment={config['alignment']!r} should be one of {', '.join(ALIGNMENTS)}.")

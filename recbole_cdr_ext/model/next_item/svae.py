@@ -64,12 +64,15 @@ from recbole_cdr_ext.model.parts.latent_meter import LatentMeter
 from recbole_cdr_ext.model.parts.layers import Gaussian, kl, left_aligned
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 CHOICES = {"input": ("own", "merged"), "kl_reduction": ("mean", "sum")}
 SIZES = ("embedding_size", "rnn_size", "hidden_size", "latent_size", "next_k")
 
 
-def on_sequences(config) -> bool:
+def on_sequences(config: CDRConfig) -> bool:
     """Whether training batches are whole sequences."""
     every = config["train_targets"] == "all" and not config["targets_per_sequence"]
     return bool(config["one_pass"]) and every
@@ -82,13 +85,13 @@ class Terms(NamedTuple):
     kl: torch.Tensor
 
 
-class SVAE(CrossDomainRecommender):
+class SVAE(CrossDomainRecommender[Batch, Split]):
     """A variational auto-encoder per step; settings and their defaults are in ``properties/model/SVAE.yaml``."""
 
     paper = "SVAE (Sachdeva et al., WSDM 2019)"
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
         self.merged, self.clock = config["input"] == "merged", config["order"] != "none"
         self.needs_merged = self.merged and self.clock
         self.bos, self.next_k = bool(config["bos"]), int(config["next_k"])
@@ -99,12 +102,12 @@ class SVAE(CrossDomainRecommender):
             _StepwiseVAE(config, first, stop, start_token=self.n_items)
             for first, stop in itertools.pairwise(bounds)
         )
-        train = dataset.split.train
+        train = data.split.train
         self.sources: list[_Source] = []
         # The sequence of each target: of a source, or where instances are trained on of a domain.
         owners = [train.sequence[train.domain == k] for k in range(self.n_domains)]
         if on_sequences(config):
-            self._events, self._token_key = dataset.split.train_events, dataset.token_key
+            self._events, self._token_key = data.split.train_events, data.token_key
             self._reorder = reorders(config)
             self.sources = self._sources(self._events)
             owners = [source.owner for source in self.sources]
@@ -135,7 +138,7 @@ class SVAE(CrossDomainRecommender):
         )
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """Choices, sizes from 1, weights from 0; instances hold one next item."""
         for key, known in CHOICES.items():
             if config[key] not in known:
@@ -310,7 +313,7 @@ class _StepwiseVAE(nn.Module):
         start_token: global id of the start token.
     """
 
-    def __init__(self, config, first: int, stop: int, start_token: int):
+    def __init__(self, config: CDRConfig, first: int, stop: int, start_token: int):
         super().__init__()
         self.first, self.n, self.start_token = first, stop - first, start_token
         rnn, hidden, latent = (int(config[f"{name}_size"]) for name in ("rnn", "hidden", "latent"))

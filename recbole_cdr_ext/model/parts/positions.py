@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from recbole_cdr_ext.model.parts.layers import Dropout, SequenceEncoder, attend, mlp, stream
+from recbole_cdr_ext.settings.config import CDRConfig
 
 
 @dataclass
@@ -70,7 +71,7 @@ class PositionEncoder(nn.Module):
         pseudo: whether recalled items are read.
     """
 
-    def __init__(self, config, offsets: list[int], embedding: nn.Embedding, pseudo: bool):
+    def __init__(self, config: CDRConfig, offsets: list[int], embedding: nn.Embedding, pseudo: bool):
         super().__init__()
         d, dropout = int(config["embedding_size"]), float(config["dropout"])
         self.n_domains = len(offsets) - 1

@@ -12,7 +12,9 @@ from recbole_cdr_ext.model.bridge import Bridge
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating.sscdr import liking_threshold
 from recbole_cdr_ext.model.rating_recommender import RatingBatch
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.rating_split import RatingSplit
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 
 class ContrastiveLoss(NamedTuple):
@@ -46,12 +48,12 @@ class CLCDR(Bridge):
 
     paper = "CLCDR: Contrastive Learning for Cross-Domain Recommendation to Cold-Start Users, ICONIP 2022"
 
-    def __init__(self, config, dataset):
+    def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
         self.learns_source_users = bool(config["learn_source_users"])
-        super().__init__(config, dataset)
+        super().__init__(config, data)
         self.user_weight, self.item_weight = float(config["user_weight"]), float(config["item_weight"])
         self.temperature = float(config["temperature"])
-        split: RatingSplit = dataset.split
+        split = data.split
         threshold = torch.from_numpy(liking_threshold(split.train[split.target], split))
         self.register_buffer("liking_threshold", threshold, persistent=False)
         # What D^o holds, as sorted numbers user * n_items + item: a look-up needs no users x items table.
@@ -59,7 +61,7 @@ class CLCDR(Bridge):
         self.register_buffer("rated_pairs", pairs, persistent=False)
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """As in the base class; also the settings of the contrastive losses."""
         super().check_settings(config)
         for key in ("user_weight", "item_weight"):

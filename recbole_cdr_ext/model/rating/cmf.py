@@ -19,7 +19,9 @@ from recbole_cdr_ext.model.rating_recommender import (
     Shuffled,
     whole_batch,
 )
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.rating_split import RatingSplit
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,12 @@ class CMF(RatingRecommender):
     paper = "Relational Learning via Collective Matrix Factorization, KDD 2008"
     needs_overlap = True
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
-        split: RatingSplit = dataset.split
+    def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
+        super().__init__(config, data)
+        split = data.split
         self.size = int(config["embedding_size"])
-        self.n_source_items = dataset.n_domain_items(self.source)
-        n_items = self.n_source_items + dataset.n_domain_items(self.target)
+        self.n_source_items = data.n_domain_items(self.source)
+        n_items = self.n_source_items + data.n_domain_items(self.target)
         sparse = config["learner"] in SPARSE_LEARNERS
         std, n_biases = float(config["init_std"]), int(self.has_biases)
         self.user_vectors = _table(self.n_users, self.size, std, sparse)
@@ -68,7 +70,7 @@ class CMF(RatingRecommender):
         self._batch_size = int(config["train_batch_size"])
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """As in the base class."""
         super().check_settings(config)
         if not 0 <= config["source_weight"] <= 1:

@@ -9,7 +9,9 @@ from torch import nn
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.bridge import Bridge
 from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.rating_split import Ratings, RatingSplit
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 # Stands where a history has no more items; it is no item's place.
 NO_ITEM = -1
@@ -77,11 +79,11 @@ class PTUPCDR(Bridge):
 
     paper = "Personalized Transfer of User Preferences for Cross-domain Recommendation, WSDM 2022"
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
+    def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
+        super().__init__(config, data)
         if not self.size:
             return
-        split: RatingSplit = dataset.split
+        split = data.split
         ratings, offset = split.train[self.source], int(split.item_offset[self.source])
         liked = ratings.take(ratings.rating > config["positive_rating"])
         history = last_items(liked, self.n_users, offset, int(config["history_length"]))
@@ -95,7 +97,7 @@ class PTUPCDR(Bridge):
         )
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """As in the base class."""
         super().check_settings(config)
         if config["history_length"] < 1:

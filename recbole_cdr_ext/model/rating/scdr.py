@@ -7,6 +7,9 @@ import torch
 from recbole_cdr_ext.model.bridge import Bridge
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating_recommender import RatingBatch
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.rating_split import RatingSplit
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 
 class SCDR(Bridge):
@@ -26,9 +29,9 @@ class SCDR(Bridge):
 
     paper = "Sharpness-Aware Cross-Domain Recommendation to Cold-Start Users"
 
-    def __init__(self, config, dataset):
+    def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
         self.learns_source_users = bool(config["learn_source_users"])
-        super().__init__(config, dataset)
+        super().__init__(config, data)
 
     def phases(self) -> list[Phase]:
         """The mapping; rho is 0.25 with biases and 0.05 without, unless it is given."""

@@ -14,7 +14,9 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating.emcdr import EMCDR
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, Shuffled, Tables
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.rating_split import Ratings, RatingSplit
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 LIKED_SHARE = 0.75  # of the rating scale: 4 on a scale from 1 to 5
 
@@ -61,13 +63,13 @@ class SSCDR(EMCDR):
 
     paper = "Semi-Supervised Learning for Cross-Domain Recommendation to Cold-Start Users, CIKM 2019"
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
+    def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
+        super().__init__(config, data)
         self.unsupervised_weight, self.margin = float(config["unsupervised_weight"]), float(config["margin"])
         self.hops = int(config["hops"])
         if not self.size:
             return
-        split: RatingSplit = dataset.split
+        split = data.split
         ratings, tables = split.train[split.source], split.tables[split.source]
         item = ratings.item - int(split.item_offset[split.source])
         likes = liked(ratings, item, split, tables if self.has_biases else None)
@@ -78,7 +80,7 @@ class SSCDR(EMCDR):
             self.register_buffer("neighbours", others)
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """As in the base class; also the settings of L_U."""
         super().check_settings(config)
         if config["hops"] not in (0, 1, 2):

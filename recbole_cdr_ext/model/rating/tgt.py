@@ -21,7 +21,9 @@ from recbole_cdr_ext.model.rating_recommender import (
     Tables,
     whole_batch,
 )
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.rating_split import RatingSplit
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 # What other models call the settings of their training: TGT's are those of all models' pre-training.
 PRETRAINED = {
@@ -83,14 +85,14 @@ class TGT(RatingRecommender):
     cold_start = False
     paper = "Probabilistic Matrix Factorization, NeurIPS 2007"
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
-        split = dataset.split
+    def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
+        super().__init__(config, data)
+        split = data.split
         self.domain = split.source if config["factorized"] == "source" else split.target
         self.rates_target = self.domain == split.target
         ratings = split.train[self.domain]
         self.size = int(config["embedding_size"])
-        own = dataset.item_range(self.domain)
+        own = data.item_range(self.domain)
         self.n_own_items = own.stop - own.start
         self._batch_size = int(config["pretrain_batch_size"])
         self._split_off(whole_batch(ratings, own.start, self.domain), config)
@@ -123,7 +125,7 @@ class TGT(RatingRecommender):
         self._valid, self._train = ratings.take(order[:n_valid]), ratings.take(order[n_valid:].sort().values)
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """As in the base class; checks what the backbone can be trained with, and warns of settings without effect."""
         super().check_settings(config)
         for key, own in PRETRAINED.items():
@@ -134,7 +136,7 @@ class TGT(RatingRecommender):
         backbones.check_settings(config)
 
     @classmethod
-    def learns_from(cls, config, split: RatingSplit) -> str:
+    def learns_from(cls, config: CDRConfig, split: RatingSplit) -> str:
         """One domain's training ratings decide the vectors, whatever is asked of whom."""
         domain = split.source if config["factorized"] == "source" else split.target
         ratings = split.train[domain]

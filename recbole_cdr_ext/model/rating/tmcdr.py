@@ -13,6 +13,9 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.bridge import Bridge
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, Shuffled
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.rating_split import RatingSplit
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 Weights = dict[str, torch.Tensor]
 
@@ -68,13 +71,13 @@ class TMCDR(Bridge):
 
     paper = "Transfer-Meta Framework for Cross-domain Recommendation to Cold-Start Users, SIGIR 2021"
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
+    def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
+        super().__init__(config, data)
         self.inner_learning_rate = float(config["inner_learning_rate"])
         self.first_order = bool(config["first_order"])
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """As in the base class."""
         super().check_settings(config)
         if config["inner_learning_rate"] < 0:
