@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import InputType
@@ -15,18 +14,11 @@ from torch import nn
 from recbole_cdr_ext.baselines.baseline import RecBoleBaseline, pairs
 from recbole_cdr_ext.data.dataset import Events
 from recbole_cdr_ext.data.instances import Batch
-from recbole_cdr_ext.data.sequences import (
-    EpochBatches,
-    SequenceBatch,
-    TrainingSequences,
-    first_of_token,
-    new_order,
-    reorders,
-    shuffled_windows,
-)
+from recbole_cdr_ext.data.sequences import SequenceBatch, TrainingSequences, first_of_token
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.layers import ItemTable, left_aligned
 from recbole_cdr_ext.model.parts.losses import sampled_softmax_loss, softmax_loss
+from recbole_cdr_ext.model.parts.whole_sequences import WholeSequences, trains_whole_sequences
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
@@ -115,8 +107,7 @@ class SequenceDotBaseline(SequentialBaseline):
 
     def __init__(self, config: CDRConfig, data: TrainingData[Split]):
         super().__init__(config, data)
-        every = config["train_targets"] == "all" and not config["targets_per_sequence"]
-        self.one_pass = bool(config["one_pass"]) and every and not self.needs_negatives
+        self.one_pass = trains_whole_sequences(config) and not self.needs_negatives
         if config["softmax_items"] not in (None, "scope", "domain"):
             raise CDRError(f"softmax_items={config['softmax_items']!r} should be scope or domain.")
         self.by_domain = config["softmax_items"] == "domain" and len(self.spaces) == 1
@@ -134,20 +125,16 @@ class SequenceDotBaseline(SequentialBaseline):
             for model in self.wrapped:
                 weight = model.item_embedding.weight
                 model.item_embedding = ItemTable.from_pretrained(weight, freeze=False, padding_idx=0)
+        self._token_key = data.token_key
+        self.training_sequences: WholeSequences[TrainingSequences] | None = None
         if self.one_pass:
-            self._events, self._token_key = data.split.train_events, data.token_key
-            self._reorder = reorders(config)
-            self.sequences_of = self._sequences(self._events)
+            self.training_sequences = WholeSequences(config, data.split.train_events, self._sequences)
 
     def phases(self) -> list[Phase]:
         """One phase, over whole sequences with ``one_pass``."""
-        return [Phase(batches=self.sequence_batches, loss=self.sequence_loss)] if self.one_pass else [Phase()]
-
-    def sequence_batches(self, rng: np.random.Generator) -> EpochBatches:
-        """Returns the training sequences in batches of one space and about ``train_batch_size`` targets each."""
-        if self._reorder:
-            self.sequences_of = self._sequences(self._events.take(new_order(self._events, rng)))
-        return shuffled_windows(self.sequences_of, int(self.config["train_batch_size"]), rng)
+        if self.training_sequences is None:
+            return [Phase()]
+        return [Phase(batches=self.training_sequences.batches, loss=self.sequence_loss)]
 
     def _sequences(self, events: Events) -> list[TrainingSequences]:
         """The training sequences of each space."""

@@ -41,19 +41,22 @@ from torch import nn
 
 from recbole_cdr_ext.data.dataset import Events
 from recbole_cdr_ext.data.instances import Batch
-from recbole_cdr_ext.data.sequences import (
-    EpochBatches,
-    SequenceBatch,
-    TrainingSequences,
-    behind_the_others,
-    first_of_token,
-    new_order,
-    reorders,
-    shuffled_windows,
-)
+from recbole_cdr_ext.data.sequences import SequenceBatch, TrainingSequences, first_of_token
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.parts.layers import Dropout, SequenceEncoder, left_aligned, masked_mean, stream
+from recbole_cdr_ext.model.parts.layers import (
+    Dropout,
+    SequenceEncoder,
+    initialised_as_sasrec,
+    left_aligned,
+    masked_mean,
+    stream,
+)
 from recbole_cdr_ext.model.parts.propagation import DirectedGraph
+from recbole_cdr_ext.model.parts.whole_sequences import (
+    WholeSequences,
+    events_by_target_domain,
+    merged_timelines,
+)
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
@@ -102,10 +105,9 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
                 "C2DSR: without a clock, the other domains' events stand before those of the target's domain"
             )
 
-        self._events, self._token_key = split.train_events, split.token_key
-        self._reorder = reorders(config)
-        self.sequences = self._sequences(self._events)
-        events = self._events.take(first_of_token(self._events, self._token_key))
+        self._token_key = data.token_key
+        self.training_sequences = WholeSequences(config, split.train_events, self._sequences)
+        events = split.train_events.take(first_of_token(split.train_events, self._token_key))
         domains = range(self.n_domains)
         audited = audit_edges(
             split, events.user, events.item, "the item graphs", fail=split.name != "published"
@@ -140,7 +142,7 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
         self.encoder = nn.ModuleList(encoder() for _ in sizes)
         self.predictor = nn.ModuleList(nn.Linear(d, n) for n in sizes)
         self.discriminator = nn.ModuleList(Bilinear(d) for _ in sizes)
-        self.apply(_initialise)
+        self.apply(initialised_as_sasrec)
         bounds = torch.tensor(self.item_offsets[1:-1], dtype=torch.long)
         self.bounds: torch.Tensor
         self.register_buffer("bounds", bounds, persistent=False)
@@ -161,7 +163,7 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
 
     def phases(self) -> list[Phase]:
         """One phase, over whole sequences."""
-        return [Phase(batches=self.sequence_batches, loss=self.sequence_loss)]
+        return [Phase(batches=self.training_sequences.batches, loss=self.sequence_loss)]
 
     # -- tables of items ----------------------------------------------------------------------------------------
 
@@ -225,20 +227,13 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
 
     # -- training -----------------------------------------------------------------------------------------------
 
-    def sequence_batches(self, rng: np.random.Generator) -> EpochBatches:
-        """Returns the training sequences in batches of about ``train_batch_size`` targets."""
-        if self._reorder:
-            self.sequences = self._sequences(self._events.take(new_order(self._events, rng)))
-        return shuffled_windows(self.sequences, int(self.config["train_batch_size"]), rng)
-
     def _sequences(self, events: Events) -> list[TrainingSequences]:
         """The merged timelines, or each domain's events behind those of all others."""
         longest = self.max_history_length
-        events = events.take(first_of_token(events, self._token_key))
         if self.clock:
-            return [TrainingSequences(events, longest)]
-        timelines = [behind_the_others(events, k, longest) for k in range(self.n_domains)]
-        return [TrainingSequences(e, longest, asked=e.domain == k) for k, e in enumerate(timelines)]
+            return merged_timelines(events, self._token_key, longest)
+        by_domain = events_by_target_domain(events, self._token_key, self.n_domains, longest)
+        return [TrainingSequences(each, longest, asked=each.domain == k) for k, each in enumerate(by_domain)]
 
     def sequence_loss(self, batch: SequenceBatch) -> Terms:
         """The objective over all positions of a batch of sequences; a domain's terms are means over its positions.
@@ -360,13 +355,3 @@ def _look_up(table: torch.Tensor, offset: int = 0) -> Callable[[torch.Tensor], t
 def _with_one(vectors: torch.Tensor) -> torch.Tensor:
     """(N, d) → (N, d + 1), a 1 behind each vector: the factor of the bias."""
     return F.pad(vectors, (0, 1), value=1.0)
-
-
-def _initialise(module: nn.Module) -> None:
-    """As SASRec: Xavier for matrices, small normal embeddings, zero biases."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_normal_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Embedding):
-        nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)

@@ -28,23 +28,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 
+from recbole_cdr_ext.data.dataset import Events
 from recbole_cdr_ext.data.instances import Batch
-from recbole_cdr_ext.data.sequences import (
-    EpochBatches,
-    SequenceBatch,
-    TrainingSequences,
-    behind_the_others,
-    first_of_token,
-    new_order,
-    reorders,
-    shuffled_windows,
-)
+from recbole_cdr_ext.data.sequences import SequenceBatch, TrainingSequences
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.layers import Dropout
+from recbole_cdr_ext.model.parts.whole_sequences import (
+    WholeSequences,
+    events_by_target_domain,
+    merged_timelines,
+    trains_whole_sequences,
+)
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
@@ -94,12 +91,10 @@ class PiNet(CrossDomainRecommender[Batch, Split]):
             self.item_embedding.weight[0] = 0
             self.output.weight[:, -1] = 0
 
-        every = config["train_targets"] == "all" and not config["targets_per_sequence"]
-        self.one_pass = bool(config["one_pass"]) and every
-        if self.one_pass:
-            self._events, self._token_key = data.split.train_events, data.token_key
-            self._reorder = reorders(config)
-            self.sequences = self._sequences(self._events)
+        self._token_key = data.token_key
+        self.training_sequences: WholeSequences[TrainingSequences] | None = None
+        if trains_whole_sequences(config):
+            self.training_sequences = WholeSequences(config, data.split.train_events, self._sequences)
 
     @classmethod
     def check_settings(cls, config: CDRConfig) -> None:
@@ -113,7 +108,9 @@ class PiNet(CrossDomainRecommender[Batch, Split]):
 
     def phases(self) -> list[Phase]:
         """One phase, over whole sequences or over instances."""
-        return [Phase(batches=self.sequence_batches, loss=self.sequence_loss)] if self.one_pass else [Phase()]
+        if self.training_sequences is None:
+            return [Phase()]
+        return [Phase(batches=self.training_sequences.batches, loss=self.sequence_loss)]
 
     # -- states -------------------------------------------------------------------------------------------------
 
@@ -176,12 +173,6 @@ class PiNet(CrossDomainRecommender[Batch, Split]):
             interaction.target_domain, self._at_end(interaction, hide=True), interaction.targets
         )
 
-    def sequence_batches(self, rng: np.random.Generator) -> EpochBatches:
-        """Returns the training sequences in batches of about ``train_batch_size`` positions."""
-        if self._reorder:
-            self.sequences = self._sequences(self._events.take(new_order(self._events, rng)))
-        return shuffled_windows(self.sequences, int(self.config["train_batch_size"]), rng)
-
     def sequence_loss(self, batch: SequenceBatch) -> torch.Tensor:
         """The cross-entropy of all positions: each domain's mean, summed over the domains."""
         encoded = self.read(batch.items)
@@ -194,16 +185,13 @@ class PiNet(CrossDomainRecommender[Batch, Split]):
                 loss = loss + self.softmax_loss_in(x, vectors, batch.targets[asked])
         return loss
 
-    def _sequences(self, events) -> list[TrainingSequences]:
+    def _sequences(self, events: Events) -> list[TrainingSequences]:
         """What training reads: the merged timelines, or each domain's events behind those of all others."""
         longest = self.max_history_length
-        events = events.take(first_of_token(events, self._token_key))
         if self.ordered:
-            return [TrainingSequences(events, longest)]
-        return [
-            TrainingSequences(behind_the_others(events, x, longest), self.n_domains * longest)
-            for x in range(self.n_domains)
-        ]
+            return merged_timelines(events, self._token_key, longest)
+        by_domain = events_by_target_domain(events, self._token_key, self.n_domains, longest)
+        return [TrainingSequences(each, self.n_domains * longest) for each in by_domain]
 
 
 class Recurrence(nn.Module):

@@ -48,20 +48,20 @@ from torch import nn
 from recbole_cdr_ext.data.dataset import Events
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.data.sequences import (
-    EpochBatches,
     SequenceBatch,
     TrainingSequences,
-    behind_the_others,
     first_of_token,
-    new_order,
     next_items,
-    reorders,
-    shuffled_windows,
     with_start,
 )
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.latent_meter import LatentMeter
 from recbole_cdr_ext.model.parts.layers import Gaussian, kl, left_aligned
+from recbole_cdr_ext.model.parts.whole_sequences import (
+    WholeSequences,
+    events_by_target_domain,
+    trains_whole_sequences,
+)
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
@@ -70,12 +70,6 @@ from recbole_cdr_ext.splits.training_data import TrainingData
 
 CHOICES = {"input": ("own", "merged"), "kl_reduction": ("mean", "sum")}
 SIZES = ("embedding_size", "rnn_size", "hidden_size", "latent_size", "next_k")
-
-
-def on_sequences(config: CDRConfig) -> bool:
-    """Whether training batches are whole sequences."""
-    every = config["train_targets"] == "all" and not config["targets_per_sequence"]
-    return bool(config["one_pass"]) and every
 
 
 class Terms(NamedTuple):
@@ -103,14 +97,13 @@ class SVAE(CrossDomainRecommender[Batch, Split]):
             for first, stop in itertools.pairwise(bounds)
         )
         train = data.split.train
-        self.sources: list[_Source] = []
+        self._token_key = data.token_key
+        self.training_sequences: WholeSequences[_Source] | None = None
         # The sequence of each target: of a source, or where instances are trained on of a domain.
         owners = [train.sequence[train.domain == k] for k in range(self.n_domains)]
-        if on_sequences(config):
-            self._events, self._token_key = data.split.train_events, data.token_key
-            self._reorder = reorders(config)
-            self.sources = self._sources(self._events)
-            owners = [source.owner for source in self.sources]
+        if trains_whole_sequences(config):
+            self.training_sequences = WholeSequences(config, data.split.train_events, self._sources)
+            owners = [source.owner for source in self.training_sequences.kinds]
         most = int(config["targets_per_sequence"] or 0) or np.inf
         counts = [np.minimum(np.unique(owner, return_counts=True)[1], most) for owner in owners]
         self.users = [len(count) for count in counts]
@@ -127,15 +120,12 @@ class SVAE(CrossDomainRecommender[Batch, Split]):
 
     def _own_or_merged(self, events: Events) -> list[tuple[Events, int | None]]:
         """What the sources read, and the one domain of their targets, None for all."""
-        every = range(self.n_domains)
         if not self.merged:
-            return [(events.take(events.domain == k), k) for k in every]
-        events = events.take(first_of_token(events, self._token_key))
-        return (
-            [(events, None)]
-            if self.clock
-            else [(behind_the_others(events, k, self.max_history_length), k) for k in every]
-        )
+            return [(events.take(events.domain == k), k) for k in range(self.n_domains)]
+        if self.clock:
+            return [(events.take(first_of_token(events, self._token_key)), None)]
+        by_domain = events_by_target_domain(events, self._token_key, self.n_domains, self.max_history_length)
+        return [(each, k) for k, each in enumerate(by_domain)]
 
     @classmethod
     def check_settings(cls, config: CDRConfig) -> None:
@@ -149,7 +139,7 @@ class SVAE(CrossDomainRecommender[Batch, Split]):
         for key in ("anneal_cap", "total_anneal_steps"):
             if config[key] < 0:
                 raise CDRError(f"{key}={config[key]!r} should be at least 0.")
-        if config["next_k"] > 1 and config["train_targets"] == "all" and not on_sequences(config):
+        if config["next_k"] > 1 and config["train_targets"] == "all" and not trains_whole_sequences(config):
             raise CDRError(
                 f"next_k={config['next_k']} needs whole sequences (one_pass=True and targets_per_sequence=0): "
                 "an instance holds no item but the next one. Set next_k=1."
@@ -157,7 +147,9 @@ class SVAE(CrossDomainRecommender[Batch, Split]):
 
     def phases(self) -> list[Phase]:
         """One phase, over sequences or over instances."""
-        return [Phase(batches=self.sequence_batches, loss=self.sequence_loss)] if self.sources else [Phase()]
+        if self.training_sequences is None:
+            return [Phase()]
+        return [Phase(batches=self.training_sequences.batches, loss=self.sequence_loss)]
 
     def start_epoch(self, phase: Phase, epoch: int) -> None:
         """Says how many users each net has seen, so that the weight of the KL goes on where it was."""
@@ -221,17 +213,6 @@ class SVAE(CrossDomainRecommender[Batch, Split]):
 
     # -- training -----------------------------------------------------------------------------------------------
 
-    def sequence_batches(self, rng: np.random.Generator) -> EpochBatches:
-        """Returns the training sequences in batches of one source and about ``train_batch_size`` targets each."""
-        if self._reorder:
-            self.sources = self._sources(self._events.take(new_order(self._events, rng)))
-        return shuffled_windows(
-            [held.sequences for held in self.sources],
-            int(self.config["train_batch_size"]),
-            rng,
-            lambda tag, rows: self.sources[tag].batch(rows, tag),
-        )
-
     def sequence_loss(self, batch: SequenceBatch) -> Terms:
         """The objective over all positions of a batch of sequences."""
         net = self.nets[self._net_of(batch.tag)]
@@ -275,7 +256,7 @@ class SVAE(CrossDomainRecommender[Batch, Split]):
         return Terms(recon=per_user * recon, kl=per_user * self.kl_weight(index) * held)
 
 
-class _Source:
+class _Source(TrainingSequences):
     """Training sequences that one net reads, and what it predicts at their positions.
 
     Args:
@@ -291,7 +272,7 @@ class _Source:
 
     def __init__(self, events: Events, max_length: int, next_k: int, start_token: int, domain: int | None):
         self.events = events = with_start(events, start_token) if start_token else events
-        self.sequences = TrainingSequences(events, max_length)
+        super().__init__(events, max_length)
         targets = next_items(events, next_k)
         if domain is not None:
             targets[events.domain != domain] = 0
@@ -299,9 +280,9 @@ class _Source:
         asked = (targets[:, 0] != 0) & (np.diff(events.sequence, prepend=-1) == 0)
         self.owner = events.sequence[asked]
 
-    def batch(self, windows: np.ndarray, tag: int) -> SequenceBatch:
+    def batch(self, windows: np.ndarray, tag: int = 0) -> SequenceBatch:
         """The batch of some windows, with the next items of each position as ``next_seq``, (B, L, k), 0 for none."""
-        batch = self.sequences.batch(windows, tag)
+        batch = super().batch(windows, tag)
         real = (batch["event"] >= 0).unsqueeze(2)
         return SequenceBatch({**batch.interaction, "next_seq": self._targets[batch["event"]] * real}, tag)
 

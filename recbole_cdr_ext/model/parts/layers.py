@@ -306,3 +306,32 @@ def mlp(*sizes: int, dropout: float = 0.0) -> nn.Sequential:
         if i < len(sizes) - 2:
             layers += [nn.ReLU(), Dropout(dropout)]
     return nn.Sequential(*layers)
+
+
+class SumDecoder(nn.Module):
+    """Σ LayerNorm(z + MLP(z)) over the latents; one that is zero adds nothing."""
+
+    def __init__(self, d: int, dropout: float):
+        super().__init__()
+        self.parts = nn.ModuleList(mlp(d, d, d, dropout=dropout) for _ in range(3))
+        self.norms = nn.ModuleList(nn.LayerNorm(d) for _ in range(3))
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, 3d) → (B, d)."""
+        out = latents.new_zeros(len(latents), latents.shape[1] // 3)
+        for z, part, norm in zip(latents.chunk(3, 1), self.parts, self.norms, strict=True):
+            out = out + norm(z + part(z)) * z.any(1, keepdim=True)
+        return out
+
+
+def initialised_as_sasrec(module: nn.Module) -> None:
+    """Starts a module as SASRec does: Xavier for matrices, small normal embeddings, zero biases and padding rows."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_normal_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+        if module.padding_idx is not None:
+            with torch.no_grad():
+                module.weight[module.padding_idx].zero_()

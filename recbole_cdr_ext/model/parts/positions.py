@@ -18,30 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from recbole_cdr_ext.model.parts.layers import Dropout, SequenceEncoder, attend, mlp, stream
+from recbole_cdr_ext.data.instances import Batch
+from recbole_cdr_ext.model.parts.layers import Dropout, SequenceEncoder, attend, left_aligned, mlp, stream
+from recbole_cdr_ext.model.parts.views import Views
 from recbole_cdr_ext.settings.config import CDRConfig
-
-
-@dataclass
-class Views:
-    """What N instances of target domain X give to the posteriors.
-
-    Attributes:
-        own, other: S^X, S^Y, (N, d), zero where there is no such history.
-        augmented: S_a^X (N, d), or None without pseudo-sequences.
-        mixed: what z_t^y is made from, the rows in ``both``.
-        has_own, has_other, both: (N,) masks.
-        length: (N,) history lengths in X.
-    """
-
-    own: torch.Tensor
-    other: torch.Tensor
-    augmented: torch.Tensor | None
-    mixed: torch.Tensor
-    has_own: torch.Tensor
-    has_other: torch.Tensor
-    both: torch.Tensor
-    length: torch.Tensor
 
 
 @dataclass
@@ -118,6 +98,19 @@ class PositionEncoder(nn.Module):
             states.append(encoded)
             totals.append(encoded.cumsum(1) if self.pooling != "last" else encoded)
         return States(counts, states, totals, self.merged(items, embedding) if self.how == "merged" else None)
+
+    def of_batch(self, batch: Batch, hidden_share: float) -> Views:
+        """Returns what the instances see at the last position of their merged timelines.
+
+        Args:
+            hidden_share: of those with both histories, drawn at random, who are treated as cold-start users.
+        """
+        items, length = left_aligned(batch["merged"])
+        row = torch.arange(len(batch), device=items.device)
+        recalled = batch.recalled if self.pseudo else None
+        place = (length - 1).clamp(min=0)
+        views = self.views(self(items), batch.target_domain, row, place, recalled)
+        return views.with_hidden(hidden_share)
 
     def views(
         self,
