@@ -24,6 +24,10 @@ class Settings(dict):
     def __missing__(self, key):
         return None
 
+    def to_dict(self):
+        """All settings."""
+        return dict(self)
+
 
 def settings(**more) -> Settings:
     return Settings(

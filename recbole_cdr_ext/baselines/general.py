@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -11,13 +11,14 @@ from recbole.data.interaction import Interaction
 from recbole.data.utils import get_dataloader
 from recbole.model.abstract_recommender import AbstractRecommender, AutoEncoderMixin
 from recbole.utils import InputType
+from torch import nn
 
 from recbole_cdr_ext.baselines.baseline import RecBoleBaseline, pairs
 from recbole_cdr_ext.baselines.view import BaselineSettings
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.data.sequences import EpochBatches
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.model.phase import Loss, Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.interaction_split import Split
@@ -26,6 +27,8 @@ from recbole_cdr_ext.splits.training_data import TrainingData
 
 class UserBaseline(RecBoleBaseline):
     """General models, which know users by their id: BPR, LightGCN, NeuMF, ..."""
+
+    known_users: torch.Tensor
 
     def __init__(self, config: CDRConfig, data: TrainingData[Split]):
         super().__init__(config, data)
@@ -42,7 +45,7 @@ class UserBaseline(RecBoleBaseline):
             return []  # A single number is what RecBole gives models without any, for the optimiser's sake.
         return [Phase(batches=self.user_batches if self.on_users else self.event_batches)]
 
-    def calculate_loss(self, interaction: Batch):
+    def calculate_loss(self, interaction: Batch) -> Loss:
         """As in the base class, always in single precision: sparse products know no other on a CPU."""
         with torch.autocast(interaction.users.device.type, enabled=False):
             return super().calculate_loss(interaction)
@@ -153,6 +156,23 @@ def shuffled_parts(sizes: list[int], size: int, rng: np.random.Generator) -> lis
 # -- models whose scores are a plain dot product: only the candidates are scored --------------------------------------
 
 
+class FactorModel(Protocol):
+    """What BPR and LightGCN have beside RecBole's interface."""
+
+    user_embedding: nn.Embedding
+    item_embedding: nn.Embedding
+
+
+class GraphModel(Protocol):
+    """What LightGCN has beside it: the convolved vectors, and where it keeps them."""
+
+    restore_user_e: torch.Tensor | None
+    restore_item_e: torch.Tensor | None
+
+    def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The convolved vectors of all users and items."""
+
+
 class FactorBaseline(UserBaseline):
     """BPR: a user's vector times an item's."""
 
@@ -169,7 +189,7 @@ class FactorBaseline(UserBaseline):
 
     def tables(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the vectors of all users and of all items of RecBole model ``index``."""
-        model = self.wrapped[index]
+        model = cast(FactorModel, self.wrapped[index])
         return model.user_embedding.weight, model.item_embedding.weight
 
 
@@ -178,9 +198,9 @@ class GraphBaseline(FactorBaseline):
 
     def tables(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the convolved vectors, kept until the mode is set again unless a gradient is to flow through them."""
-        model = self.wrapped[index]
+        model = cast(GraphModel, self.wrapped[index])
         if torch.is_grad_enabled():
             return model.forward()
-        if model.restore_user_e is None:
+        if model.restore_user_e is None or model.restore_item_e is None:
             model.restore_user_e, model.restore_item_e = model.forward()
         return model.restore_user_e, model.restore_item_e

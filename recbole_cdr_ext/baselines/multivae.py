@@ -21,7 +21,7 @@ from recbole.model.general_recommender.multivae import MultiVAE
 from torch import nn
 
 from recbole_cdr_ext.baselines.general import UserBaseline, shuffled_parts
-from recbole_cdr_ext.baselines.view import EventView
+from recbole_cdr_ext.baselines.view import BaselineSettings, EventView
 from recbole_cdr_ext.data.instances import Batch, make_batch
 from recbole_cdr_ext.data.sequences import EpochBatches
 from recbole_cdr_ext.errors import CDRError
@@ -43,19 +43,19 @@ class BagMultiVAE(MultiVAE):
         n_inputs: rows of the table of what is read; what is predicted are the items of ``dataset``.
     """
 
-    def __init__(self, config: CDRConfig, dataset, n_inputs: int):
+    def __init__(self, config: BaselineSettings, dataset: EventView, n_inputs: int):
         super().__init__(config, dataset)
         self.noise_std = float(config["noise_std"])
         self.encoder[0] = BagLinear(n_inputs, self.encode_layer_dims[1], self.drop_out)
 
-    def build_histroy_items(self, dataset):
+    def build_histroy_items(self, dataset: EventView) -> None:
         """Bags come with the batch, not from a table of all users."""
 
     def posterior(self, read: Bags) -> Gaussian:
         """q(z | what is read), (B, d)."""
         return Gaussian(*self.encoder(read).chunk(2, 1))
 
-    def reparameterize(self, mu, logvar):
+    def reparameterize(self, mu: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
         """RecBole's, with noise of deviation ``noise_std``."""
         if not self.training:
             return mu
@@ -63,7 +63,8 @@ class BagMultiVAE(MultiVAE):
 
     def hidden(self, z: torch.Tensor) -> torch.Tensor:
         """What the last layer, :attr:`items`, reads, (B, h)."""
-        return self.decoder[:-1](z)
+        vectors: torch.Tensor = self.decoder[:-1](z)
+        return vectors
 
     @property
     def items(self) -> nn.Linear:
@@ -77,7 +78,10 @@ class BagMultiVAE(MultiVAE):
         anneal = min(self.anneal_cap, self.update / steps) if steps > 0 else self.anneal_cap
         q = self.posterior(read)
         hidden = self.hidden(self.reparameterize(q.mean, q.logvar))
-        return multinomial_loss(hidden, self.items.weight, self.items.bias, predicted) + anneal * kl(q).mean()
+        loss: torch.Tensor = (
+            multinomial_loss(hidden, self.items.weight, self.items.bias, predicted) + anneal * kl(q).mean()
+        )
+        return loss
 
 
 class MultiVAEBaseline(UserBaseline):
@@ -110,7 +114,7 @@ class MultiVAEBaseline(UserBaseline):
     @property
     def reads_all(self) -> bool:
         """Whether the items of all domains are read."""
-        return self.config["input"] == "both"
+        return bool(self.config["input"] == "both")
 
     def make_model(self, view: EventView) -> BagMultiVAE:
         """RecBole's model over bags of what is read."""

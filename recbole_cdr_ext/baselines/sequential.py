@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol, cast
 
 import torch
 from recbole.data.interaction import Interaction
@@ -73,11 +73,14 @@ class SequentialBaseline(RecBoleBaseline):
         fields.update(Interaction({self.item_field: space.local(batch.targets)}))
         if self.needs_negatives:
             fields = pairs(fields.interaction, self.neg_field, space.local(batch.negatives))
-        fields = self.transform(self.views[index], fields)
-        if self.settings["transform"] == "mask_itemseq" and not fields[self.settings["MASK_INDEX"]].any():
+        transformed: Interaction = self.transform(self.views[index], fields)
+        if (
+            self.settings["transform"] == "mask_itemseq"
+            and not transformed[self.settings["MASK_INDEX"]].any()
+        ):
             # RecBole's loss divides by the masked places but the first, which short sequences lack.
             return None
-        return fields
+        return transformed
 
     @contextmanager
     def scoring_fields(self, batch: Batch, index: int) -> Iterator[Interaction]:
@@ -92,8 +95,18 @@ class SequentialBaseline(RecBoleBaseline):
     def can_score(self, batch: Batch) -> torch.Tensor | None:
         """Instances with a history in the scope."""
         if self.scope == "all":
-            return batch["merged"].any(1)
+            readable: torch.Tensor | None = batch["merged"].any(1)
+            return readable
         return batch.own_history.any(1)
+
+
+class SequenceModel(Protocol):
+    """What the models here have beside RecBole's interface."""
+
+    item_embedding: nn.Embedding
+
+    def forward(self, items: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        """(B, L) ids and their number → the state behind the last, (B, d)."""
 
 
 class SequenceDotBaseline(SequentialBaseline):
@@ -122,13 +135,17 @@ class SequenceDotBaseline(SequentialBaseline):
                 "negatives, with one_pass=True, train_targets=all and loss_type=CE."
             )
         if self.n_shared:
-            for model in self.wrapped:
+            for index in range(len(self.wrapped)):
+                model = self._model(index)
                 weight = model.item_embedding.weight
                 model.item_embedding = ItemTable.from_pretrained(weight, freeze=False, padding_idx=0)
         self._token_key = data.token_key
         self.training_sequences: WholeSequences[TrainingSequences] | None = None
         if self.one_pass:
             self.training_sequences = WholeSequences(config, data.split.train_events, self._sequences)
+
+    def _model(self, index: int) -> SequenceModel:
+        return cast(SequenceModel, self.wrapped[index])
 
     def phases(self) -> list[Phase]:
         """One phase, over whole sequences with ``one_pass``."""
@@ -145,17 +162,17 @@ class SequenceDotBaseline(SequentialBaseline):
 
     def sequence_loss(self, batch: SequenceBatch) -> torch.Tensor:
         """Softmax cross-entropy, mean over all positions: over the items of the space, or of the target's domain."""
-        model, space = self.wrapped[batch.tag], self.spaces[batch.tag]
+        model, space = self._model(batch.tag), self.spaces[batch.tag]
         items = space.local(batch.items)
         asked = batch.targets != 0
-        with _states_of_all_positions(model):
+        with _states_of_all_positions(self.wrapped[batch.tag]):
             states = model.forward(items, (items != 0).sum(1))[asked]
         target = batch.targets[asked]
         if not self.by_domain:
             # RecBole's softmax is over the padding row too; negatives are not drawn from it.
             rows = slice(1 if self.n_shared else 0, len(model.item_embedding.weight))
             return self._softmax(states, model, rows, space.local(target) - rows.start)
-        loss = states.new_zeros(())
+        loss: torch.Tensor = states.new_zeros(())
         for k in space.domains:
             span = self.item_slice(k)
             own = (target >= span.start) & (target < span.stop)
@@ -166,13 +183,16 @@ class SequenceDotBaseline(SequentialBaseline):
                 )
         return loss
 
-    def _softmax(self, states: torch.Tensor, model: Any, rows: slice, target: torch.Tensor) -> torch.Tensor:
+    def _softmax(
+        self, states: torch.Tensor, model: SequenceModel, rows: slice, target: torch.Tensor
+    ) -> torch.Tensor:
         """Mean loss over all of the item table's ``rows``, or over the targets and negatives that the batch shares."""
         if not self.n_shared:
             return softmax_loss(states, model.item_embedding.weight[rows], target)
 
         def items(asked: torch.Tensor) -> torch.Tensor:
-            return model.item_embedding(asked + rows.start)
+            vectors: torch.Tensor = model.item_embedding(asked + rows.start)
+            return vectors
 
         return sampled_softmax_loss(states, items, rows.stop - rows.start, target, self.n_shared, False)
 
@@ -180,12 +200,12 @@ class SequenceDotBaseline(SequentialBaseline):
         """Returns the sequences' vectors, (B, d)."""
         index = self.space_index(batch.target_domain)
         fields = self._sequence_fields(batch, index)
-        return self.wrapped[index].forward(fields[self.sequence_field], fields[self.length_field])
+        return self._model(index).forward(fields[self.sequence_field], fields[self.length_field])
 
     def item_vectors(self, domain: int) -> torch.Tensor:
         """Returns the domain's item vectors, (n_k, d)."""
         index = self.space_index(domain)
-        return self.wrapped[index].item_embedding.weight[self.spaces[index].columns(self.item_slice(domain))]
+        return self._model(index).item_embedding.weight[self.spaces[index].columns(self.item_slice(domain))]
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -51,12 +51,12 @@ class _Scaled(torch.autograd.Function):
     """The tensor as it is, with its gradient times a factor."""
 
     @staticmethod
-    def forward(ctx, x, factor):
+    def forward(ctx: Any, x: torch.Tensor, factor: float) -> torch.Tensor:
         ctx.factor = factor
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         return ctx.factor * grad, None
 
 
@@ -143,7 +143,7 @@ class NGCFBackbone(Backbone):
 
 def propagates(config: CDRConfig) -> bool:
     """Whether the settings ask for more than the learned vectors: not with MF, without layers or without vectors."""
-    return config["backbone"] != "MF" and config["embedding_size"] > 0 and config["n_layers"] > 0
+    return bool(config["backbone"] != "MF" and config["embedding_size"] > 0 and config["n_layers"] > 0)
 
 
 def check_settings(config: CDRConfig) -> None:

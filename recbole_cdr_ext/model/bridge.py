@@ -67,6 +67,12 @@ class Bridge(RatingRecommender):
     # Whether the overlapping users' source vectors learn with the mapping.
     learns_source_users = False
 
+    source_items: torch.Tensor
+    target_users: torch.Tensor
+    target_items: torch.Tensor
+    target_item_bias: torch.Tensor
+    mapped_bias: torch.Tensor
+
     def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
         super().__init__(config, data)
         split = data.split
@@ -182,11 +188,13 @@ class Bridge(RatingRecommender):
 
     def source_rows(self, batch: RatingBatch) -> torch.Tensor:
         """The source vectors of a batch's users, (B, d): what sharpness and attacks move."""
-        return self.source_users(batch.user)
+        vectors: torch.Tensor = self.source_users(batch.user)
+        return vectors
 
     def bridged(self, rows: torch.Tensor, user: torch.Tensor) -> torch.Tensor:
         """Returns the target vectors, (B, d), of users with the source vectors ``rows``."""
-        return self.mapping(rows)
+        vectors: torch.Tensor = self.mapping(rows)
+        return vectors
 
     def base_rating(self, batch: RatingBatch) -> torch.Tensor:
         """What is predicted without any vector: μ + b_i + b̂_u, (B,); zero without biases."""

@@ -42,12 +42,12 @@ class RatingBatch:
     def __len__(self) -> int:
         return len(self.user)
 
-    def to(self, device) -> Self:
+    def to(self, device: torch.device | str) -> Self:
         """Returns the batch on a device."""
         moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "target_domain"}
         return replace(self, **moved)
 
-    def take(self, rows) -> Self:
+    def take(self, rows: torch.Tensor | slice) -> Self:
         """Returns the ratings at ``rows``: a slice, indices or a mask."""
         taken = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "target_domain"}
         return replace(self, **taken)
@@ -110,6 +110,9 @@ class RatingRecommender(CrossDomainRecommender[RatingBatch, RatingSplit]):
     cold_start = True
     # Whether it learned what is asked for; a stage may learn the source domain's ratings alone.
     rates_target = True
+
+    target_mean: torch.Tensor
+    known_items: torch.Tensor
 
     def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
         super().__init__(config, data)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -48,7 +48,7 @@ DEVIATIONS = ("published", "softplus")
 class NeighbourMean:
     """A row-normalised (n, m) matrix: row i of its product with x is the mean of x over the neighbours of i."""
 
-    def __init__(self, edges: sp.csr_matrix, device):
+    def __init__(self, edges: sp.csr_matrix, device: torch.device):
         degree = np.maximum(np.diff(edges.indptr), 1).astype(np.float32)
         mean = sp.csr_matrix(sp.diags(1 / degree) @ edges)
         self.rows, self.columns = mean.shape
@@ -57,7 +57,8 @@ class NeighbourMean:
     def __call__(self, x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:
         """x (m, d) → the means times W, plus b, (n, d'); the dense product is on the side with fewer rows."""
         if self.rows < self.columns:
-            return linear(product(self.mean, self.transposed, x))
+            vectors: torch.Tensor = linear(product(self.mean, self.transposed, x))
+            return vectors
         return product(self.mean, self.transposed, F.linear(x, linear.weight)) + linear.bias
 
 
@@ -74,7 +75,7 @@ class DomainGraph:
         to_items, to_users: R' and R, the means over an item's users and over a user's items.
     """
 
-    def __init__(self, user: np.ndarray, item: np.ndarray, n_users: int, n_items: int, device):
+    def __init__(self, user: np.ndarray, item: np.ndarray, n_users: int, n_items: int, device: torch.device):
         members, row = np.unique(user, return_inverse=True)
         place = np.full(n_users, -1)
         place[members] = np.arange(len(members))
@@ -225,7 +226,7 @@ class PairwiseGraphModel(CrossDomainRecommender[Interaction, Split], ABC):
         self._domain = np.searchsorted(split.item_offset, self._item, side="right") - 1
         self._sampler = CrossDomainSampler(split)
         self.graphs = [self._graph(k) for k in range(self.n_domains)]
-        self._cache: tuple[list, Tables] | None = None
+        self._cache: tuple[list[tuple[int, int]], Tables] | None = None
 
     def _graph(self, k: int) -> DomainGraph:
         own, low = self._domain == k, self.item_offsets[k]
@@ -310,7 +311,7 @@ class PairwiseGraphModel(CrossDomainRecommender[Interaction, Split], ABC):
                 self._cache = (state, self.vectors())
         return self._cache[1]
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> Self:
         """As torch does; in training the vectors of the former weights are forgotten."""
         self._cache = None
         return super().train(mode)
@@ -339,7 +340,8 @@ def sampled(q: Gaussian, rows: torch.Tensor, training: bool) -> torch.Tensor:
     mean = q.mean.index_select(0, flat)
     if training:
         mean = torch.addcmul(mean, (0.5 * q.logvar.index_select(0, flat)).exp(), torch.randn_like(mean))
-    return mean.view(*rows.shape, mean.shape[1])
+    vectors: torch.Tensor = mean.view(*rows.shape, mean.shape[1])
+    return vectors
 
 
 def binary_loss(users: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:

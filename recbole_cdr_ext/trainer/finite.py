@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ from recbole_cdr_ext.errors import CDRError
 
 def describe(
     terms: Mapping[str, torch.Tensor],
-    batch,
+    batch: Any,
     domains: Sequence[str],
     optimizer: torch.optim.Optimizer,
     facts: Mapping[str, str],

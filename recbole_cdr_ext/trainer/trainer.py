@@ -119,7 +119,7 @@ class CrossDomainTrainer(ResumableTrainer):
                 self._skip_rest(phases)
                 break
         if self.tensorboard is not None and math.isfinite(self.best_valid_score):
-            settings = self.config.to_dict() if hasattr(self.config, "to_dict") else dict(self.config)
+            settings = self.config.to_dict()
             self.tensorboard.add_settings(settings, self.best_valid_score)
 
     def _fit_phase(

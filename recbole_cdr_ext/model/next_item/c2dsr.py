@@ -30,14 +30,15 @@ nothing would read; any number of domains; one epoch is kept for all domains.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from logging import getLogger
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.module import _IncompatibleKeys
 
 from recbole_cdr_ext.data.dataset import Events
 from recbole_cdr_ext.data.instances import Batch
@@ -45,6 +46,7 @@ from recbole_cdr_ext.data.sequences import SequenceBatch, TrainingSequences, fir
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.layers import (
     Dropout,
+    Modules,
     SequenceEncoder,
     initialised_as_sasrec,
     left_aligned,
@@ -116,7 +118,8 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
         # Graphs are of whole sequences: in those for training, some successions are cut and others come several times.
         whole = [events] if self.clock else [_last(events, k) for k in domains]
         follows = [_successions(e.item, e.sequence) for e in whole]
-        graphs = [DirectedGraph(*np.concatenate(follows, 1), self.n_items, self.device)]
+        first, then = np.concatenate(follows, 1)
+        graphs = [DirectedGraph(first, then, self.n_items, self.device)]
         for k in domains:
             own, span = events.take(events.domain == k), self.item_slice(k)
             pairs = _successions(own.item - span.start, own.sequence)
@@ -138,10 +141,10 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
 
         sizes = np.diff(self.item_offsets).tolist()
         self.merged_table, self.merged_encoder = table(graphs[0]), encoder()
-        self.table = nn.ModuleList(table(graph) for graph in graphs[1:])
-        self.encoder = nn.ModuleList(encoder() for _ in sizes)
-        self.predictor = nn.ModuleList(nn.Linear(d, n) for n in sizes)
-        self.discriminator = nn.ModuleList(Bilinear(d) for _ in sizes)
+        self.table = Modules(table(graph) for graph in graphs[1:])
+        self.encoder = Modules(encoder() for _ in sizes)
+        self.predictor = Modules(nn.Linear(d, n) for n in sizes)
+        self.discriminator = Modules(Bilinear(d) for _ in sizes)
         self.apply(initialised_as_sasrec)
         bounds = torch.tensor(self.item_offsets[1:-1], dtype=torch.long)
         self.bounds: torch.Tensor
@@ -180,10 +183,13 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
                 self._final = self._propagated()
         return self._final
 
-    def load_state_dict(self, *args, **kwargs):
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> _IncompatibleKeys:
         """As torch does; tables made from the former weights are forgotten."""
         self._final = None
-        return super().load_state_dict(*args, **kwargs)
+        states: _IncompatibleKeys = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        return states
 
     def item_vectors(self, domain: int) -> torch.Tensor:
         """W_X and, as its last column, b_X: (n_k, d + 1)."""
@@ -194,11 +200,13 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
 
     def _merged_states(self, items: torch.Tensor, tables: list[torch.Tensor]) -> torch.Tensor:
         """h^M of left-aligned ids (B, L): (B, L, d), zero at padding."""
-        return self.merged_encoder(items, _look_up(tables[0]))
+        states: torch.Tensor = self.merged_encoder(items, _look_up(tables[0]))
+        return states
 
     def _single_states(self, x: int, items: torch.Tensor, tables: list[torch.Tensor]) -> torch.Tensor:
         """h^X of left-aligned ids of X alone (B, L): (B, L, d), zero at padding."""
-        return self.encoder[x](items, _look_up(tables[1 + x], self.item_offsets[x]))
+        states: torch.Tensor = self.encoder[x](items, _look_up(tables[1 + x], self.item_offsets[x]))
+        return states
 
     def _domain_of(self, items: torch.Tensor) -> torch.Tensor:
         """The items' domains, -1 at padding."""
@@ -207,7 +215,8 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
     def _timeline(self, batch: Batch) -> torch.Tensor:
         """The most recent T events of all domains, (B, L), right-aligned."""
         if self.clock:
-            return batch["merged"]
+            vectors: torch.Tensor = batch["merged"]
+            return vectors
         x = batch.target_domain
         order = [*(k for k in range(self.n_domains) if k != x), x]
         items = torch.cat([batch.history(k) for k in order], 1)
@@ -334,7 +343,8 @@ class Bilinear(nn.Module):
 
     def forward(self, r: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         """Two (B, d) → (B,)."""
-        return (self.weight(s) * r).sum(1) + self.bias
+        scores: torch.Tensor = (self.weight(s) * r).sum(1) + self.bias
+        return scores
 
 
 def _last(events: Events, domain: int) -> Events:

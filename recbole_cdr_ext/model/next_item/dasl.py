@@ -37,7 +37,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.parts.layers import Dropout, left_aligned
+from recbole_cdr_ext.model.parts.layers import Dropout, Modules, left_aligned
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.interaction_split import Split
@@ -63,6 +63,8 @@ class DASL(CrossDomainRecommender[Batch, Split]):
     paper = "DASL (Li et al., KDD 2021)"
     needs_negatives = True
 
+    trained: torch.Tensor
+
     def __init__(self, config: CDRConfig, data: TrainingData[Split]):
         super().__init__(config, data)
         d = int(config["embedding_size"])
@@ -76,7 +78,7 @@ class DASL(CrossDomainRecommender[Batch, Split]):
         self.item_embedding = nn.Embedding(self.n_items, half)
         self.gru = nn.ModuleList(nn.GRU(half + self.user_size, d, batch_first=True) for _ in range(2))
         self.attention = nn.ModuleList(_Attention(d, int(config["attention_size"])) for _ in range(2))
-        self.head = nn.ModuleList(_Head(d, half, self.user_size, hidden, dropout) for _ in range(2))
+        self.head = Modules(_Head(d, half, self.user_size, hidden, dropout) for _ in range(2))
         if self.user_size:
             self.user_embedding = nn.ModuleList(nn.Embedding(self.n_users, half) for _ in range(2))
         self.apply(xavier_normal_initialization)
@@ -86,7 +88,7 @@ class DASL(CrossDomainRecommender[Batch, Split]):
             self.map = nn.Parameter(nn.init.xavier_normal_(torch.empty(half, half)))
             self.register_buffer("trained", self._trained(data.split), persistent=False)
 
-    def _trained(self, split) -> torch.Tensor:
+    def _trained(self, split: Split) -> torch.Tensor:
         """Returns which users have training items in which domain, (2, n_users) bool."""
         trained = torch.zeros(2, self.n_users, dtype=torch.bool)
         trained[torch.from_numpy(split.train_events.domain), torch.from_numpy(split.train_events.user)] = True
@@ -128,14 +130,16 @@ class DASL(CrossDomainRecommender[Batch, Split]):
         if not self.user_size:
             return self.item_embedding.weight.new_zeros(len(users), 0)
         here, there = (self.trained[k, users].unsqueeze(1) for k in (x, 1 - x))
-        own = self.user_embedding[x](users)
+        own: torch.Tensor = self.user_embedding[x](users)
         if here.all():  # as in training, where the other table's gradient would be a table of zeros
             return own
         return torch.where(here, own, self.mapped(x, self.user_embedding[1 - x](users)) * there)
 
     # -- preference ---------------------------------------------------------------------------------------------
 
-    def states(self, domain: int, history: torch.Tensor, user: torch.Tensor):
+    def states(
+        self, domain: int, history: torch.Tensor, user: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Reads a history with its domain's GRU.
 
         Args:
@@ -238,7 +242,8 @@ class _Attention(nn.Module):
         """States (B, L, d) → weights (B, L) that sum to 1 over the real steps; all 0 where there are none."""
         logits = self.weight(torch.tanh(self.inner(states))).squeeze(2)
         # Not minus infinity: the softmax of a row without steps would be 0/0.
-        return logits.masked_fill(~real, torch.finfo(logits.dtype).min).softmax(1) * real
+        weights: torch.Tensor = logits.masked_fill(~real, torch.finfo(logits.dtype).min).softmax(1) * real
+        return weights
 
 
 class _Head(nn.Module):
@@ -258,11 +263,13 @@ class _Head(nn.Module):
 
     def user_side(self, preference: torch.Tensor, user: torch.Tensor) -> torch.Tensor:
         """g (B, d) and user vectors (B, d/2) → (B, h)."""
-        return self.of_user(self.norm_user(torch.cat([self.dropout(preference), user], 1)))
+        vectors: torch.Tensor = self.of_user(self.norm_user(torch.cat([self.dropout(preference), user], 1)))
+        return vectors
 
     def item_side(self, items: torch.Tensor) -> torch.Tensor:
         """Item vectors (..., d/2) → (..., h)."""
-        return self.of_item(self.norm_item(items.flatten(0, -2)).view(items.shape))
+        vectors: torch.Tensor = self.of_item(self.norm_item(items.flatten(0, -2)).view(items.shape))
+        return vectors
 
     def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
         """The two sides, (B, h) and (B or 1, C, h) → (B, C)."""

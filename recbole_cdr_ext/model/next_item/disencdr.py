@@ -130,10 +130,15 @@ class DisenCDR(PairwiseGraphModel):
     def from_one_domain(self, k: int) -> Gaussian:
         """q̃^k over the members of domain k, (m_k, d)."""
         graph = self.graphs[k]
-        return self.auxiliary[k](self.specific[k].user_table, graph.to_items, graph.to_users)[1]
+        posterior: Gaussian = self.auxiliary[k](self.specific[k].user_table, graph.to_items, graph.to_users)[
+            1
+        ]
+        return posterior
 
-    def _bce(self, batch: Interaction, own: list[tuple[Gaussian, Gaussian]], q: Gaussian | None):
-        loss = own[0][0].mean.new_zeros(())
+    def _bce(
+        self, batch: Interaction, own: list[tuple[Gaussian, Gaussian]], q: Gaussian | None
+    ) -> torch.Tensor:
+        loss: torch.Tensor = own[0][0].mean.new_zeros(())
         for rows in self.by_domain(batch):
             users, items = (self._noisy(z) for z in own[rows.domain])
             vectors = sampled(users, self.graphs[rows.domain].place[rows.user], self.training)

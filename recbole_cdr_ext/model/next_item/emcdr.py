@@ -26,6 +26,7 @@ settings by cross-validation); MF takes a sampled item as 0, for there are no ra
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from logging import getLogger
 from typing import NamedTuple
@@ -33,6 +34,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from recbole.data.interaction import Interaction
 from recbole.model.init import xavier_normal_initialization
 from torch import nn
 
@@ -74,6 +76,8 @@ class EMCDR(CrossDomainRecommender[Batch, Split]):
     cold_start = True
     domains = "two"
     paper = "Cross-Domain Recommendation: An Embedding and Mapping Approach, IJCAI 2017"
+
+    trained: torch.Tensor
 
     def __init__(self, config: CDRConfig, data: TrainingData[Split]):
         super().__init__(config, data)
@@ -248,7 +252,8 @@ class EMCDR(CrossDomainRecommender[Batch, Split]):
         """‖f(U_u^Y) − U_u^X‖² of users with vectors of both domains, (B,)."""
         with torch.no_grad():
             source, wanted = self.users[1 - target](users), self.users[target](users)
-        return (self.maps[target](source) - wanted).square().sum(1)
+        error: torch.Tensor = (self.maps[target](source) - wanted).square().sum(1)
+        return error
 
     @torch.no_grad()
     def fit_of_held_out(self, target: int) -> float:
@@ -292,7 +297,9 @@ def _warm(instances: Instances, domain: int, trained: np.ndarray) -> Instances:
     return instances.take((instances.domain == domain) & trained[instances.user])
 
 
-def _shuffled(domain: int, n: int, size: int, rng: np.random.Generator, make) -> EpochBatches:
+def _shuffled(
+    domain: int, n: int, size: int, rng: np.random.Generator, make: Callable[[int, np.ndarray], Interaction]
+) -> EpochBatches:
     """Batches of ``size`` out of n rows in random order."""
     order = rng.permutation(n)
     return EpochBatches([(domain, order[first : first + size]) for first in range(0, n, size)], make)

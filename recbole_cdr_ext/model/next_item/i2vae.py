@@ -36,16 +36,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.data.instances import Batch, random_recall
 from recbole_cdr_ext.data.sequences import SequenceBatch, TrainingSequences
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.histories import HistoryEncoder
 from recbole_cdr_ext.model.parts.latent_meter import LatentMeter
 from recbole_cdr_ext.model.parts.layers import (
+    AnyModule,
     CrossAttention,
     Gaussian,
     GaussianHead,
     ItemTable,
+    Modules,
     Prior,
     SequenceEncoder,
     SumDecoder,
@@ -155,7 +158,6 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
         self._make_modules(config)
         self.apply(initialised_as_sasrec)
         for head in (*self.own_head, *self.augmented_head, *self.transfer_head, *self.auxiliary_head):
-            assert isinstance(head, GaussianHead)
             nn.init.constant_(head.logvar.bias, float(config["initial_logvar"]))
         if config["item_init"] == "psg":
             assert data.split.item_vectors is not None, "no generator has run"
@@ -181,8 +183,8 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
         d, dropout = int(config["embedding_size"]), float(config["dropout"])
         by_attention = config["cross_encoder"] == "attention"
 
-        def per_domain(make: Callable[[], nn.Module]) -> nn.ModuleList:
-            return nn.ModuleList(make() for _ in range(self.n_domains))
+        def per_domain(make: Callable[[], AnyModule]) -> Modules[AnyModule]:
+            return Modules(make() for _ in range(self.n_domains))
 
         def encoder() -> SequenceEncoder:
             return SequenceEncoder(
@@ -208,6 +210,7 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
         self.own_head, self.augmented_head = per_domain(head), per_domain(head)
         self.transfer_head, self.auxiliary_head = per_domain(head), per_domain(head)
         if not self.one_pass:
+            cross: nn.ModuleList
             if by_attention:
                 cross = self.cross_attention = per_domain(
                     lambda: CrossAttention(d, int(config["n_cross_heads"]))
@@ -269,7 +272,7 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
         return [Stage("LightGCNPSG", config["psg_settings"] or {})] if asked else []
 
     @classmethod
-    def prepare_data(cls, config: CDRConfig, dataset, split: Split) -> Split:
+    def prepare_data(cls, config: CDRConfig, dataset: CrossDomainDataset, split: Split) -> Split:
         """Draws random pseudo-sequences if these are asked for."""
         if config["psg"] == "random":
             rng = np.random.default_rng(int(config["psg_seed"]))
@@ -332,7 +335,8 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
             cold = latents.other & ~latents.has_own
             drawn = latents.auxiliary[cold[latents.other]].sample(noise)
             transfer = transfer.index_put((cold,), drawn)
-        return self.decoder[x](torch.cat([own, transfer, augmented], 1))
+        vectors: torch.Tensor = self.decoder[x](torch.cat([own, transfer, augmented], 1))
+        return vectors
 
     def encode(self, batch: Batch) -> torch.Tensor:
         """The decoded interest X̂ at the posteriors' means, (B, d)."""
@@ -391,9 +395,9 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
                 cross = kl(latents.transfer, latents.auxiliary[latents.both[latents.other]]).sum()
         if self.training and self.variational:
             self._measure(x, latents, kl_own, kl_augmented)
-        to_priors = sum(
-            (term.sum() / count).clamp(min=self.free_bits) for term in (kl_own, kl_transfer, kl_augmented)
-        )
+        to_priors = recon.new_zeros(())
+        for term in (kl_own, kl_transfer, kl_augmented):
+            to_priors = to_priors + (term.sum() / count).clamp(min=self.free_bits)
         return Terms(
             recon=recon,
             kl=self.kl_weight * self.kl_share * to_priors,
@@ -401,7 +405,7 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
             cross=self.lambda_c * (recon + (kl_own.sum() + cross) / count),
         )
 
-    def _measure(self, x: int, latents: Latents, kl_own, kl_augmented) -> None:
+    def _measure(self, x: int, latents: Latents, kl_own: torch.Tensor, kl_augmented: torch.Tensor) -> None:
         self._meter.add("z", x, latents.own.mean[latents.has_own], kl_own)
         if latents.augmented is not None:
             self._meter.add("z_a", x, latents.augmented.mean[latents.has_own], kl_augmented)
@@ -430,6 +434,7 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
         span = self.item_slice(x)
 
         def items(asked: torch.Tensor) -> torch.Tensor:
-            return self.item_embedding(asked + span.start)
+            vectors: torch.Tensor = self.item_embedding(asked + span.start)
+            return vectors
 
         return sampled_softmax_loss(vectors, items, span.stop - span.start, local, self.n_shared, self.log_q)

@@ -19,9 +19,9 @@ Decisions where the paper is silent:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,12 +29,13 @@ import torch.nn.functional as F
 from recbole.data.interaction import Interaction
 from recbole.model.init import xavier_uniform_initialization
 from torch import nn
+from torch.nn.modules.module import _IncompatibleKeys
 
 from recbole_cdr_ext.data.instances import Batch, Instances
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.propagation import BipartiteGraph
 from recbole_cdr_ext.model.phase import Phase
-from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender, Progress
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.audit import audit_edges
 from recbole_cdr_ext.splits.interaction_split import PARTS, Split
@@ -186,10 +187,13 @@ class LightGCNPSG(CrossDomainRecommender[Interaction, Split]):
             self._final = final
         return self._final
 
-    def load_state_dict(self, *args, **kwargs):
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> _IncompatibleKeys:
         """As torch does; vectors made from the former weights are forgotten."""
         self._final = None
-        return super().load_state_dict(*args, **kwargs)
+        states: _IncompatibleKeys = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        return states
 
     def encode(self, batch: Batch) -> torch.Tensor:
         """The sum of the messages of everything in the histories, (B, d)."""
@@ -208,7 +212,7 @@ class LightGCNPSG(CrossDomainRecommender[Interaction, Split]):
     # -- recall -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def augment(self, split: Split, progress=None) -> Split:
+    def augment(self, split: Split, progress: Progress | None = None) -> Split:
         """Returns the split with ``recalled`` items, (n, R·n) best first, in all its instances, and the item vectors.
 
         Args:
@@ -238,7 +242,9 @@ class LightGCNPSG(CrossDomainRecommender[Interaction, Split]):
         edges = self._recall_edges[0] * span + self._recall_edges[1]
         return np.flatnonzero(~np.isin(instances.user * span + instances.target, edges))
 
-    def _recall_block(self, job: _Recall, rows: np.ndarray, number: int, messages, vectors) -> None:
+    def _recall_block(
+        self, job: _Recall, rows: np.ndarray, number: int, messages: torch.Tensor, vectors: torch.Tensor
+    ) -> None:
         domain = int(job.instances.domain[rows[0]])
         span = self.item_slice(domain)
         row, item, own = job.known(rows, domain)

@@ -28,6 +28,9 @@ class OrderPop(CrossDomainRecommender[Batch, Split]):
     cold_start = False
     paper = "none: a yardstick for sequences without an order"
 
+    place: torch.Tensor
+    popularity: torch.Tensor
+
     def __init__(self, config: CDRConfig, data: TrainingData[Split]):
         super().__init__(config, data)
         split = data.split
@@ -63,7 +66,8 @@ def _places(first: np.ndarray, then: np.ndarray, n: int) -> np.ndarray:
     """
     pairs = np.unique(first.astype(np.int64) * n + then)
     first, then = pairs // n, pairs % n
-    return _longest(first, then, n) - _longest(then, first, n)
+    length: np.ndarray = _longest(first, then, n) - _longest(then, first, n)
+    return length
 
 
 def _longest(first: np.ndarray, then: np.ndarray, n: int) -> np.ndarray:

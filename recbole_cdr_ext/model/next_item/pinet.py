@@ -213,7 +213,8 @@ class Recurrence(nn.Module):
         """(B, M, d) → the states after each step, (B, M, d)."""
         x = self.dropout(x)
         if not self.training or self.dropout.p == 0:
-            return self.gru(x)[0]
+            vectors: torch.Tensor = self.gru(x)[0]
+            return vectors
         weights, kept = self.gru.all_weights[0], self.dropout(torch.ones_like(x))
         state, states = torch.zeros_like(x[:, 0]), []
         for step, mask in zip(x.unbind(1), kept.unbind(1), strict=True):

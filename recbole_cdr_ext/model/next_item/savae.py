@@ -73,7 +73,8 @@ class Decoder(nn.Module):
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """What the items' rows are multiplied with, (B, hidden)."""
-        return self.hidden(z).tanh()
+        vectors: torch.Tensor = self.hidden(z).tanh()
+        return vectors
 
     def loss(self, z: torch.Tensor, bags: Bags) -> torch.Tensor:
         """The mean of −log p(x|z), a scalar."""
@@ -215,8 +216,9 @@ class SAVAE(CrossDomainRecommender[Batch, Split]):
         k = batch.target_domain
         own = _any(batch, k).unsqueeze(1)
         if not self._aligned(k):
-            return self.source_encoder[k](self._bags(batch, k)).mean * own
-        from_source = self._reference(batch).mean
+            vectors: torch.Tensor = self.source_encoder[k](self._bags(batch, k)).mean * own
+            return vectors
+        from_source: torch.Tensor = self._reference(batch).mean
         if self.rigid:
             return from_source
         return torch.where(own, self.encoder[k](self._bags(batch, k)).mean, from_source)

@@ -56,7 +56,7 @@ from recbole_cdr_ext.data.sequences import (
 )
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.latent_meter import LatentMeter
-from recbole_cdr_ext.model.parts.layers import Gaussian, kl, left_aligned
+from recbole_cdr_ext.model.parts.layers import Gaussian, Modules, kl, left_aligned
 from recbole_cdr_ext.model.parts.whole_sequences import (
     WholeSequences,
     events_by_target_domain,
@@ -92,7 +92,7 @@ class SVAE(CrossDomainRecommender[Batch, Split]):
         self.kl_mean = config["kl_reduction"] == "mean"
         self.anneal_cap, self.anneal_users = float(config["anneal_cap"]), float(config["total_anneal_steps"])
         bounds = [1, self.n_items] if self.merged else self.item_offsets
-        self.nets = nn.ModuleList(
+        self.nets = Modules(
             _StepwiseVAE(config, first, stop, start_token=self.n_items)
             for first, stop in itertools.pairwise(bounds)
         )
@@ -311,7 +311,8 @@ class _StepwiseVAE(nn.Module):
     def states(self, items: torch.Tensor) -> torch.Tensor:
         """h of left-aligned sequences of global ids (B, L): (B, L, rnn)."""
         local = torch.where(items == self.start_token, self.n + 1, items - self.first + 1)
-        return self.gru(self.embedding(local.masked_fill(items == 0, 0)))[0]
+        states: torch.Tensor = self.gru(self.embedding(local.masked_fill(items == 0, 0)))[0]
+        return states
 
     def posterior(self, states: torch.Tensor) -> Gaussian:
         """q(z) of states (N, rnn), over (N, latent)."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,18 @@ from recbole_cdr_ext.model.parts.losses import in_single
 # Log-variances outside this range mean a deviation below 0.7 % or above 150 times the prior's; clamped, exp() and
 # the KL stay finite in single precision.
 LOGVAR_RANGE = (-10.0, 10.0)
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+class Modules(nn.ModuleList, Generic[AnyModule]):
+    """A ``ModuleList`` of one class of modules, which the type checker knows."""
+
+    if TYPE_CHECKING:
+
+        def __init__(self, modules: Iterable[AnyModule] = ()) -> None: ...
+        def __getitem__(self, index: int) -> AnyModule: ...  # type: ignore[override]
+        def __iter__(self) -> Iterator[AnyModule]: ...
 
 
 class Gaussian:
@@ -34,7 +47,8 @@ class Gaussian:
     def sample(self, training: bool) -> torch.Tensor:
         """The reparameterised sample in training, the mean otherwise."""
         if not training:
-            return self.mean
+            vectors: torch.Tensor = self.mean
+            return vectors
         return torch.addcmul(self.mean, (0.5 * self.logvar).exp(), torch.randn_like(self.mean))
 
     def __getitem__(self, rows: torch.Tensor) -> Gaussian:
@@ -44,9 +58,13 @@ class Gaussian:
 def kl(q: Gaussian, p: Gaussian | None = None) -> torch.Tensor:
     """KL(q ‖ p) in closed form, summed over d: (...,); p = None is N(0, I)."""
     if p is None:
-        return 0.5 * (q.mean.square() + q.logvar.exp() - 1 - q.logvar).sum(-1)
+        divergence: torch.Tensor = 0.5 * (q.mean.square() + q.logvar.exp() - 1 - q.logvar).sum(-1)
+        return divergence
     difference = q.logvar - p.logvar
-    return 0.5 * ((q.mean - p.mean).square() * (-p.logvar).exp() + difference.exp() - 1 - difference).sum(-1)
+    divergence = 0.5 * (
+        (q.mean - p.mean).square() * (-p.logvar).exp() + difference.exp() - 1 - difference
+    ).sum(-1)
+    return divergence
 
 
 class ItemTable(nn.Embedding):
@@ -222,7 +240,8 @@ class SequenceEncoder(nn.Module):
         for block in self.blocks:
             x = block(x, real, mask, batch, length)
         out = x.new_zeros(batch * length, x.shape[1]).index_copy(0, real, self.norm(x))
-        return out.view(batch, length, -1)
+        vectors: torch.Tensor = out.view(batch, length, -1)
+        return vectors
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -248,7 +267,9 @@ class _Block(nn.Module):
         self.inner = nn.Sequential(nn.Linear(d, inner), nn.ReLU(), Dropout(dropout), nn.Linear(inner, d))
         self.dropout = Dropout(dropout)
 
-    def forward(self, x, real, mask, batch: int, length: int) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, real: torch.Tensor, mask: torch.Tensor, batch: int, length: int
+    ) -> torch.Tensor:
         """x (N, d) holds the real positions, ``real`` their places in the (B·L,) rectangle."""
         d = x.shape[1]
         packed = self.qkv(self.norm_attention(x))
@@ -257,7 +278,8 @@ class _Block(nn.Module):
         seen = attend(q, k, v, mask)
         seen = seen.transpose(1, 2).reshape(batch * length, d)[real]
         x = x + self.dropout(self.out(seen))
-        return x + self.dropout(self.inner(self.norm_inner(x)))
+        vectors: torch.Tensor = x + self.dropout(self.inner(self.norm_inner(x)))
+        return vectors
 
 
 class CrossAttention(nn.Module):
@@ -278,7 +300,10 @@ class CrossAttention(nn.Module):
         k, v = (t.reshape(heads).transpose(1, 2) for t in self.key_value(memory).chunk(2, -1))
         seen = attend(q, k, v, memory_mask[:, None, None, :])
         # The output projection is linear, so it may follow the mean.
-        return self.out(masked_mean(seen.transpose(1, 2).reshape(batch, length, d), query_mask))
+        vectors: torch.Tensor = self.out(
+            masked_mean(seen.transpose(1, 2).reshape(batch, length, d), query_mask)
+        )
+        return vectors
 
 
 def mapping(d_in: int, d_out: int, hidden: int | None) -> nn.Module:

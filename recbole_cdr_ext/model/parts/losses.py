@@ -50,12 +50,13 @@ class Products:
             out += self.of(left, right)
 
 
-def with_products(loss: type[torch.autograd.Function], *arguments) -> torch.Tensor:
+def with_products(loss: type[torch.autograd.Function], *arguments: Any) -> torch.Tensor:
     """Returns loss.apply(Products, *arguments) outside of autocast: sums over many items are not for half precision."""
     device = arguments[0].device
     products = Products(device)
     with torch.autocast(device.type, enabled=False):
-        return loss.apply(products, *map(in_single, arguments))
+        value: torch.Tensor = loss.apply(products, *map(in_single, arguments))
+        return value
 
 
 def in_single(value: Any) -> Any:
@@ -68,7 +69,9 @@ class _SoftmaxLoss(torch.autograd.Function):
     """Both gradients are made on the way forward, block by block, in the memory of the scores themselves."""
 
     @staticmethod
-    def forward(ctx, products: Products, vectors, items, target):
+    def forward(
+        ctx: Any, products: Products, vectors: torch.Tensor, items: torch.Tensor, target: torch.Tensor
+    ) -> torch.Tensor:
         n = len(vectors)
         for_vectors, for_items = torch.empty_like(vectors), torch.zeros_like(items)
         loss, items = vectors.new_zeros(()), products.rounded(items)
@@ -89,7 +92,7 @@ class _SoftmaxLoss(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         for_vectors, for_items = ctx.saved_tensors
         return None, for_vectors * gradient, for_items * gradient, None
 
@@ -133,7 +136,16 @@ class _SampledSoftmaxLoss(torch.autograd.Function):
     """As ``_SoftmaxLoss``, of each row's own item against negatives that all rows share."""
 
     @staticmethod
-    def forward(ctx, products: Products, vectors, own_items, negatives, target, drawn, shift):
+    def forward(
+        ctx: Any,
+        products: Products,
+        vectors: torch.Tensor,
+        own_items: torch.Tensor,
+        negatives: torch.Tensor,
+        target: torch.Tensor,
+        drawn: torch.Tensor,
+        shift: float,
+    ) -> torch.Tensor:
         n = len(vectors)
         for_vectors, for_negatives = torch.empty_like(vectors), torch.zeros_like(negatives)
         own = (vectors * own_items).sum(1, keepdim=True)
@@ -160,7 +172,7 @@ class _SampledSoftmaxLoss(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return None, *(found * gradient for found in ctx.saved_tensors), None, None, None
 
 

@@ -183,7 +183,8 @@ class PositionEncoder(nn.Module):
         k, v = (t.reshape(heads).transpose(1, 2) for t in self.key_value(memory).chunk(2, -1))
         found = attend(q, k, v, (seen | nothing).unsqueeze(1))
         found = found.transpose(1, 2).reshape(len(memory), width, -1)
-        return self.out(found[row, place])
+        states: torch.Tensor = self.out(found[row, place])
+        return states
 
     def _read(self, own: torch.Tensor, recalled: torch.Tensor) -> torch.Tensor:
         """Attention from the own state to the recalled items, (N, d); zero where nothing was recalled."""
@@ -193,4 +194,5 @@ class PositionEncoder(nn.Module):
         scores = torch.bmm(vectors, self.recall_query(own).unsqueeze(2)).squeeze(2) / math.sqrt(own.shape[1])
         weight = scores.masked_fill(~known, -1e9).softmax(1) * known
         read = torch.bmm(weight.unsqueeze(1), vectors * math.sqrt(own.shape[1])).squeeze(1)
-        return self.dropout(self.recall_out(read)) * known.any(1, keepdim=True)
+        states: torch.Tensor = self.dropout(self.recall_out(read)) * known.any(1, keepdim=True)
+        return states

@@ -48,6 +48,9 @@ class CLCDR(Bridge):
 
     paper = "CLCDR: Contrastive Learning for Cross-Domain Recommendation to Cold-Start Users, ICONIP 2022"
 
+    liking_threshold: torch.Tensor
+    rated_pairs: torch.Tensor
+
     def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
         self.learns_source_users = bool(config["learn_source_users"])
         super().__init__(config, data)

@@ -49,6 +49,9 @@ class CMF(RatingRecommender):
     paper = "Relational Learning via Collective Matrix Factorization, KDD 2008"
     needs_overlap = True
 
+    weights: torch.Tensor
+    means: torch.Tensor
+
     def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
         super().__init__(config, data)
         split = data.split
@@ -116,9 +119,7 @@ class CMF(RatingRecommender):
         """The training ratings of both domains, shuffled together: a batch mixes them as they come."""
         return Shuffled(self._train, self._batch_size, rng)
 
-    def calculate_loss(
-        self, interaction: JointRatings, rows: torch.Tensor | None = None
-    ) -> FactorizationLoss:
+    def calculate_loss(self, interaction: RatingBatch, rows: torch.Tensor | None = None) -> FactorizationLoss:
         """Returns the loss of a batch, at moved user vectors if they are given; the penalty is on the unmoved ones.
 
         Args:
@@ -138,7 +139,8 @@ class CMF(RatingRecommender):
 
     def source_rows(self, batch: RatingBatch) -> torch.Tensor:
         """The vectors of a batch's users, (B, d): what sharpness and attacks move."""
-        return self.user_vectors(batch.user)
+        vectors: torch.Tensor = self.user_vectors(batch.user)
+        return vectors
 
     def rate_from(self, rows: torch.Tensor, batch: RatingBatch) -> torch.Tensor:
         """Returns the ratings, (B,), of target items by users with the vectors ``rows`` (B, d)."""
@@ -150,12 +152,14 @@ class CMF(RatingRecommender):
 
     def cold_bias(self, user: torch.Tensor) -> torch.Tensor:
         """The shared biases."""
-        return self.user_bias(user).sum(1)
+        bias: torch.Tensor = self.user_bias(user).sum(1)
+        return bias
 
     def _rated(self, rows: torch.Tensor, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
         """Returns μ + b_u + b_i + ⟨rows, v⟩, (B,), for items counted over both domains."""
         base = self.means[self._domain(item)] + self.user_bias(user).sum(1) + self.item_bias(item).sum(1)
-        return base + (rows * self.item_table(item)).sum(1)
+        rating: torch.Tensor = base + (rows * self.item_table(item)).sum(1)
+        return rating
 
     def _domain(self, item: torch.Tensor) -> torch.Tensor:
         """Returns 0 for an item of the source and 1 for one of the target, (B,)."""

@@ -34,6 +34,8 @@ class GlobalMean(RatingRecommender):
 class ItemMean(GlobalMean):
     """The mean plus the item's deviation from it, shrunk: Σ(r - μ) / (n + 5)."""
 
+    item_deviation: torch.Tensor
+
     def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
         super().__init__(config, data)
         split = data.split
@@ -53,6 +55,8 @@ class ItemMeanUserBias(ItemMean):
 
     cold_start = True
     needs_overlap = True
+
+    user_deviation: torch.Tensor
 
     def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
         super().__init__(config, data)

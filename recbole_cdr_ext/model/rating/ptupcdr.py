@@ -50,11 +50,13 @@ class MetaNetwork(nn.Module):
         """
         score = self.scorer(items).squeeze(2)
         # The lowest number and not -inf: a row of padding alone would be NaN.
-        return score.masked_fill(~real, torch.finfo(score.dtype).min).softmax(1) * real
+        weights: torch.Tensor = score.masked_fill(~real, torch.finfo(score.dtype).min).softmax(1) * real
+        return weights
 
     def forward(self, profile: torch.Tensor) -> torch.Tensor:
         """Returns the bridges (B, d, d') of the profiles (B, d)."""
-        return self.generator(profile).view(len(profile), -1, self.target_size)
+        bridges: torch.Tensor = self.generator(profile).view(len(profile), -1, self.target_size)
+        return bridges
 
 
 class PTUPCDR(Bridge):
@@ -78,6 +80,9 @@ class PTUPCDR(Bridge):
     """
 
     paper = "Personalized Transfer of User Preferences for Cross-domain Recommendation, WSDM 2022"
+
+    history: torch.Tensor
+    stand_in: torch.Tensor
 
     def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
         super().__init__(config, data)
@@ -121,6 +126,7 @@ class PTUPCDR(Bridge):
         history = self.history[user]  # (B, L)
         real = history != NO_ITEM
         items = self.source_items[history.clamp(min=0)]  # (B, L, d)
+        assert isinstance(self.mapping, MetaNetwork)
         weights = self.mapping.attention(items, real)
         # Users have a history or a stand-in; the other one is zero.
         return (weights.unsqueeze(2) * items).sum(1) + self.stand_in[user]
@@ -129,7 +135,8 @@ class PTUPCDR(Bridge):
         """Returns M_u, (B, d, d)."""
         # Users have many rows in a batch, and a bridge is much dearer than its use.
         users, place = user.unique(return_inverse=True)
-        return self.mapping(self.profile(users))[place]
+        bridges: torch.Tensor = self.mapping(self.profile(users))[place]
+        return bridges
 
     def bridged(self, rows: torch.Tensor, user: torch.Tensor) -> torch.Tensor:
         """Returns rows M_u, (B, d): the users' own bridges at any source vectors ``rows`` (B, d)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from recbole_cdr_ext.model.bridge import Bridge
 from recbole_cdr_ext.model.phase import Phase
@@ -54,9 +55,12 @@ class SCDR(Bridge):
 
         Each of the k looks of a step needs it: in closed form it takes a third of autograd's time.
         """
+        assert isinstance(self.mapping, nn.Sequential)
         first, _, second = self.mapping
+        assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
         base, items = self.fixed_parts(batch)
         hidden = torch.tanh(first(rows))
         error = batch.rating - base - (second(hidden) * items).sum(1)
         slope = ((items @ second.weight) * (1 - hidden.square())) @ first.weight
-        return -2 * error.unsqueeze(1) * slope
+        gradient: torch.Tensor = -2 * error.unsqueeze(1) * slope
+        return gradient

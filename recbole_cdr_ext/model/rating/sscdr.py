@@ -63,6 +63,9 @@ class SSCDR(EMCDR):
 
     paper = "Semi-Supervised Learning for Cross-Domain Recommendation to Cold-Start Users, CIKM 2019"
 
+    own_share: torch.Tensor
+    neighbours: torch.Tensor
+
     def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
         super().__init__(config, data)
         self.unsupervised_weight, self.margin = float(config["unsupervised_weight"]), float(config["margin"])
@@ -189,9 +192,11 @@ def liked(ratings: Ratings, item: np.ndarray, split: RatingSplit, tables: Tables
             :func:`liking_threshold`.
     """
     if tables is None:
-        return ratings.rating >= liking_threshold(ratings, split)[ratings.user]
+        likes = ratings.rating >= liking_threshold(ratings, split)[ratings.user]
+        return likes
     level = tables.mean + tables.user_bias.cpu().numpy()[ratings.user] + tables.item_bias.cpu().numpy()[item]
-    return ratings.rating > level
+    likes: np.ndarray = ratings.rating > level
+    return likes
 
 
 def liking_threshold(ratings: Ratings, split: RatingSplit) -> np.ndarray:

@@ -103,7 +103,7 @@ class TMCDR(Bridge):
 
     def adapted(self, rows: torch.Tensor, batch: RatingBatch) -> Weights:
         """Returns θ', the mapping's weights after the inner step on some users' rows."""
-        weights = dict(self.mapping.named_parameters())
+        weights: Weights = dict(self.mapping.named_parameters())
         # A mean whatever `reduction` says, so that the inner step does not grow with the group.
         loss = self.errors(weights, rows, batch).mean()
         gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=not self.first_order)
@@ -114,4 +114,5 @@ class TMCDR(Bridge):
         """Returns the squared errors, (B,), of the mapping with the given weights at the source vectors ``rows``."""
         mapped = functional_call(self.mapping, weights, (rows,))
         product = (mapped * self.target_items[batch.item]).sum(1)
-        return (batch.rating - (self.base_rating(batch) + product)).square()
+        error: torch.Tensor = (batch.rating - (self.base_rating(batch) + product)).square()
+        return error
