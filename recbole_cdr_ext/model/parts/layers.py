@@ -58,12 +58,11 @@ class Gaussian:
 def kl(q: Gaussian, p: Gaussian | None = None) -> torch.Tensor:
     """KL(q ‖ p) in closed form, summed over d: (...,); p = None is N(0, I)."""
     if p is None:
-        divergence: torch.Tensor = 0.5 * (q.mean.square() + q.logvar.exp() - 1 - q.logvar).sum(-1)
-        return divergence
-    difference = q.logvar - p.logvar
-    divergence = 0.5 * (
-        (q.mean - p.mean).square() * (-p.logvar).exp() + difference.exp() - 1 - difference
-    ).sum(-1)
+        terms = q.mean.square() + q.logvar.exp() - 1 - q.logvar
+    else:
+        difference = q.logvar - p.logvar
+        terms = (q.mean - p.mean).square() * (-p.logvar).exp() + difference.exp() - 1 - difference
+    divergence: torch.Tensor = 0.5 * terms.sum(-1)
     return divergence
 
 

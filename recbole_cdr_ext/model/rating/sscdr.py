@@ -191,11 +191,12 @@ def liked(ratings: Ratings, item: np.ndarray, split: RatingSplit, tables: Tables
         tables: the domain's biases: then a rating above μ + b_u + b_i says so; None: one that reaches
             :func:`liking_threshold`.
     """
+    likes: np.ndarray
     if tables is None:
         likes = ratings.rating >= liking_threshold(ratings, split)[ratings.user]
-        return likes
-    level = tables.mean + tables.user_bias.cpu().numpy()[ratings.user] + tables.item_bias.cpu().numpy()[item]
-    likes: np.ndarray = ratings.rating > level
+    else:
+        user_bias, item_bias = tables.user_bias.cpu().numpy(), tables.item_bias.cpu().numpy()
+        likes = ratings.rating > tables.mean + user_bias[ratings.user] + item_bias[item]
     return likes
 
 
