@@ -129,19 +129,20 @@ def _uniform_negatives(settings: BaselineSettings, recbole_class: type[AbstractR
     Raises:
         CDRError: it asks for what is not served, or for none where the model compares pairs.
     """
-    asked: dict[str, Any] = settings["train_neg_sample_args"] or {"distribution": "none"}
-    distribution, name = asked.get("distribution", "uniform"), recbole_class.__name__
+    sampling: dict[str, Any] = settings["train_neg_sample_args"] or {"distribution": "none"}
+    distribution, name = sampling.get("distribution", "uniform"), recbole_class.__name__
     if distribution in ("none", None):
         if recbole_class.input_type == InputType.PAIRWISE:
             raise CDRError(
                 f"{name} compares each item with a negative one: train_neg_sample_args must not be empty."
             )
         return 0
-    if distribution != "uniform" or asked.get("dynamic"):
+    if distribution != "uniform" or sampling.get("dynamic"):
         raise CDRError(
-            f"train_neg_sample_args {asked}: only uniform negatives (distribution: uniform, dynamic: False) are drawn."
+            f"train_neg_sample_args {sampling}: only uniform negatives (distribution: uniform, dynamic: False) are "
+            "drawn."
         )
-    return int(asked.get("sample_num", 1))
+    return int(sampling.get("sample_num", 1))
 
 
 def shuffled_parts(sizes: list[int], size: int, rng: np.random.Generator) -> list[tuple[int, np.ndarray]]:

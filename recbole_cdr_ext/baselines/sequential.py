@@ -164,10 +164,10 @@ class SequenceDotBaseline(SequentialBaseline):
         """Softmax cross-entropy, mean over all positions: over the items of the space, or of the target's domain."""
         model, space = self._model(batch.tag), self.spaces[batch.tag]
         items = space.local(batch.items)
-        asked = batch.targets != 0
+        predicts = batch.targets != 0
         with _states_of_all_positions(self.wrapped[batch.tag]):
-            states = model.forward(items, (items != 0).sum(1))[asked]
-        target = batch.targets[asked]
+            states = model.forward(items, (items != 0).sum(1))[predicts]
+        target = batch.targets[predicts]
         if not self.by_domain:
             # RecBole's softmax is over the padding row too; negatives are not drawn from it.
             rows = slice(1 if self.n_shared else 0, len(model.item_embedding.weight))
@@ -190,8 +190,8 @@ class SequenceDotBaseline(SequentialBaseline):
         if not self.n_shared:
             return softmax_loss(states, model.item_embedding.weight[rows], target)
 
-        def items(asked: torch.Tensor) -> torch.Tensor:
-            vectors: torch.Tensor = model.item_embedding(asked + rows.start)
+        def items(ids: torch.Tensor) -> torch.Tensor:
+            vectors: torch.Tensor = model.item_embedding(ids + rows.start)
             return vectors
 
         return sampled_softmax_loss(states, items, rows.stop - rows.start, target, self.n_shared, False)

@@ -145,9 +145,9 @@ class GaussianLayers(NamedTuple):
 class GraphEncoder(nn.Module):
     """Layers on one side of a graph, the last of them Gaussian."""
 
-    def __init__(self, made: GaussianLayers):
+    def __init__(self, design: GaussianLayers):
         super().__init__()
-        self.made, self.layers, self.dropout = made, made.layers(), Dropout(made.dropout)
+        self.design, self.layers, self.dropout = design, design.layers(), Dropout(design.dropout)
 
     def forward(
         self, x: torch.Tensor, there: NeighbourMean, back: NeighbourMean
@@ -159,7 +159,7 @@ class GraphEncoder(nn.Module):
             (out,) = layer(self.dropout(x), there, back)
             x = F.relu_(out)
             hidden.append(x)
-        return hidden, self.made.gaussian(*last(self.dropout(x), there, back))
+        return hidden, self.design.gaussian(*last(self.dropout(x), there, back))
 
 
 class Nodes(NamedTuple):
@@ -182,12 +182,12 @@ class Nodes(NamedTuple):
 class DomainEncoder(nn.Module):
     """The tables of one domain, and an encoder for each side of its graph."""
 
-    def __init__(self, graph: DomainGraph, made: GaussianLayers):
+    def __init__(self, graph: DomainGraph, design: GaussianLayers):
         super().__init__()
         self._graph = graph
-        self.user_table = embedding(len(graph.members), made.d)
-        self.item_table = embedding(graph.n_items, made.d)
-        self.users, self.items = GraphEncoder(made), GraphEncoder(made)
+        self.user_table = embedding(len(graph.members), design.d)
+        self.item_table = embedding(graph.n_items, design.d)
+        self.users, self.items = GraphEncoder(design), GraphEncoder(design)
 
     def forward(self) -> tuple[Nodes, Nodes]:
         """The members, and the items, of the graph."""
@@ -219,10 +219,10 @@ class PairwiseGraphModel(CrossDomainRecommender[Interaction, Split], ABC):
         pairs = UserItems.of(split.train_events.user, split.train_events.item, self.n_users)
         self._user = np.repeat(np.arange(self.n_users), np.diff(pairs.indptr))
         self._item = pairs.items
-        found = audit_edges(
+        audited = audit_edges(
             split, self._user, self._item, "the graphs' edges", fail=split.name != "published"
         )
-        split.report.update(found)
+        split.report.update(audited)
         self._domain = np.searchsorted(split.item_offset, self._item, side="right") - 1
         self._sampler = CrossDomainSampler(split)
         self.graphs = [self._graph(k) for k in range(self.n_domains)]

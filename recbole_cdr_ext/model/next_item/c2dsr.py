@@ -273,26 +273,26 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
     def _streams(self, batch: SequenceBatch) -> list[Stream]:
         """What is read of each domain. An item's next one may be any behind it, the last target included."""
         whole = torch.cat([batch.items[:, :1], batch.targets], 1)
-        domain, found = self._domain_of(whole), []
+        domain, streams = self._domain_of(whole), []
         for x in range(self.n_domains):
             own = domain == x
             alone, count = stream(whole, own)
             target = F.pad(alone[:, 1:], (0, 1))
             followed = own & (count < count[:, -1:])
-            found.append(Stream(alone * (target != 0), target, followed[:, :-1]))
-        return found
+            streams.append(Stream(alone * (target != 0), target, followed[:, :-1]))
+        return streams
 
     def _contrasted(self, tag: int, streams: list[Stream]) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
         """Each domain X with an infomax term, the sequences (n,) that have both sides of it, and where their r_MY is
         taken (n, L)."""
-        found = []
+        contrasts = []
         every = torch.stack([held.places for held in streams]).any(0)
         for x, held in enumerate(streams):
             others = every & ~held.places
             rows = (held.places.any(1) & others.any(1)).nonzero().squeeze(1)
             if self.weight < 1 and len(rows) and (self.clock or x != tag):
-                found.append((x, rows, others[rows]))
-        return found
+                contrasts.append((x, rows, others[rows]))
+        return contrasts
 
     def _next_item(self, x: int, states: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy of targets (N,) in X from states (N, d); 0 without any."""

@@ -92,8 +92,8 @@ class DASL(CrossDomainRecommender[Batch, Split]):
         """Returns which users have training items in which domain, (2, n_users) bool."""
         trained = torch.zeros(2, self.n_users, dtype=torch.bool)
         trained[torch.from_numpy(split.train_events.domain), torch.from_numpy(split.train_events.user)] = True
-        asked = torch.cat([torch.from_numpy(split.part(part).user) for part in ("valid", "test")])
-        if not trained.any(0)[asked].any():
+        evaluated = torch.cat([torch.from_numpy(split.part(part).user) for part in ("valid", "test")])
+        if not trained.any(0)[evaluated].any():
             raise CDRError(
                 "user_embedding=True needs evaluated users among the training users, and there are none. "
                 "Set user_embedding=False, which serves users that training has not seen."
@@ -201,11 +201,11 @@ class DASL(CrossDomainRecommender[Batch, Split]):
     def calculate_loss(self, interaction: Batch) -> Terms:
         """Binary cross-entropy of targets and negatives, the map's error, and its distance from orthogonality."""
         batch, head = interaction, self.head[interaction.target_domain]
-        asked = torch.cat([batch.targets.unsqueeze(1), batch.negatives], 1)
+        candidates = torch.cat([batch.targets.unsqueeze(1), batch.negatives], 1)
         user, user_bias = self._user_side(batch)
         # Batch-norm takes its statistics from the pairs of the batch, not from all items as in scoring.
-        logits = head(user, head.item_side(self.item_embedding(asked)))
-        logits = logits + self.item_bias[asked] + user_bias
+        logits = head(user, head.item_side(self.item_embedding(candidates)))
+        logits = logits + self.item_bias[candidates] + user_bias
         label = torch.zeros_like(logits)
         label[:, 0] = 1
         bce = F.binary_cross_entropy_with_logits(logits, label)

@@ -75,11 +75,11 @@ class DisenCDR(PairwiseGraphModel):
         self.beta, self.kl_weight = float(config["alignment_weight"]), float(config["kl_weight"])
         self.warmup_epochs = int(config["warmup_epochs"])
         self.official_noise = bool(config["official_noise"])
-        made = self.encoder()
-        self.specific = nn.ModuleList(DomainEncoder(graph, made) for graph in self.graphs)
-        self.auxiliary = nn.ModuleList(GraphEncoder(made) for _ in self.graphs)
-        self.shared = _Shared(self.graphs, made)
-        prior = made.gaussian(torch.zeros(made.d), torch.ones(made.d))
+        design = self.encoder()
+        self.specific = nn.ModuleList(DomainEncoder(graph, design) for graph in self.graphs)
+        self.auxiliary = nn.ModuleList(GraphEncoder(design) for _ in self.graphs)
+        self.shared = _Shared(self.graphs, design)
+        prior = design.gaussian(torch.zeros(design.d), torch.ones(design.d))
         self.register_buffer("prior_logvar", prior.logvar, persistent=False)
 
     prior_logvar: torch.Tensor
@@ -185,12 +185,12 @@ class _Shared(nn.Module):
 
     known: torch.Tensor
 
-    def __init__(self, graphs: list[DomainGraph], made: GaussianLayers):
+    def __init__(self, graphs: list[DomainGraph], design: GaussianLayers):
         super().__init__()
-        self._graphs, self.made = graphs, made
-        self.tables = nn.ParameterList(embedding(len(graph.members), made.d) for graph in graphs)
-        self.branches = nn.ModuleList(made.layers() for _ in graphs)
-        self.dropout = Dropout(made.dropout)
+        self._graphs, self.design = graphs, design
+        self.tables = nn.ParameterList(embedding(len(graph.members), design.d) for graph in graphs)
+        self.branches = nn.ModuleList(design.layers() for _ in graphs)
+        self.dropout = Dropout(design.dropout)
         total = np.zeros(len(graphs[0].place))
         for graph in graphs:
             total[graph.members.cpu().numpy()] += graph.degree
@@ -206,21 +206,21 @@ class _Shared(nn.Module):
         """A Gaussian over all users (n_users, d); those without edges have mean and s zero."""
         states = list(self.tables)
         mixed: list[torch.Tensor] = []
-        for depth in range(self.made.n_layers):
-            last = depth == self.made.n_layers - 1
+        for depth in range(self.design.n_layers):
+            last = depth == self.design.n_layers - 1
             mixed = self._mixed(depth, states, rectified=not last)
             if not last:
                 states = [mixed[0][graph.members] for graph in self._graphs]
-        return self.made.gaussian(*mixed)
+        return self.design.gaussian(*mixed)
 
     def _mixed(self, depth: int, states: list[torch.Tensor], rectified: bool) -> list[torch.Tensor]:
         """Σ_k λ^k · (layer of branch k), each of its outputs (n_users, d)."""
         total: list[torch.Tensor] = []
         for k, (graph, layers) in enumerate(zip(self._graphs, self.branches, strict=True)):
             assert isinstance(layers, nn.ModuleList)
-            found = layers[depth](self.dropout(states[k]), graph.to_items, graph.to_users)
+            outputs = layers[depth](self.dropout(states[k]), graph.to_items, graph.to_users)
             weight = getattr(self, f"weight_{k}")
-            parts = [(F.relu_(out) if rectified else out) * weight for out in found]
+            parts = [(F.relu_(out) if rectified else out) * weight for out in outputs]
             if not total:
                 total = [graph.of_all(part) for part in parts]
             else:

@@ -136,12 +136,12 @@ class EMCDR(CrossDomainRecommender[Batch, Split]):
                 f"No training user has map_min_items={self.config['map_min_items']} items in both domains: there is "
                 "no mapping, and cold users get the mean user vector."
             )
-        asked = np.concatenate([split.valid.user, split.test.user])
-        strangers = int((counts.sum(0)[asked] == 0).sum())
+        evaluated = np.concatenate([split.valid.user, split.test.user])
+        strangers = int((counts.sum(0)[evaluated] == 0).sum())
         if strangers:
             getLogger().warning(
-                f"{strangers:,} of {len(asked):,} held-out instances are of users without training interactions, who "
-                "get the mean user vector."
+                f"{strangers:,} of {len(evaluated):,} held-out instances are of users without training interactions, "
+                "who get the mean user vector."
             )
 
     def phases(self) -> list[Phase]:

@@ -96,8 +96,8 @@ def recalled_width(config: CDRConfig) -> int:
     if config["psg"] == "random":
         return int(config["random_recall_size"])
     defaults = read_mapping(properties_dir() / "model" / "LightGCNPSG.yaml")
-    given = {**defaults, **(config["psg_settings"] or {})}
-    return int(given["recall_rounds"]) * int(given["recall_size"])
+    settings = {**defaults, **(config["psg_settings"] or {})}
+    return int(settings["recall_rounds"]) * int(settings["recall_size"])
 
 
 @dataclass
@@ -229,9 +229,9 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
         """Starts the items' first coordinates as given vectors (item_num, d'), scaled as random ones are."""
         table = self.item_embedding.weight
         width = min(table.shape[1], vectors.shape[1])
-        given = torch.from_numpy(vectors[:, :width]).to(table)
-        given = given - given[1:].mean(0)
-        table[1:, :width] = given[1:] * (table.shape[1] ** -0.5 / given[1:].std().clamp(min=1e-12))
+        learned = torch.from_numpy(vectors[:, :width]).to(table)
+        learned = learned - learned[1:].mean(0)
+        table[1:, :width] = learned[1:] * (table.shape[1] ** -0.5 / learned[1:].std().clamp(min=1e-12))
 
     @classmethod
     def check_settings(cls, config: CDRConfig) -> None:
@@ -268,8 +268,8 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
     @classmethod
     def stages(cls, config: CDRConfig) -> list[Stage]:
         """LightGCN-PSG runs first, unless nothing of it is used."""
-        asked = config["psg"] == "lightgcn" or config["item_init"] == "psg"
-        return [Stage("LightGCNPSG", config["psg_settings"] or {})] if asked else []
+        reads_lightgcn = config["psg"] == "lightgcn" or config["item_init"] == "psg"
+        return [Stage("LightGCNPSG", config["psg_settings"] or {})] if reads_lightgcn else []
 
     @classmethod
     def prepare_data(cls, config: CDRConfig, dataset: CrossDomainDataset, split: Split) -> Split:
@@ -422,8 +422,8 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
         """−log p(target | X̂), (B,) or its mean: binary over the target and its negatives, or a softmax."""
         if self.loss_type != "BCE":
             return self._softmax(batch.target_domain, interest, batch.targets)
-        asked = torch.cat([batch.targets.unsqueeze(1), batch.negatives], 1)
-        scores = torch.bmm(self.item_embedding(asked), interest.unsqueeze(2)).squeeze(2)
+        candidates = torch.cat([batch.targets.unsqueeze(1), batch.negatives], 1)
+        scores = torch.bmm(self.item_embedding(candidates), interest.unsqueeze(2)).squeeze(2)
         return F.softplus(-scores[:, 0]) + F.softplus(scores[:, 1:]).sum(1)
 
     def _softmax(self, x: int, interest: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -433,8 +433,8 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
             return softmax_loss(vectors, self.item_vectors(x), local)
         span = self.item_slice(x)
 
-        def items(asked: torch.Tensor) -> torch.Tensor:
-            vectors: torch.Tensor = self.item_embedding(asked + span.start)
+        def items(ids: torch.Tensor) -> torch.Tensor:
+            vectors: torch.Tensor = self.item_embedding(ids + span.start)
             return vectors
 
         return sampled_softmax_loss(vectors, items, span.stop - span.start, local, self.n_shared, self.log_q)

@@ -74,14 +74,14 @@ class LightGCNPSG(CrossDomainRecommender[Interaction, Split]):
         self.apply(xavier_uniform_initialization)
 
         self.edge_user, self.edge_item = graph_edges(self.split)
-        found = audit_edges(
+        audited = audit_edges(
             self.split,
             self.edge_user,
             self.edge_item,
             "the graph's edges",
             fail=self.split.name != "published",
         )
-        self.split.report.update(found)
+        self.split.report.update(audited)
         rng = np.random.default_rng(int(config["seed"]))
         held_out = rng.random(len(self.edge_user)) < float(config["validation_edges"])
         self._train_edges = (self.edge_user[~held_out], self.edge_item[~held_out])
@@ -252,9 +252,9 @@ class LightGCNPSG(CrossDomainRecommender[Interaction, Split]):
         seen_row, seen_item = torch.from_numpy(row[own]), torch.from_numpy(item[own] - span.start)
         scores[seen_row, seen_item] = -torch.inf
         best = scores.topk(min(self.per_round, scores.shape[1]), dim=1)
-        found = torch.where(best.values > -torch.inf, best.indices + span.start, 0).cpu().numpy()
+        recalled = torch.where(best.values > -torch.inf, best.indices + span.start, 0).cpu().numpy()
         first = number * self.per_round
-        job.items[rows, first : first + found.shape[1]] = found
+        job.items[rows, first : first + recalled.shape[1]] = recalled
 
 
 class _Recall:
@@ -300,10 +300,10 @@ def graph_edges(split: Split) -> tuple[np.ndarray, np.ndarray]:
     ``all`` every interaction is a target, and an edge.
     """
     span = np.int64(split.item_offset[-1])
-    kept = np.unique(split.train_events.user * span + split.train_events.item)
+    pairs = np.unique(split.train_events.user * span + split.train_events.item)
     if split.train_targets == "last":
-        kept = np.setdiff1d(kept, split.train.user * span + split.train.target)
-    return kept // span, kept % span
+        pairs = np.setdiff1d(pairs, split.train.user * span + split.train.target)
+    return pairs // span, pairs % span
 
 
 def _sum_rows(vectors: torch.Tensor, row: np.ndarray, item: np.ndarray, n: int) -> torch.Tensor:

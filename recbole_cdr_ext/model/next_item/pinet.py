@@ -179,10 +179,10 @@ class PiNet(CrossDomainRecommender[Batch, Split]):
         loss = self.output.weight.new_zeros(())
         for x in range(self.n_domains) if self.ordered else [batch.tag]:
             span = self.item_slice(x)
-            asked = (batch.targets >= span.start) & (batch.targets < span.stop)
-            if asked.any():
-                vectors = self.vectors(encoded, x, hide=True)[asked]
-                loss = loss + self.softmax_loss_in(x, vectors, batch.targets[asked])
+            predicts = (batch.targets >= span.start) & (batch.targets < span.stop)
+            if predicts.any():
+                vectors = self.vectors(encoded, x, hide=True)[predicts]
+                loss = loss + self.softmax_loss_in(x, vectors, batch.targets[predicts])
         return loss
 
     def _sequences(self, events: Events) -> list[TrainingSequences]:
@@ -215,9 +215,9 @@ class Recurrence(nn.Module):
         if not self.training or self.dropout.p == 0:
             vectors: torch.Tensor = self.gru(x)[0]
             return vectors
-        weights, kept = self.gru.all_weights[0], self.dropout(torch.ones_like(x))
+        weights, masks = self.gru.all_weights[0], self.dropout(torch.ones_like(x))
         state, states = torch.zeros_like(x[:, 0]), []
-        for step, mask in zip(x.unbind(1), kept.unbind(1), strict=True):
+        for step, mask in zip(x.unbind(1), masks.unbind(1), strict=True):
             state = torch.gru_cell(step, state, *weights) * mask
             states.append(state)
         return torch.stack(states, 1)
@@ -247,12 +247,12 @@ class FilterUnit(nn.Module):
         # All but the state's part, for all steps: (B, M, 1, 2d) and (K, 2d).
         gate = both @ for_gate.T + self.w_f.bias
         candidate = both[:, :, :d] @ for_candidate.T + self.w_s.bias
-        given = torch.cat([gate, candidate], 2).unsqueeze(2)
+        inputs = torch.cat([gate, candidate], 2).unsqueeze(2)
         of_member = torch.cat([self.v_f(self.members), self.v_s(self.members)], 1)
         of_state = torch.cat([of_gate, of_candidate]).T
-        kept = self.dropout(torch.ones_like(foreign))
+        masks = self.dropout(torch.ones_like(foreign))
         state, states = torch.zeros_like(foreign[:, 0]), []
-        for step, mask in zip(given.unbind(1), kept.unbind(1), strict=True):
+        for step, mask in zip(inputs.unbind(1), masks.unbind(1), strict=True):
             gate, candidate = (step + (state @ of_state).unsqueeze(1) + of_member).chunk(2, 2)
             mixed = torch.lerp(candidate.tanh(), state.unsqueeze(1), gate.sigmoid())
             state = mixed.mean(1) * mask

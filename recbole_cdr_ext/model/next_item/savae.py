@@ -165,10 +165,10 @@ class SAVAE(CrossDomainRecommender[Batch, Split]):
 
     def user_batches(self, k: int, rng: np.random.Generator) -> EpochBatches:
         """Returns the users of domain ``k`` in batches, shuffled."""
-        asked = self.instances.domain == k
+        chosen_rows = self.instances.domain == k
         if self.whole:
-            asked &= self.instances.lengths[:, k] > 0
-        rows = rng.permutation(np.flatnonzero(asked))
+            chosen_rows &= self.instances.lengths[:, k] > 0
+        rows = rng.permutation(np.flatnonzero(chosen_rows))
         parts = [(k, rows[first : first + self.batch_size]) for first in range(0, len(rows), self.batch_size)]
         return EpochBatches(
             parts, lambda _, chosen: make_batch(self.instances, chosen, max_length=self.longest)

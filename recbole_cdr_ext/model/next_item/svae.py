@@ -217,10 +217,10 @@ class SVAE(CrossDomainRecommender[Batch, Split]):
         """The objective over all positions of a batch of sequences."""
         net = self.nets[self._net_of(batch.tag)]
         targets = batch["next_seq"]
-        asked = targets[:, :, 0] != 0
-        weight = (1 / asked.sum(1, keepdim=True).clamp(min=1)).expand(asked.shape)[asked]
-        posterior = net.posterior(net.states(batch.items)[asked])
-        return self.objective(batch.tag, posterior, targets[asked], weight)
+        predicts = targets[:, :, 0] != 0
+        weight = (1 / predicts.sum(1, keepdim=True).clamp(min=1)).expand(predicts.shape)[predicts]
+        posterior = net.posterior(net.states(batch.items)[predicts])
+        return self.objective(batch.tag, posterior, targets[predicts], weight)
 
     def calculate_loss(self, interaction: Batch) -> Terms:
         """The objective over instances, each a step of a user of its own."""
@@ -277,8 +277,8 @@ class _Source(TrainingSequences):
         if domain is not None:
             targets[events.domain != domain] = 0
         self._targets = torch.from_numpy(targets)
-        asked = (targets[:, 0] != 0) & (np.diff(events.sequence, prepend=-1) == 0)
-        self.owner = events.sequence[asked]
+        targeted = (targets[:, 0] != 0) & (np.diff(events.sequence, prepend=-1) == 0)
+        self.owner = events.sequence[targeted]
 
     def batch(self, windows: np.ndarray, tag: int = 0) -> SequenceBatch:
         """The batch of some windows, with the next items of each position as ``next_seq``, (B, L, k), 0 for none."""

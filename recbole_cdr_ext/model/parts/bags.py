@@ -27,9 +27,9 @@ class Bags(NamedTuple):
     def of(cls, histories: torch.Tensor, first: int = 0) -> Bags:
         """Returns the sets in (B, L) ids, 0 is padding, as rows of a table that begins with the id ``first``."""
         items = histories.sort(1).values
-        kept = items != 0
-        kept[:, 1:] &= items[:, 1:] != items[:, :-1]
-        return cls(items[kept] - first, F.pad(kept.sum(1).cumsum(0), (1, 0)))
+        distinct = items != 0
+        distinct[:, 1:] &= items[:, 1:] != items[:, :-1]
+        return cls(items[distinct] - first, F.pad(distinct.sum(1).cumsum(0), (1, 0)))
 
     @property
     def sizes(self) -> torch.Tensor:

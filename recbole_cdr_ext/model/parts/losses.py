@@ -32,8 +32,8 @@ class Products:
         """Returns left · right + added."""
         if self._dtype is None:
             return left @ right if added is None else torch.addmm(added, left, right)
-        found = (self.rounded(left) @ self.rounded(right)).float()
-        return found if added is None else found.add_(added)
+        product = (self.rounded(left) @ self.rounded(right)).float()
+        return product if added is None else product.add_(added)
 
     def into(self, out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
         """Writes left · right."""
@@ -77,14 +77,14 @@ class _SoftmaxLoss(torch.autograd.Function):
         loss, items = vectors.new_zeros(()), products.rounded(items)
         step = max(1, _BLOCK // len(items))
         for first in range(0, n, step):
-            rows, asked = vectors[first : first + step], target[first : first + step].unsqueeze(1)
+            rows, targets = vectors[first : first + step], target[first : first + step].unsqueeze(1)
             scores = products.of(rows, items.T)
             highest = scores.amax(1, keepdim=True)
-            own = scores.gather(1, asked) - highest
+            own = scores.gather(1, targets) - highest
             total = scores.sub_(highest).exp_().sum(1, keepdim=True)
             loss += (total.log() - own).sum()
             share = scores.div_(total * n)
-            share.scatter_add_(1, asked, share.new_full(asked.shape, -1 / n))
+            share.scatter_add_(1, targets, share.new_full(targets.shape, -1 / n))
             products.into(for_vectors[first : first + step], share, items)
             products.onto(for_items, share.T, rows)
         ctx.save_for_backward(for_vectors, for_items)
@@ -173,7 +173,7 @@ class _SampledSoftmaxLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return None, *(found * gradient for found in ctx.saved_tensors), None, None, None
+        return None, *(part * gradient for part in ctx.saved_tensors), None, None, None
 
 
 def sampled_softmax_loss(
@@ -217,8 +217,8 @@ def sampled_softmax_loss_of_several(
     """
     drawn = torch.randint(len(items), (n_negatives,), device=targets.device)
     # One lookup, since each makes a gradient of the whole table.
-    asked = torch.cat([targets.clamp(min=0).flatten(), drawn])
-    own, negatives = F.embedding(asked, items).split([targets.numel(), n_negatives])
+    ids = torch.cat([targets.clamp(min=0).flatten(), drawn])
+    own, negatives = F.embedding(ids, items).split([targets.numel(), n_negatives])
     if targets.shape[1] == 1:
         return with_products(_SampledSoftmaxLoss, vectors, own, negatives, targets[:, 0], drawn, 0.0)
     real = (targets >= 0).float()

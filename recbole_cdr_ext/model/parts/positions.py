@@ -181,9 +181,9 @@ class PositionEncoder(nn.Module):
         heads = (len(memory), -1, self.n_heads, memory.shape[2] // self.n_heads)
         q = self.query(query).view(heads).transpose(1, 2)
         k, v = (t.reshape(heads).transpose(1, 2) for t in self.key_value(memory).chunk(2, -1))
-        found = attend(q, k, v, (seen | nothing).unsqueeze(1))
-        found = found.transpose(1, 2).reshape(len(memory), width, -1)
-        states: torch.Tensor = self.out(found[row, place])
+        attended = attend(q, k, v, (seen | nothing).unsqueeze(1))
+        attended = attended.transpose(1, 2).reshape(len(memory), width, -1)
+        states: torch.Tensor = self.out(attended[row, place])
         return states
 
     def _read(self, own: torch.Tensor, recalled: torch.Tensor) -> torch.Tensor:

@@ -159,9 +159,9 @@ def last_items(ratings: Ratings, n_users: int, item_offset: int, length: int) ->
     user, place = ratings.user[order], ratings.item[order] - item_offset
     count = np.bincount(user, minlength=n_users)
     from_end = count.cumsum()[user] - 1 - np.arange(len(user))
-    kept = from_end < length
+    recent = from_end < length
     table = np.full((n_users, max(1, min(length, int(count.max(initial=0))))), NO_ITEM, np.int64)
-    table[user[kept], from_end[kept]] = place[kept]
+    table[user[recent], from_end[recent]] = place[recent]
     return table
 
 
