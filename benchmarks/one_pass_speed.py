@@ -40,7 +40,7 @@ class Training:
         phase = self.model.phases()[0]
         if (phase.batches is not None) != one_pass:
             raise SystemExit(f"{options.model} has no training in one pass.")
-        self._loss = getattr(self.model, phase.loss)
+        self._loss = phase.loss or self.model.calculate_loss
         self._batches = self._forever(phase, experiment)
         self._optimizer = torch.optim.Adam(self.model.parameters(), lr=0.001, fused=True)
 
@@ -49,7 +49,7 @@ class Training:
         for epoch in range(1_000_000):
             loader.set_epoch(0, epoch)
             rng = np.random.default_rng(epoch)
-            yield from loader if phase.batches is None else getattr(self.model, phase.batches)(rng)
+            yield from loader if phase.batches is None else phase.batches(rng)
 
     def step(self) -> None:
         """One batch, from drawing it to the step of the optimiser."""

@@ -114,13 +114,11 @@ def train(setup: Setup, epochs: int) -> list[float]:
     for epoch in range(epochs):
         model.train()
         loader.set_epoch(0, epoch)
-        batches = (
-            getattr(model, phases[0].batches)(np.random.default_rng(epoch)) if phases[0].batches else loader
-        )
+        batches = phases[0].batches(np.random.default_rng(epoch)) if phases[0].batches else loader
         assert len(batches) > 0
         terms = []
         for batch in batches:
-            loss = getattr(model, phases[0].loss)(batch)
+            loss = (phases[0].loss or model.calculate_loss)(batch)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

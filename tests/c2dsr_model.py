@@ -41,7 +41,7 @@ def train(model, epochs, lr=5e-3):
     losses = []
     for epoch in range(epochs):
         losses.append(0.0)
-        for batch in model.sequence_batches(np.random.default_rng(epoch)):
+        for batch in model.training_sequences.batches(np.random.default_rng(epoch)):
             loss = sum(model.sequence_loss(batch))
             optimizer.zero_grad()
             loss.backward()

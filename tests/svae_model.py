@@ -35,7 +35,7 @@ def batches(loaded, model, part="test"):
 
 
 def sequence_batches(model, seed=0):
-    return list(model.sequence_batches(np.random.default_rng(seed)))
+    return list(model.training_sequences.batches(np.random.default_rng(seed)))
 
 
 @pytest.fixture(scope="module")

@@ -118,7 +118,7 @@ def test_one_pass_is_the_mean_of_a_pass_per_position(build, model_class, scope):
     settings = {"max_history_length": 60, "baseline_scope": scope, "train_batch_size": 10**6}
     setup = build(model_class, 2, split="leave_one_out", **settings)
     assert setup.model.one_pass
-    batches = list(setup.model.sequence_batches(np.random.default_rng(0)))
+    batches = list(setup.model.training_sequences.batches(np.random.default_rng(0)))
     each = build(model_class, 2, split="leave_one_out", one_pass=False, **settings)
     assert each.model.phases()[0].batches is None
     each.model.load_state_dict(setup.model.state_dict())
@@ -145,7 +145,7 @@ def test_the_softmax_may_be_over_the_targets_domain(build):
         "train_batch_size": 10**6,
     }
     model = build(SASRec, 2, **settings).model
-    (batch,) = model.sequence_batches(np.random.default_rng(0))
+    (batch,) = model.training_sequences.batches(np.random.default_rng(0))
     wrapped, expected = model.wrapped[0], []
     for row in range(len(batch)):
         items = batch.items[row][batch.items[row] != 0]  # over all domains, local ids are global ones
@@ -166,7 +166,7 @@ def test_the_softmax_may_be_over_shared_negatives(build, scene):
     n = 100_000  # so many that every item is drawn about equally often
     settings = {"split": "leave_one_out", "train_batch_size": 10**6, "softmax_negatives": n, **scene}
     model = build(SASRec, 2, **settings).model.eval()
-    batch = next(iter(model.sequence_batches(np.random.default_rng(0))))
+    batch = next(iter(model.training_sequences.batches(np.random.default_rng(0))))
     space, wrapped = model.spaces[batch.tag], model.wrapped[batch.tag]
     expected = []
     for row in range(len(batch)):

@@ -177,7 +177,7 @@ def test_the_loss_is_what_loops_make_of_it(tmp_path, settings, names):
     )
     checked = 0
     with torch.no_grad():
-        for batch in list(model.sequence_batches(np.random.default_rng(0)))[:2]:
+        for batch in list(model.training_sequences.batches(np.random.default_rng(0)))[:2]:
             torch.testing.assert_close(tuple(model.sequence_loss(batch)), by_loops(model, batch))
             checked += 1
     assert checked
@@ -185,7 +185,7 @@ def test_the_loss_is_what_loops_make_of_it(tmp_path, settings, names):
 
 def test_corruption_replaces_the_items_of_one_domain_within_it(ready):
     _, _, model = ready
-    batch = next(iter(model.sequence_batches(np.random.default_rng(0))))
+    batch = next(iter(model.training_sequences.batches(np.random.default_rng(0))))
     for x in (0, 1):
         wrong = model._corrupted(batch.items, x)
         assert torch.equal(model._domain_of(wrong), model._domain_of(batch.items))
@@ -200,7 +200,7 @@ def test_a_discriminator_that_knows_nothing_loses_two_bits(tmp_path):
     with torch.no_grad():
         for parameter in model.discriminator.parameters():
             parameter.zero_()
-        batch = next(iter(model.sequence_batches(np.random.default_rng(0))))
+        batch = next(iter(model.training_sequences.batches(np.random.default_rng(0))))
         expected = (1 - model.weight) * 2 * 2 * math.log(2)
         assert model.sequence_loss(batch).infomax.item() == pytest.approx(expected, rel=1e-5)
 
@@ -228,5 +228,5 @@ def test_single_domain_states_see_neither_other_domains_nor_later_items(ready):
 def test_without_the_infomax_nothing_is_corrupted(tmp_path):
     _, _, model = build(tmp_path, next_item_weight=1.0)
     model._corrupted = None
-    terms = model.sequence_loss(next(iter(model.sequence_batches(np.random.default_rng(0)))))
+    terms = model.sequence_loss(next(iter(model.training_sequences.batches(np.random.default_rng(0)))))
     assert terms.infomax == 0 and terms.single > 0

@@ -29,7 +29,7 @@ def test_states_in_use_are_those_of_training(tmp_path, settings, names):
     found, shared = {}, {}
     with torch.no_grad():
         tables = model._tables()
-        for batch in model.sequence_batches(np.random.default_rng(0)):
+        for batch in model.training_sequences.batches(np.random.default_rng(0)):
             merged, streams = model._merged_states(batch.items, tables), model._streams(batch)
             events = batch["event"].numpy()
             order = split.train_events
@@ -61,7 +61,7 @@ def test_states_in_use_are_those_of_training(tmp_path, settings, names):
 
 def test_what_follows_changes_no_earlier_position(ready):
     _, _, model = ready
-    batch = next(iter(model.sequence_batches(np.random.default_rng(0))))
+    batch = next(iter(model.training_sequences.batches(np.random.default_rng(0))))
     cut = int((batch.targets != 0).sum(1).min()) // 2
     changed = batch.items.clone()
     changed[:, cut:] = torch.where(changed[:, cut:] != 0, 1 + changed[:, cut:] % (model.n_items - 1), 0)
@@ -73,7 +73,7 @@ def test_what_follows_changes_no_earlier_position(ready):
 def test_without_a_clock_the_other_domain_stands_in_front(tmp_path):
     loaded, split, model = build(tmp_path, **NO_CLOCK, train_on_histories=False)
     assert not model.needs_merged
-    for batch in model.sequence_batches(np.random.default_rng(0)):
+    for batch in model.training_sequences.batches(np.random.default_rng(0)):
         own = (model._domain_of(batch.items) == batch.tag).long()
         real = batch.items != 0
         assert (own[:, 1:] >= own[:, :-1])[real[:, 1:]].all()
@@ -218,7 +218,7 @@ def test_users_of_one_domain_alone_are_enough(tmp_path, settings):
     rows = random_domains(n_users=40)
     rows = {name: [(f"{name}{u}", i, t) for u, i, t in part] for name, part in rows.items()}
     loaded, split, model = build(tmp_path, rows, **settings)
-    for batch in model.sequence_batches(np.random.default_rng(0)):
+    for batch in model.training_sequences.batches(np.random.default_rng(0)):
         terms = model.sequence_loss(batch)
         assert terms.infomax == 0 and all(torch.isfinite(term) for term in terms)
     losses = train(model, 3)

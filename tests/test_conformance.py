@@ -236,7 +236,7 @@ class Sequences(Honest):
         self.sequences = TrainingSequences(dataset.split.train_events, self.max_history_length)
 
     def phases(self):
-        return [Phase(batches="sequence_batches", loss="sequence_loss")]
+        return [Phase(batches=self.sequence_batches, loss=self.sequence_loss)]
 
     def sequence_batches(self, rng):
         parts = self.sequences.parts(int(self.config["train_batch_size"]), rng)

@@ -83,7 +83,7 @@ def test_the_mixture_is_by_each_users_share_of_interactions(tmp_path):
     torch.manual_seed(0)
     q = model.shared()
     # One layer only: the mean and s are the mixture of those of the branches.
-    model.shared.made = model.shared.made._replace(n_layers=1)
+    model.shared.design = model.shared.made._replace(n_layers=1)
     for branch in model.shared.branches:
         branch[0] = branch[1]
     q = model.shared()
@@ -94,7 +94,7 @@ def test_the_mixture_is_by_each_users_share_of_interactions(tmp_path):
     rows_of = [model.graphs[k].place[mixed] for k in (0, 1)]
     mean = 0.75 * parts[0][0][rows_of[0]] + 0.25 * parts[1][0][rows_of[1]]
     s = 0.75 * parts[0][1][rows_of[0]] + 0.25 * parts[1][1][rows_of[1]]
-    expected = model.shared.made.gaussian(mean, s)
+    expected = model.shared.design.gaussian(mean, s)
     torch.testing.assert_close(q[torch.tensor([mixed])].mean[0], expected.mean)
     torch.testing.assert_close(q[torch.tensor([mixed])].logvar[0], expected.logvar)
     torch.testing.assert_close(q.mean[reader], parts[0][0][model.graphs[0].place[reader]])
@@ -131,7 +131,7 @@ def _gradient(parameter):
 def test_warm_up_trains_the_specific_part_alone(ready):
     _, model = ready
     warmup, main = model.phases()
-    assert dict(warmup.settings) == {"epochs": 9} and warmup.validate == "" and main.validate is None
+    assert dict(warmup.settings) == {"epochs": 9} and not warmup.validated and main.ranks_to_validate
     model.zero_grad()
     loss = sum(getattr(model, warmup.loss)(first_batch(model)))
     loss.backward()

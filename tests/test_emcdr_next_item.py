@@ -51,7 +51,7 @@ def test_an_epoch_holds_each_training_pair_once_and_negatives_the_user_never_tou
     seen, drawn = [], []
     for k in (0, 1):
         for epoch in (0, 1):
-            batches = list(getattr(model, f"pairs_{k}")(np.random.default_rng(epoch)))
+            batches = list(model.pair_batches(k, np.random.default_rng(epoch)))
             assert {batch.target_domain for batch in batches} == {k}
             users = torch.cat([batch.users for batch in batches])
             items, negatives = (
@@ -97,7 +97,7 @@ def test_factors_are_validated_by_ndcg_of_warm_users(tmp_path, mode):
             loaded.config,
         )
         expected = metrics.per_instance(ranks.rank)["ndcg@10"].mean()
-        assert getattr(model, f"ndcg_{k}")() == pytest.approx(expected, abs=1e-6)
+        assert model.warm_ndcg(k) == pytest.approx(expected, abs=1e-6)
         assert expected > 0
 
 
@@ -167,7 +167,7 @@ def test_who_fits_the_mapping(tmp_path, least):
     fitting, held_out = model._fit.tolist(), model._held_out.tolist()
     assert set(fitting) | set(held_out) == expected and not set(fitting) & set(held_out)
     assert len(held_out) == round(0.25 * len(expected)) > 0
-    batches = list(model.overlap_0(np.random.default_rng(0)))
+    batches = list(model.overlap_batches(0, np.random.default_rng(0)))
     assert sorted(torch.cat([batch.users for batch in batches]).tolist()) == sorted(fitting)
     error = (model.maps[1](model.users[0](model._held_out)) - model.users[1](model._held_out)).square().sum(1)
-    assert model.fit_1() == pytest.approx(-error.mean().item())
+    assert model.fit_of_held_out(1) == pytest.approx(-error.mean().item())

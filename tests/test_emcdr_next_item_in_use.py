@@ -234,7 +234,12 @@ def test_a_domain_without_validation_keeps_its_last_epoch(tmp_path):
     valid = loaded.split.valid
     split = replace(loaded.split, valid=valid.take(valid.domain == 1))
     model = EMCDR(loaded.config, TrainingData.of(loaded.dataset, split))
-    assert [phase.validate for phase in model.phases()] == ["", "ndcg_1", "fit_0", "fit_1"]
+    assert [phase.validate.func.__name__ if phase.validated else "" for phase in model.phases()] == [
+        "",
+        "warm_ndcg",
+        "fit_of_held_out",
+        "fit_of_held_out",
+    ]
 
 
 @pytest.mark.parametrize(

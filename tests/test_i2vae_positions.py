@@ -13,8 +13,8 @@ from support import load, random_domains
 
 from recbole_cdr_ext.data.instances import make_batch
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.next_item.i2vae import I2VAE, _SumDecoder
-from recbole_cdr_ext.model.parts.layers import ItemTable
+from recbole_cdr_ext.model.next_item.i2vae import I2VAE
+from recbole_cdr_ext.model.parts.layers import ItemTable, SumDecoder
 from recbole_cdr_ext.model.parts.losses import sampled_softmax_loss
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.splits.interaction_split import recalled_by_event
@@ -64,9 +64,7 @@ def interests(model, batch):
         if not len(row):
             continue
         event = batch["event"][row, place].numpy()
-        recalled = (
-            None if model._recalled is None else torch.from_numpy(model._recalled[event].astype(np.int64))
-        )
+        recalled = model.training_sequences.recalled_at(batch, row, place)
         latents = model._posteriors(x, model.positions.views(states, x, row, place, recalled))
         found.update(zip(event.tolist(), model.decode(x, latents), strict=True))
     return found
@@ -89,9 +87,9 @@ def test_one_pass_is_asking_at_each_position(tmp_path, form, n_domains):
     _, split, model = build(tmp_path, random_domains(names=names), **form)
     found = {}
     with torch.no_grad():
-        for batch in model.sequence_batches(np.random.default_rng(0)):
+        for batch in model.training_sequences.batches(np.random.default_rng(0)):
             found |= interests(model, batch)
-        assert len(found) == len(model.sequences) == len(split.train)
+        assert len(found) == len(model.training_sequences) == len(split.train)
         row_of = instances_of_events(split)
         events = np.array(sorted(found))
         rows = np.array([row_of[event] for event in events])
@@ -106,7 +104,7 @@ def test_one_pass_is_asking_at_each_position(tmp_path, form, n_domains):
 @pytest.mark.parametrize("form", FORMS)
 def test_what_follows_changes_no_earlier_position(tmp_path, form):
     _, _, model = build(tmp_path, **form)
-    batch = next(iter(model.sequence_batches(np.random.default_rng(0))))
+    batch = next(iter(model.training_sequences.batches(np.random.default_rng(0))))
     cut = int((batch.targets != 0).sum(1).min()) // 2
     assert cut >= 1
     changed = batch.items.clone()
@@ -167,7 +165,7 @@ def test_it_learns_its_training_targets_by_heart(tmp_path, settings):
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     model.train()
     for epoch in range(60):
-        for batch in model.sequence_batches(np.random.default_rng(epoch)):
+        for batch in model.training_sequences.batches(np.random.default_rng(epoch)):
             optimizer.zero_grad()
             sum(model.sequence_loss(batch)).backward()
             optimizer.step()
@@ -226,11 +224,11 @@ def test_recalled_items_are_read_where_there_is_a_history(tmp_path):
 def test_hidden_histories_train_the_cold_path(tmp_path):
     _, _, model = build(tmp_path, cold_start_mask_prob=0.5)
     torch.manual_seed(1)
-    batch = next(iter(model.sequence_batches(np.random.default_rng(0))))
+    batch = next(iter(model.training_sequences.batches(np.random.default_rng(0))))
     row, place = (batch.targets != 0).nonzero(as_tuple=True)
     recalled = torch.zeros(len(row), 4, dtype=torch.long)
     views = model.positions.views(model.positions(batch.items), 0, row, place, recalled)
-    hidden = model._hide_some(views)
+    hidden = views.with_hidden(model.cold_start_mask_prob)
     assert 0.3 < (views.both & ~hidden.has_own).sum() / views.both.sum() < 0.7
     assert torch.equal(hidden.both, hidden.has_own & views.has_other)
     assert len(hidden.mixed) == int(hidden.both.sum())
@@ -239,7 +237,7 @@ def test_hidden_histories_train_the_cold_path(tmp_path):
 
 def test_without_latents_nothing_is_random_and_nothing_is_held_to_a_prior(tmp_path):
     _, _, model = build(tmp_path, variational=False, kl_weight=1.0, lambda_a=1.0, lambda_c=1.0)
-    batch = next(iter(model.sequence_batches(np.random.default_rng(0))))
+    batch = next(iter(model.training_sequences.batches(np.random.default_rng(0))))
     model.train()
     one, two = model.sequence_loss(batch), model.sequence_loss(batch)
     assert torch.equal(one.recon, two.recon)
@@ -251,7 +249,7 @@ def test_without_latents_nothing_is_random_and_nothing_is_held_to_a_prior(tmp_pa
 
 def test_weight_of_the_kl_terms_rises_and_free_bits_are_left_alone(tmp_path):
     _, _, model = build(tmp_path, kl_weight=1.0, kl_warmup_epochs=3)
-    batch = next(iter(model.sequence_batches(np.random.default_rng(0))))
+    batch = next(iter(model.training_sequences.batches(np.random.default_rng(0))))
     terms = []
     for epoch in (0, 1, 2, 3, 9):
         model.start_epoch(Phase(), epoch)
@@ -294,7 +292,7 @@ def test_residual_posteriors_add_what_they_are_made_from(tmp_path):
 
 
 def test_sum_decoder_ignores_latents_that_are_zero():
-    decoder = _SumDecoder(4, 0.0)
+    decoder = SumDecoder(4, 0.0)
     z = torch.randn(3, 12)
     z[0, 4:8] = 0
     parts = [n(c + p(c)) for c, p, n in zip(z.chunk(3, 1), decoder.parts, decoder.norms, strict=True)]

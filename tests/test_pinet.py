@@ -93,7 +93,7 @@ def by_loops(model, x, history):
 def positions(model, hide=False):
     """All that one pass over the training data trains: {(history, target): (domain, vector)}."""
     found = {}
-    for batch in model.sequence_batches(np.random.default_rng(0)):
+    for batch in model.training_sequences.batches(np.random.default_rng(0)):
         encoded = model.read(batch.items)
         for x in range(model.n_domains) if model.ordered else [batch.tag]:
             span, vectors = model.item_slice(x), model.vectors(encoded, x, hide)
@@ -151,7 +151,7 @@ def test_loss_is_the_sum_of_the_domains_means(tmp_path, form):
         vectors = torch.stack([vector for _, (domain, vector) in found if domain == x])
         target = torch.tensor([t - model.item_offsets[x] for (_, t), (domain, _) in found if domain == x])
         expected += F.cross_entropy(vectors @ model.item_vectors(x).T, target)
-    batches = list(model.sequence_batches(np.random.default_rng(0)))
+    batches = list(model.training_sequences.batches(np.random.default_rng(0)))
     torch.testing.assert_close(sum(model.sequence_loss(batch) for batch in batches), expected)
     # Instances: each domain's mean as well.
     expected = 0.0
@@ -164,7 +164,7 @@ def test_loss_is_the_sum_of_the_domains_means(tmp_path, form):
 @torch.no_grad()
 def test_what_follows_changes_no_earlier_position(tmp_path):
     _, model = build(tmp_path)
-    batch = next(iter(model.sequence_batches(np.random.default_rng(0))))
+    batch = next(iter(model.training_sequences.batches(np.random.default_rng(0))))
     cut = batch.items.shape[1] // 2
     changed = batch.items.clone()
     changed[:, cut:] = torch.where(
@@ -203,7 +203,7 @@ def test_members_have_no_order_and_equal_ones_are_one():
 
 def test_every_weight_learns(tmp_path):
     _, model = build(tmp_path)
-    for batch in model.sequence_batches(np.random.default_rng(0)):
+    for batch in model.training_sequences.batches(np.random.default_rng(0)):
         model.sequence_loss(batch).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad.any(), name  # v_s among them, which the paper's code leaves dead
@@ -278,7 +278,7 @@ def fit(model, epochs, rate=2e-2):
     model.train()
     for epoch in range(epochs):
         losses.append(0.0)
-        for batch in model.sequence_batches(np.random.default_rng(epoch)):
+        for batch in model.training_sequences.batches(np.random.default_rng(epoch)):
             optimizer.zero_grad()
             loss = model.sequence_loss(batch)
             loss.backward()
@@ -405,7 +405,7 @@ def test_dropout_is_on_states_too_and_off_at_inference(tmp_path):
     recurrence.dropout = Untouched(0.5)
     torch.testing.assert_close(recurrence.train()(x), whole)
     _, model = build(tmp_path, dropout=0.5)
-    batch = next(iter(model.sequence_batches(np.random.default_rng(0))))
+    batch = next(iter(model.training_sequences.batches(np.random.default_rng(0))))
     assert torch.equal(model.sequence_loss(batch), model.sequence_loss(batch))
     model.train()
     assert not torch.equal(model.sequence_loss(batch), model.sequence_loss(batch))

@@ -96,6 +96,7 @@ def test_recalled_items_of_repeated_rows_stand_with_their_first_events(tmp_path)
     settings = {**here(tmp_path), "domains": DOMAINS, "split": "published", "order": "none"}
     recalled = {"psg": "random", "random_recall_size": 3}
     model = build(CDRConfig("I2VAE", "mini", config_dict={**settings, **recalled})).model
-    assert len(model._all_recalled) == len(model._events) and model._all_recalled.any(1).mean() > 0.5
-    for batch in model.sequence_batches(np.random.default_rng(0)):
+    sequences = model.training_sequences
+    assert len(sequences.recalled) == len(sequences.events) and sequences.recalled.any(1).mean() > 0.5
+    for batch in model.training_sequences.batches(np.random.default_rng(0)):
         assert all(torch.isfinite(term) for term in model.sequence_loss(batch))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from support import here, random_domains, write_domains
 
 from recbole_cdr_ext.data.dataset import Events
 from recbole_cdr_ext.data.sequences import new_order, reorders
-from recbole_cdr_ext.model.next_item.i2vae import _without_known
+from recbole_cdr_ext.model.parts.whole_sequences import _without_known
 from recbole_cdr_ext.runs.experiment import build
 from recbole_cdr_ext.settings.config import CDRConfig
 
@@ -37,7 +37,7 @@ def model_of(tmp_path, name: str, **settings):
 def read(model, seed: int) -> list[tuple[int, ...]]:
     """The sequences that an epoch reads, each with its last target."""
     found = []
-    for batch in model.sequence_batches(np.random.default_rng(seed)):
+    for batch in model.training_sequences.batches(np.random.default_rng(seed)):
         for items, targets in zip(batch.items.tolist(), batch.targets.tolist(), strict=True):
             held = [item for item in items if item]
             found.append((batch.tag, *held, [t for t in targets if t][-1]))
@@ -64,14 +64,17 @@ def test_where_there_is_an_order_it_stays(tmp_path, name):
 
 def test_what_was_recalled_follows_its_event(tmp_path):
     model = model_of(tmp_path, "I2VAE, recalled items")
-    recalled = {
-        (item, *items) for item, items in zip(model._events.item, model._all_recalled.tolist(), strict=True)
-    }
-    assert len(recalled) > 50
-    for batch in model.sequence_batches(np.random.default_rng(3)):
-        real = batch["event"] >= 0
-        for event, target in zip(batch["event"][real].tolist(), batch.targets[real].tolist(), strict=True):
-            assert (target, *model._recalled[event].tolist()) in recalled
+    sequences, expected = model.training_sequences, defaultdict(set)
+    for item, items in zip(sequences.events.item.tolist(), sequences.recalled.tolist(), strict=True):
+        expected[item].add(frozenset(items))
+    assert len(expected) > 20
+    for batch in sequences.batches(np.random.default_rng(3)):
+        row, place = (batch["event"] >= 0).nonzero(as_tuple=True)
+        recalled = sequences.recalled_at(batch, row, place)
+        assert recalled.any()
+        for target, items in zip(batch.targets[row, place].tolist(), recalled.tolist(), strict=True):
+            # What has become history is 0.
+            assert any(set(items) - {0} <= before for before in expected[target])
 
 
 def test_what_has_become_history_is_no_recalled_item():
@@ -90,7 +93,7 @@ def test_training_reads_no_recalled_item_that_is_history(tmp_path, monkeypatch):
         return views(states, x, row, place, recalled)
 
     monkeypatch.setattr(model.positions, "views", spy)
-    for batch in model.sequence_batches(np.random.default_rng(3)):
+    for batch in model.training_sequences.batches(np.random.default_rng(3)):
         seen.clear()
         model.sequence_loss(batch)
         for rows, places, recalled in seen:
@@ -100,7 +103,7 @@ def test_training_reads_no_recalled_item_that_is_history(tmp_path, monkeypatch):
 
 def test_the_next_items_are_those_of_the_new_order(tmp_path):
     model = model_of(tmp_path, "SVAE, merged")
-    for batch in model.sequence_batches(np.random.default_rng(3)):
+    for batch in model.training_sequences.batches(np.random.default_rng(3)):
         for items, following in zip(batch.items.tolist(), batch["next_seq"].tolist(), strict=True):
             for place, coming in enumerate(following):
                 assert not set(items[: place + 1]) & {item for item in coming if item}

@@ -34,9 +34,9 @@ def train(model, epochs=25, lr=0.03, phases=None):
             model.start_epoch(phase, epoch)
             model.train()
             totals.append(0.0)
-            for batch in getattr(model, phase.batches)(np.random.default_rng(epoch)):
+            for batch in phase.batches(np.random.default_rng(epoch)):
                 optimizer.zero_grad()
-                terms = getattr(model, phase.loss)(batch)
+                terms = phase.loss(batch)
                 sum(terms).backward()
                 optimizer.step()
                 totals[-1] += terms.recon.item()
@@ -47,7 +47,7 @@ def train(model, epochs=25, lr=0.03, phases=None):
 
 
 def all_users(model, k, seed=0):
-    (batch,) = getattr(model, f"batches_{k}")(np.random.default_rng(seed))
+    (batch,) = model.user_batches(k, np.random.default_rng(seed))
     return batch
 
 

@@ -16,6 +16,7 @@ from recbole_cdr_ext.runs.experiment import build
 from recbole_cdr_ext.runs.run import run_recbole_cdr
 from recbole_cdr_ext.serving.recommendation import load_model, recommend
 from recbole_cdr_ext.trainer import checkpoint
+from recbole_cdr_ext.trainer.phase_setup import learning_parameters, settings_of
 from recbole_cdr_ext.trainer.sharpness import PGD
 from recbole_cdr_ext.trainer.stages import run_table_stages
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
@@ -207,7 +208,7 @@ def test_a_factorisation_step_touches_the_rows_of_its_batch_alone(root):
     trainer = CrossDomainTrainer(config, model, root, data="d")
     trainer._where, trainer._sharpness = "here", trainer_sharpness(trainer, phase)
     trainer.optimizer = trainer._build_optimizer(
-        params=list(trainer._learning(phase)), learner="sgd", learning_rate=0.01, weight_decay=0.0
+        params=learning_parameters(phase, model), learner="sgd", learning_rate=0.01, weight_decay=0.0
     )
     trainer._rows_of = model.user_rows
     trainer._update(model.factorization_loss, batch, 0)
@@ -225,7 +226,7 @@ def test_a_factorisation_step_touches_the_rows_of_its_batch_alone(root):
 def trainer_sharpness(trainer, phase):
     from recbole_cdr_ext.trainer import sharpness
 
-    return sharpness.make(trainer._settings(phase), [], names_rows=True)
+    return sharpness.make(settings_of(phase, trainer.config), [], names_rows=True)
 
 
 # -- biases ------------------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def test_training_draws_the_negatives_that_are_asked_for(tmp_path, cls, monkeypa
     monkeypatch.setattr("recbole_cdr_ext.model.recommender.sampled_softmax_loss_of_several", counted)
     for n in (0, 7):
         model = build(tmp_path / str(n), cls, softmax_negatives=n)
-        model.sequence_loss(next(iter(model.sequence_batches(np.random.default_rng(0)))))
+        model.sequence_loss(next(iter(model.training_sequences.batches(np.random.default_rng(0)))))
     assert asked
     assert set(asked) == {7}
 

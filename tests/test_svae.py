@@ -108,12 +108,12 @@ def test_what_all_batches_say_does_not_depend_on_their_size(tmp_path, settings):
         totals.append(total)
     torch.testing.assert_close(totals[0], totals[1])
     torch.testing.assert_close(totals[0], totals[2])
-    assert sum(len(s.events) for s in model.sources) > sum(model.users)
+    assert sum(len(s.events) for s in model.training_sequences.kinds) > sum(model.users)
 
 
 def test_weight_of_the_kl_grows_with_the_users_seen(tmp_path):
     _, model = build(tmp_path, total_anneal_steps=1000)
-    users = [len(np.unique(s.events.sequence)) for s in model.sources]
+    users = [len(np.unique(s.events.sequence)) for s in model.training_sequences.kinds]
     assert model.users == users
     for epoch in (0, 1):
         model.train().start_epoch(Phase(), epoch)
@@ -138,7 +138,7 @@ def test_one_pass_is_asking_at_each_position(tmp_path, form):
     split, asked = loaded.split, 0
     row_of = {(u, i): r for r, (u, i) in enumerate(zip(split.train.user, split.train.target, strict=True))}
     for batch in sequence_batches(model):
-        source, net = model.sources[batch.tag], model.nets[model._net_of(batch.tag)]
+        source, net = model.training_sequences.kinds[batch.tag], model.nets[model._net_of(batch.tag)]
         targets, states = batch["next_seq"], net.states(batch.items)
         for row, place in (targets[:, :, 0] != 0).nonzero().tolist():
             event, target = int(batch["event"][row, place]), targets[row, place].tolist()
@@ -156,7 +156,7 @@ def test_one_pass_is_asking_at_each_position(tmp_path, form):
             )
             mean = net.posterior(states[row, place].unsqueeze(0)).mean
             torch.testing.assert_close(model.posterior(instance).mean, mean, rtol=1e-4, atol=1e-5)
-    assert asked == sum(len(source.owner) for source in model.sources)
+    assert asked == sum(len(source.owner) for source in model.training_sequences.kinds)
     if model.bos:  # every training event is a target
         assert asked == len(split.train_events)
 

@@ -126,10 +126,10 @@ def train(loaded, model, epochs, lr=5e-3):
     for epoch in range(epochs):
         model.train().start_epoch(phase, epoch)
         loader.set_epoch(0, epoch)
-        every = getattr(model, phase.batches)(np.random.default_rng(epoch)) if phase.batches else loader
+        every = phase.batches(np.random.default_rng(epoch)) if phase.batches else loader
         total = 0.0
         for batch in every:
-            loss = sum(getattr(model, phase.loss)(batch))
+            loss = sum((phase.loss or model.calculate_loss)(batch))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -177,9 +177,9 @@ def test_ratings_of_rank_two_are_learned_exactly_and_a_mean_does_not_train(tmp_p
 def test_early_stopping_looks_at_the_domains_own_ratings(root):
     """No validation user can: the phase has a measure of its own, and without held-out ratings none."""
     (phase,) = tgt(root).model.phases()
-    assert phase.validate == "validation_error" and phase.name == "pretrain"
+    assert phase.validated and phase.validate.__name__ == "validation_error" and phase.name == "pretrain"
     (phase,) = tgt(root, pretrain_valid_ratio=0.0).model.phases()
-    assert phase.validate == ""
+    assert not phase.validated
 
 
 # -- users without ratings -----------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def test_nan_validation_score_is_an_error(tmp_path):
 
 def test_no_batch_is_an_error(tmp_path):
     model = Slope()
-    model.phases = lambda: [Phase(batches="none")]
+    model.phases = lambda: [Phase(batches=model.none)]
     model.none = lambda rng: []
     with pytest.raises(CDRError, match="no batch to train on"):
         trainer_of(model, tmp_path / "run").fit(None)

@@ -26,7 +26,7 @@ class TwoSteps(ToyMLP):
 
     def phases(self):
         """Two of them."""
-        return [Phase("first", validate="own", settings=(("epochs", 2),)), Phase("second")]
+        return [Phase("first", validate=self.own, settings=(("epochs", 2),)), Phase("second")]
 
     def own(self):
         """A score far above any of the second phase's."""

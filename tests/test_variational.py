@@ -49,9 +49,9 @@ def train(model, epochs, lr=0.02, seed=0):
         model.train()
         for epoch in range(2 if phase.settings else epochs):
             total = 0.0
-            for batch in getattr(model, phase.batches)(np.random.default_rng((seed, epoch))):
+            for batch in phase.batches(np.random.default_rng((seed, epoch))):
                 optimizer.zero_grad()
-                loss = sum(getattr(model, phase.loss)(batch))
+                loss = sum((phase.loss or model.calculate_loss)(batch))
                 loss.backward()
                 optimizer.step()
                 total += loss.item()

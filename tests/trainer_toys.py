@@ -24,6 +24,10 @@ class Settings(dict):
     def __missing__(self, key):
         return None
 
+    def to_dict(self):
+        """All settings."""
+        return dict(self)
+
 
 def settings(**more) -> Settings:
     return Settings(
@@ -134,8 +138,8 @@ class TwoPhases(Slope):
             Phase(
                 "upper",
                 parameters=("second",),
-                batches="own_batches",
-                validate="own_score",
+                batches=self.own_batches,
+                validate=self.own_score,
                 settings=(("epochs", 2), ("learner", "sgd"), ("learning_rate", 0.5)),
             ),
         ]

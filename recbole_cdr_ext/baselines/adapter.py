@@ -111,5 +111,5 @@ def adapt(recbole_class: type[AbstractRecommender]) -> type[CrossDomainRecommend
 def _reference(recbole_class: type) -> str:
     """Returns the paper that the head of RecBole's module names, else "RecBole"."""
     text = inspect.cleandoc(sys.modules[recbole_class.__module__].__doc__ or "")
-    found = re.search(r"Reference:\s*\n(.+?)(?:\n\s*\n|\Z)", text, re.DOTALL)
-    return " ".join(found.group(1).split()) if found else "RecBole"
+    reference = re.search(r"Reference:\s*\n(.+?)(?:\n\s*\n|\Z)", text, re.DOTALL)
+    return " ".join(reference.group(1).split()) if reference else "RecBole"

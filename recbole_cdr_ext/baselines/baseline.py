@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from recbole.data.interaction import Interaction
 from recbole.data.transform import construct_transform
 from recbole.model.abstract_recommender import AbstractRecommender
-from torch import nn
+from torch.nn.modules.module import _IncompatibleKeys
 
 from recbole_cdr_ext.baselines.view import SCOPES, BaselineSettings, EventView, item_spaces
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.model.parts.layers import Modules
+from recbole_cdr_ext.model.phase import Loss
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.interaction_split import Split
 from recbole_cdr_ext.splits.sampler import CrossDomainSampler
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 
-class RecBoleBaseline(CrossDomainRecommender):
+class RecBoleBaseline(CrossDomainRecommender[Batch, Split]):
     """A RecBole model per item space; what the kinds of models have in common.
 
     RecBole's models take their graphs, similarities and counts from the training events in their constructor, and so
@@ -29,13 +34,15 @@ class RecBoleBaseline(CrossDomainRecommender):
 
     recbole_class: ClassVar[type[AbstractRecommender]]
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
+    updates: torch.Tensor
+
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
         self.scope: str = config["baseline_scope"] or "target"
         if self.scope not in SCOPES:
             raise CDRError(f"baseline_scope '{self.scope}' is not known: use 'target' or 'all'.")
-        self.sampler = CrossDomainSampler(dataset.split)
-        self.spaces = item_spaces(dataset, self.scope)
+        self.sampler = CrossDomainSampler(data.split)
+        self.spaces = item_spaces(data, self.scope)
         self.settings = BaselineSettings(
             config, model=type(self).__name__, MAX_ITEM_LIST_LENGTH=self.max_history_length
         )
@@ -43,8 +50,8 @@ class RecBoleBaseline(CrossDomainRecommender):
         self.neg_field = self.settings["NEG_PREFIX"] + self.item_field
         # Before the models: RecBole's transforms name the fields that they add in the settings.
         self.transform = construct_transform(self.settings)
-        self.views = [EventView(dataset, space, self.settings) for space in self.spaces]
-        self.wrapped = nn.ModuleList(self._build(view) for view in self.views)
+        self.views = [EventView(data, space, self.settings) for space in self.spaces]
+        self.wrapped = Modules(self._build(view) for view in self.views)
         # Representations of all users and items, which RecBole's models keep between evaluations (None at first).
         self._caches = [
             [name for name, value in model.other_parameter().items() if value is None]
@@ -71,36 +78,40 @@ class RecBoleBaseline(CrossDomainRecommender):
 
     # -- training -----------------------------------------------------------------------------------------------
 
-    def calculate_loss(self, interaction: Batch):
+    def calculate_loss(self, interaction: Batch) -> Loss:
         """Returns RecBole's loss of a batch, a scalar or a tuple of terms."""
         index = self.space_index(interaction.target_domain)
         model = self.wrapped[index]
         fields = self.training_fields(interaction, index)
         if fields is None:
             # A term without effect, so that the trainer's backward pass still has something to follow.
-            return sum(p.sum() for p in model.parameters()) * 0.0
+            return torch.stack([p.sum() for p in model.parameters()]).sum() * 0.0
         loss = model.calculate_loss(fields)
         if hasattr(model, "update"):
             self.updates[index] = model.update
-        return loss
+        vectors: Loss = loss
+        return vectors
 
     def training_fields(self, batch: Batch, index: int) -> Interaction | None:
         """Returns a training batch as RecBole model ``index`` reads it, None if nothing of it is for that model."""
         raise NotImplementedError(f"{type(self).__name__}.training_fields")
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> Self:
         """Sets the mode; representations kept from an earlier evaluation are forgotten."""
         self._forget()
         return super().train(mode)
 
-    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> _IncompatibleKeys:
         """Loads weights and update counts; representations kept from others are forgotten."""
         result = super().load_state_dict(state_dict, strict=strict, assign=assign)
         self._forget()
         for model, count in zip(self.wrapped, self.updates.tolist(), strict=True):
             if hasattr(model, "update"):
                 model.update = count
-        return result
+        states: _IncompatibleKeys = result
+        return states
 
     def _forget(self) -> None:
         for model, names in zip(self.wrapped, self._caches, strict=True):

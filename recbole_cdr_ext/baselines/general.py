@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -11,21 +11,27 @@ from recbole.data.interaction import Interaction
 from recbole.data.utils import get_dataloader
 from recbole.model.abstract_recommender import AbstractRecommender, AutoEncoderMixin
 from recbole.utils import InputType
+from torch import nn
 
 from recbole_cdr_ext.baselines.baseline import RecBoleBaseline, pairs
 from recbole_cdr_ext.baselines.view import BaselineSettings
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.data.sequences import EpochBatches
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.model.phase import Loss, Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 
 class UserBaseline(RecBoleBaseline):
     """General models, which know users by their id: BPR, LightGCN, NeuMF, ..."""
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
+    known_users: torch.Tensor
+
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
         known = torch.zeros(len(self.views), self.n_users, dtype=torch.bool)
         for index, view in enumerate(self.views):
             known[index, view.users()] = True
@@ -37,9 +43,9 @@ class UserBaseline(RecBoleBaseline):
         """One phase over training events, or over users for the models that RecBole feeds with users."""
         if not any(p.numel() > 1 for p in self.wrapped.parameters()):
             return []  # A single number is what RecBole gives models without any, for the optimiser's sake.
-        return [Phase(batches="user_batches" if self.on_users else "event_batches")]
+        return [Phase(batches=self.user_batches if self.on_users else self.event_batches)]
 
-    def calculate_loss(self, interaction: Batch):
+    def calculate_loss(self, interaction: Batch) -> Loss:
         """As in the base class, always in single precision: sparse products know no other on a CPU."""
         with torch.autocast(interaction.users.device.type, enabled=False):
             return super().calculate_loss(interaction)
@@ -123,19 +129,20 @@ def _uniform_negatives(settings: BaselineSettings, recbole_class: type[AbstractR
     Raises:
         CDRError: it asks for what is not served, or for none where the model compares pairs.
     """
-    asked: dict[str, Any] = settings["train_neg_sample_args"] or {"distribution": "none"}
-    distribution, name = asked.get("distribution", "uniform"), recbole_class.__name__
+    sampling: dict[str, Any] = settings["train_neg_sample_args"] or {"distribution": "none"}
+    distribution, name = sampling.get("distribution", "uniform"), recbole_class.__name__
     if distribution in ("none", None):
         if recbole_class.input_type == InputType.PAIRWISE:
             raise CDRError(
                 f"{name} compares each item with a negative one: train_neg_sample_args must not be empty."
             )
         return 0
-    if distribution != "uniform" or asked.get("dynamic"):
+    if distribution != "uniform" or sampling.get("dynamic"):
         raise CDRError(
-            f"train_neg_sample_args {asked}: only uniform negatives (distribution: uniform, dynamic: False) are drawn."
+            f"train_neg_sample_args {sampling}: only uniform negatives (distribution: uniform, dynamic: False) are "
+            "drawn."
         )
-    return int(asked.get("sample_num", 1))
+    return int(sampling.get("sample_num", 1))
 
 
 def shuffled_parts(sizes: list[int], size: int, rng: np.random.Generator) -> list[tuple[int, np.ndarray]]:
@@ -148,6 +155,23 @@ def shuffled_parts(sizes: list[int], size: int, rng: np.random.Generator) -> lis
 
 
 # -- models whose scores are a plain dot product: only the candidates are scored --------------------------------------
+
+
+class FactorModel(Protocol):
+    """What BPR and LightGCN have beside RecBole's interface."""
+
+    user_embedding: nn.Embedding
+    item_embedding: nn.Embedding
+
+
+class GraphModel(Protocol):
+    """What LightGCN has beside it: the convolved vectors, and where it keeps them."""
+
+    restore_user_e: torch.Tensor | None
+    restore_item_e: torch.Tensor | None
+
+    def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The convolved vectors of all users and items."""
 
 
 class FactorBaseline(UserBaseline):
@@ -166,7 +190,7 @@ class FactorBaseline(UserBaseline):
 
     def tables(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the vectors of all users and of all items of RecBole model ``index``."""
-        model = self.wrapped[index]
+        model = cast(FactorModel, self.wrapped[index])
         return model.user_embedding.weight, model.item_embedding.weight
 
 
@@ -175,9 +199,9 @@ class GraphBaseline(FactorBaseline):
 
     def tables(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the convolved vectors, kept until the mode is set again unless a gradient is to flow through them."""
-        model = self.wrapped[index]
+        model = cast(GraphModel, self.wrapped[index])
         if torch.is_grad_enabled():
             return model.forward()
-        if model.restore_user_e is None:
+        if model.restore_user_e is None or model.restore_item_e is None:
             model.restore_user_e, model.restore_item_e = model.forward()
         return model.restore_user_e, model.restore_item_e

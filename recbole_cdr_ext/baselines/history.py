@@ -16,8 +16,12 @@ from torch import nn
 
 from recbole_cdr_ext.baselines.baseline import RecBoleBaseline
 from recbole_cdr_ext.baselines.general import UserBaseline
+from recbole_cdr_ext.baselines.view import BaselineSettings, EventView
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 
 class AutoEncoderBaseline(UserBaseline):
@@ -32,11 +36,11 @@ class AutoEncoderBaseline(UserBaseline):
             1, history, 1.0
         )
         bag[:, 0] = 0.0
-        model.get_rating_matrix = lambda user: bag
+        vars(model)["get_rating_matrix"] = lambda user: bag
         try:
             yield self.add_users(batch, {})
         finally:
-            del model.get_rating_matrix
+            del vars(model)["get_rating_matrix"]
 
     def can_score(self, batch: Batch) -> torch.Tensor | None:
         """Instances with a history in the scope."""
@@ -64,9 +68,11 @@ class ItemItemBaseline(_TraditionalBaseline):
     Popularity in training, far below any similarity, decides between them.
     """
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
-        counts = np.bincount(dataset.split.train_events.item, minlength=self.n_items)
+    tie_break: torch.Tensor
+
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
+        counts = np.bincount(data.split.train_events.item, minlength=self.n_items)
         self.register_buffer(
             "tie_break", torch.from_numpy(1e-6 * counts / max(counts.max(), 1)).float(), persistent=False
         )
@@ -86,11 +92,12 @@ class ItemItemBaseline(_TraditionalBaseline):
         shape = (len(batch), len(self.spaces[index]) + 1)
         bag = sp.csr_matrix((np.ones(len(row), np.float32), (row, history[row, column])), shape=shape)
         bag.data[:] = 1.0  # An item that stands twice in a history counts once, as in training.
-        trained, model.interaction_matrix = model.interaction_matrix, bag
+        attributes = vars(model)
+        trained, attributes["interaction_matrix"] = attributes["interaction_matrix"], bag
         try:
             yield Interaction({self.user_field: torch.arange(len(batch))})
         finally:
-            model.interaction_matrix = trained
+            attributes["interaction_matrix"] = trained
 
     def can_score(self, batch: Batch) -> torch.Tensor | None:
         """Instances with a history in the scope."""
@@ -103,7 +110,7 @@ class ItemItemBaseline(_TraditionalBaseline):
 class CountedPop(Pop):
     """RecBole's Pop with its counts in place; its own loss counts an item once per batch however often it occurs."""
 
-    def __init__(self, config, dataset):
+    def __init__(self, config: BaselineSettings, dataset: EventView):
         super().__init__(config, dataset)
         counts = torch.bincount(dataset.inter_feat[self.ITEM_ID], minlength=self.n_items)
         self.item_cnt = counts.unsqueeze(1).to(self.device)
@@ -113,7 +120,7 @@ class CountedPop(Pop):
 class LeanItemKNN(ItemKNN):
     """RecBole's ItemKNN without its matrix of predictions of all users for all items, which takes gigabytes."""
 
-    def __init__(self, config, dataset):
+    def __init__(self, config: BaselineSettings, dataset: EventView):
         GeneralRecommender.__init__(self, config, dataset)
         self.k, self.shrink = config["k"], config["shrink"] or 0.0
         self.interaction_matrix = dataset.inter_matrix(form="csr").astype(np.float32)
@@ -121,7 +128,7 @@ class LeanItemKNN(ItemKNN):
         _, self.w = similarity.compute_similarity("item")
         self.fake_loss = nn.Parameter(torch.zeros(1))
 
-    def full_sort_predict(self, interaction):
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """Returns the scores of all items, (B, n_items)."""
         users = interaction[self.USER_ID].cpu().numpy()
         return torch.from_numpy((self.interaction_matrix[users] @ self.w).toarray())

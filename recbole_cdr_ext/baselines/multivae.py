@@ -21,13 +21,16 @@ from recbole.model.general_recommender.multivae import MultiVAE
 from torch import nn
 
 from recbole_cdr_ext.baselines.general import UserBaseline, shuffled_parts
-from recbole_cdr_ext.baselines.view import EventView
+from recbole_cdr_ext.baselines.view import BaselineSettings, EventView
 from recbole_cdr_ext.data.instances import Batch, make_batch
 from recbole_cdr_ext.data.sequences import EpochBatches
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.bags import BagLinear, Bags, multinomial_loss
 from recbole_cdr_ext.model.parts.layers import Gaussian, kl
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.training_data import TrainingData
 from recbole_cdr_ext.splits.user_items import users_as_instances
 
 INPUTS = ("own", "both")
@@ -40,19 +43,19 @@ class BagMultiVAE(MultiVAE):
         n_inputs: rows of the table of what is read; what is predicted are the items of ``dataset``.
     """
 
-    def __init__(self, config, dataset, n_inputs: int):
+    def __init__(self, config: BaselineSettings, dataset: EventView, n_inputs: int):
         super().__init__(config, dataset)
         self.noise_std = float(config["noise_std"])
         self.encoder[0] = BagLinear(n_inputs, self.encode_layer_dims[1], self.drop_out)
 
-    def build_histroy_items(self, dataset):
+    def build_histroy_items(self, dataset: EventView) -> None:
         """Bags come with the batch, not from a table of all users."""
 
     def posterior(self, read: Bags) -> Gaussian:
         """q(z | what is read), (B, d)."""
         return Gaussian(*self.encoder(read).chunk(2, 1))
 
-    def reparameterize(self, mu, logvar):
+    def reparameterize(self, mu: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
         """RecBole's, with noise of deviation ``noise_std``."""
         if not self.training:
             return mu
@@ -60,7 +63,8 @@ class BagMultiVAE(MultiVAE):
 
     def hidden(self, z: torch.Tensor) -> torch.Tensor:
         """What the last layer, :attr:`items`, reads, (B, h)."""
-        return self.decoder[:-1](z)
+        vectors: torch.Tensor = self.decoder[:-1](z)
+        return vectors
 
     @property
     def items(self) -> nn.Linear:
@@ -74,7 +78,10 @@ class BagMultiVAE(MultiVAE):
         anneal = min(self.anneal_cap, self.update / steps) if steps > 0 else self.anneal_cap
         q = self.posterior(read)
         hidden = self.hidden(self.reparameterize(q.mean, q.logvar))
-        return multinomial_loss(hidden, self.items.weight, self.items.bias, predicted) + anneal * kl(q).mean()
+        loss: torch.Tensor = (
+            multinomial_loss(hidden, self.items.weight, self.items.bias, predicted) + anneal * kl(q).mean()
+        )
+        return loss
 
 
 class MultiVAEBaseline(UserBaseline):
@@ -86,14 +93,14 @@ class MultiVAEBaseline(UserBaseline):
 
     score = CrossDomainRecommender.score
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
-        events = dataset.split.train_events
-        self.bags = users_as_instances(events.user, events.item, self.n_users, dataset.item_offset)
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
+        events = data.split.train_events
+        self.bags = users_as_instances(events.user, events.item, self.n_users, data.item_offset)
         self.longest = int(self.bags.lengths.max(initial=1))
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """The input, and the range of the noise."""
         if config["input"] not in INPUTS:
             raise CDRError(f"input={config['input']!r} should be one of {', '.join(INPUTS)}.")
@@ -107,7 +114,7 @@ class MultiVAEBaseline(UserBaseline):
     @property
     def reads_all(self) -> bool:
         """Whether the items of all domains are read."""
-        return self.config["input"] == "both"
+        return bool(self.config["input"] == "both")
 
     def make_model(self, view: EventView) -> BagMultiVAE:
         """RecBole's model over bags of what is read."""

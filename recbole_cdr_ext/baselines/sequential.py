@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol, cast
 
-import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import InputType
@@ -15,20 +14,16 @@ from torch import nn
 from recbole_cdr_ext.baselines.baseline import RecBoleBaseline, pairs
 from recbole_cdr_ext.data.dataset import Events
 from recbole_cdr_ext.data.instances import Batch
-from recbole_cdr_ext.data.sequences import (
-    EpochBatches,
-    SequenceBatch,
-    TrainingSequences,
-    first_of_token,
-    new_order,
-    reorders,
-    shuffled_windows,
-)
+from recbole_cdr_ext.data.sequences import SequenceBatch, TrainingSequences, first_of_token
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.layers import ItemTable, left_aligned
 from recbole_cdr_ext.model.parts.losses import sampled_softmax_loss, softmax_loss
+from recbole_cdr_ext.model.parts.whole_sequences import WholeSequences, trains_whole_sequences
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 # Sequential models whose scores do not depend on how far a sequence is padded: batches stay as short as they can.
 _ANY_WIDTH = frozenset({"GRU4Rec", "NARM", "SASRec", "STAMP"})
@@ -37,8 +32,8 @@ _ANY_WIDTH = frozenset({"GRU4Rec", "NARM", "SASRec", "STAMP"})
 class SequentialBaseline(RecBoleBaseline):
     """SASRec, GRU4Rec and their like, trained on the split's instances."""
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
         self.needs_merged = self.scope == "all"
         input_type = getattr(self.recbole_class, "input_type", None)
         loss_type = config["loss_type"]
@@ -78,11 +73,14 @@ class SequentialBaseline(RecBoleBaseline):
         fields.update(Interaction({self.item_field: space.local(batch.targets)}))
         if self.needs_negatives:
             fields = pairs(fields.interaction, self.neg_field, space.local(batch.negatives))
-        fields = self.transform(self.views[index], fields)
-        if self.settings["transform"] == "mask_itemseq" and not fields[self.settings["MASK_INDEX"]].any():
+        transformed: Interaction = self.transform(self.views[index], fields)
+        if (
+            self.settings["transform"] == "mask_itemseq"
+            and not transformed[self.settings["MASK_INDEX"]].any()
+        ):
             # RecBole's loss divides by the masked places but the first, which short sequences lack.
             return None
-        return fields
+        return transformed
 
     @contextmanager
     def scoring_fields(self, batch: Batch, index: int) -> Iterator[Interaction]:
@@ -97,8 +95,18 @@ class SequentialBaseline(RecBoleBaseline):
     def can_score(self, batch: Batch) -> torch.Tensor | None:
         """Instances with a history in the scope."""
         if self.scope == "all":
-            return batch["merged"].any(1)
+            readable: torch.Tensor | None = batch["merged"].any(1)
+            return readable
         return batch.own_history.any(1)
+
+
+class SequenceModel(Protocol):
+    """What the models here have beside RecBole's interface."""
+
+    item_embedding: nn.Embedding
+
+    def forward(self, items: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        """(B, L) ids and their number → the state behind the last, (B, d)."""
 
 
 class SequenceDotBaseline(SequentialBaseline):
@@ -110,10 +118,9 @@ class SequenceDotBaseline(SequentialBaseline):
 
     score = CrossDomainRecommender.score
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
-        every = config["train_targets"] == "all" and not config["targets_per_sequence"]
-        self.one_pass = bool(config["one_pass"]) and every and not self.needs_negatives
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
+        self.one_pass = trains_whole_sequences(config) and not self.needs_negatives
         if config["softmax_items"] not in (None, "scope", "domain"):
             raise CDRError(f"softmax_items={config['softmax_items']!r} should be scope or domain.")
         self.by_domain = config["softmax_items"] == "domain" and len(self.spaces) == 1
@@ -128,23 +135,23 @@ class SequenceDotBaseline(SequentialBaseline):
                 "negatives, with one_pass=True, train_targets=all and loss_type=CE."
             )
         if self.n_shared:
-            for model in self.wrapped:
+            for index in range(len(self.wrapped)):
+                model = self._model(index)
                 weight = model.item_embedding.weight
                 model.item_embedding = ItemTable.from_pretrained(weight, freeze=False, padding_idx=0)
+        self._token_key = data.token_key
+        self.training_sequences: WholeSequences[TrainingSequences] | None = None
         if self.one_pass:
-            self._events, self._token_key = dataset.split.train_events, dataset.token_key
-            self._reorder = reorders(config)
-            self.sequences_of = self._sequences(self._events)
+            self.training_sequences = WholeSequences(config, data.split.train_events, self._sequences)
+
+    def _model(self, index: int) -> SequenceModel:
+        return cast(SequenceModel, self.wrapped[index])
 
     def phases(self) -> list[Phase]:
         """One phase, over whole sequences with ``one_pass``."""
-        return [Phase(batches="sequence_batches", loss="sequence_loss")] if self.one_pass else [Phase()]
-
-    def sequence_batches(self, rng: np.random.Generator) -> EpochBatches:
-        """Returns the training sequences in batches of one space and about ``train_batch_size`` targets each."""
-        if self._reorder:
-            self.sequences_of = self._sequences(self._events.take(new_order(self._events, rng)))
-        return shuffled_windows(self.sequences_of, int(self.config["train_batch_size"]), rng)
+        if self.training_sequences is None:
+            return [Phase()]
+        return [Phase(batches=self.training_sequences.batches, loss=self.sequence_loss)]
 
     def _sequences(self, events: Events) -> list[TrainingSequences]:
         """The training sequences of each space."""
@@ -155,17 +162,17 @@ class SequenceDotBaseline(SequentialBaseline):
 
     def sequence_loss(self, batch: SequenceBatch) -> torch.Tensor:
         """Softmax cross-entropy, mean over all positions: over the items of the space, or of the target's domain."""
-        model, space = self.wrapped[batch.tag], self.spaces[batch.tag]
+        model, space = self._model(batch.tag), self.spaces[batch.tag]
         items = space.local(batch.items)
-        asked = batch.targets != 0
-        with _states_of_all_positions(model):
-            states = model.forward(items, (items != 0).sum(1))[asked]
-        target = batch.targets[asked]
+        predicts = batch.targets != 0
+        with _states_of_all_positions(self.wrapped[batch.tag]):
+            states = model.forward(items, (items != 0).sum(1))[predicts]
+        target = batch.targets[predicts]
         if not self.by_domain:
             # RecBole's softmax is over the padding row too; negatives are not drawn from it.
             rows = slice(1 if self.n_shared else 0, len(model.item_embedding.weight))
             return self._softmax(states, model, rows, space.local(target) - rows.start)
-        loss = states.new_zeros(())
+        loss: torch.Tensor = states.new_zeros(())
         for k in space.domains:
             span = self.item_slice(k)
             own = (target >= span.start) & (target < span.stop)
@@ -176,13 +183,16 @@ class SequenceDotBaseline(SequentialBaseline):
                 )
         return loss
 
-    def _softmax(self, states: torch.Tensor, model: Any, rows: slice, target: torch.Tensor) -> torch.Tensor:
+    def _softmax(
+        self, states: torch.Tensor, model: SequenceModel, rows: slice, target: torch.Tensor
+    ) -> torch.Tensor:
         """Mean loss over all of the item table's ``rows``, or over the targets and negatives that the batch shares."""
         if not self.n_shared:
             return softmax_loss(states, model.item_embedding.weight[rows], target)
 
-        def items(asked: torch.Tensor) -> torch.Tensor:
-            return model.item_embedding(asked + rows.start)
+        def items(ids: torch.Tensor) -> torch.Tensor:
+            vectors: torch.Tensor = model.item_embedding(ids + rows.start)
+            return vectors
 
         return sampled_softmax_loss(states, items, rows.stop - rows.start, target, self.n_shared, False)
 
@@ -190,12 +200,12 @@ class SequenceDotBaseline(SequentialBaseline):
         """Returns the sequences' vectors, (B, d)."""
         index = self.space_index(batch.target_domain)
         fields = self._sequence_fields(batch, index)
-        return self.wrapped[index].forward(fields[self.sequence_field], fields[self.length_field])
+        return self._model(index).forward(fields[self.sequence_field], fields[self.length_field])
 
     def item_vectors(self, domain: int) -> torch.Tensor:
         """Returns the domain's item vectors, (n_k, d)."""
         index = self.space_index(domain)
-        return self.wrapped[index].item_embedding.weight[self.spaces[index].columns(self.item_slice(domain))]
+        return self._model(index).item_embedding.weight[self.spaces[index].columns(self.item_slice(domain))]
 
 
 @contextmanager

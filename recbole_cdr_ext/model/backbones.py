@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.propagation import BipartiteGraph, Pair
+from recbole_cdr_ext.settings.config import CDRConfig
 
 if TYPE_CHECKING:
     from recbole_cdr_ext.model.rating_recommender import RatingBatch
@@ -50,12 +51,12 @@ class _Scaled(torch.autograd.Function):
     """The tensor as it is, with its gradient times a factor."""
 
     @staticmethod
-    def forward(ctx, x, factor):
+    def forward(ctx: Any, x: torch.Tensor, factor: float) -> torch.Tensor:
         ctx.factor = factor
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         return ctx.factor * grad, None
 
 
@@ -140,12 +141,12 @@ class NGCFBackbone(Backbone):
         return users, items
 
 
-def propagates(config) -> bool:
+def propagates(config: CDRConfig) -> bool:
     """Whether the settings ask for more than the learned vectors: not with MF, without layers or without vectors."""
-    return config["backbone"] != "MF" and config["embedding_size"] > 0 and config["n_layers"] > 0
+    return bool(config["backbone"] != "MF" and config["embedding_size"] > 0 and config["n_layers"] > 0)
 
 
-def check_settings(config) -> None:
+def check_settings(config: CDRConfig) -> None:
     """Raises a CDRError for settings that a backbone cannot be trained with."""
     if not propagates(config):
         return
@@ -162,7 +163,7 @@ def check_settings(config) -> None:
         )
 
 
-def make_backbone(config, ratings: RatingBatch, n_users: int, n_items: int) -> Backbone | None:
+def make_backbone(config: CDRConfig, ratings: RatingBatch, n_users: int, n_items: int) -> Backbone | None:
     """Returns the backbone over the graph of some ratings of one domain; None where nothing propagates."""
     if not propagates(config):
         return None

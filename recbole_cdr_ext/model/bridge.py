@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from logging import getLogger
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.layers import mapping
-from recbole_cdr_ext.model.phase import Phase, Stage
+from recbole_cdr_ext.model.phase import Loss, Phase, Stage
 from recbole_cdr_ext.model.rating_recommender import (
     SPARSE_LEARNERS,
     RatingBatch,
@@ -21,7 +21,11 @@ from recbole_cdr_ext.model.rating_recommender import (
     Tables,
     whole_batch,
 )
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.rating_split import RatingSplit
+from recbole_cdr_ext.splits.training_data import TrainingData
+
+MappedBatch = TypeVar("MappedBatch", bound=RatingBatch)
 
 # Item vectors of a smaller median length (a healthy one is about 0.3) say nothing.
 COLLAPSED = 0.1
@@ -35,7 +39,7 @@ PRETRAIN_KEYS = (
 )  # fmt: skip
 
 
-def pretraining(config, **changes: Any) -> list[Stage]:
+def pretraining(config: CDRConfig, **changes: Any) -> list[Stage]:
     """The two stages that learn the vectors and biases of source and target."""
     settings = {key: config[key] for key in PRETRAIN_KEYS} | changes
     if settings["valid_metric"].lower() not in ("mae", "rmse"):  # between which the stages' own error chooses
@@ -65,9 +69,15 @@ class Bridge(RatingRecommender):
     # Whether the overlapping users' source vectors learn with the mapping.
     learns_source_users = False
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
-        split: RatingSplit = dataset.split
+    source_items: torch.Tensor
+    target_users: torch.Tensor
+    target_items: torch.Tensor
+    target_item_bias: torch.Tensor
+    mapped_bias: torch.Tensor
+
+    def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
+        super().__init__(config, data)
+        split = data.split
         source, target = split.tables[self.source], split.tables[self.target]
         self.size = source.user.shape[1]
         sparse = config["learner"] in SPARSE_LEARNERS
@@ -82,12 +92,12 @@ class Bridge(RatingRecommender):
         self._warn_of_collapse(split, {self.source: source, self.target: target})
         self.mapping = self.make_mapping()
         self._parts: tuple[RatingBatch, tuple[int, ...], torch.Tensor, torch.Tensor] | None = None
-        self._shared = whole_batch(split.shared_ratings(), int(dataset.item_offset[self.target]), self.target)
+        self._shared = whole_batch(split.shared_ratings(), int(data.item_offset[self.target]), self.target)
         self._overlapping = torch.from_numpy(split.overlapping)
         self._batch_size = int(config["train_batch_size"])
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """As in the base class; checks what a mapping can be trained with."""
         super().check_settings(config)
         if config["learner"] == "sparse_adam":
@@ -101,7 +111,7 @@ class Bridge(RatingRecommender):
             )
 
     @classmethod
-    def stages(cls, config) -> list[Stage]:
+    def stages(cls, config: CDRConfig) -> list[Stage]:
         """The vectors and biases of both domains."""
         return pretraining(config)
 
@@ -144,19 +154,27 @@ class Bridge(RatingRecommender):
 
     def phases(self) -> list[Phase]:
         """One phase: the mapping on the rating loss. Without vectors (d = 0) there is nothing to map."""
-        return [self.mapping_phase()] if self.size else []
+        return [self.mapping_phase(self.calculate_loss, self.shared_batches)] if self.size else []
 
-    def mapping_phase(self, **changes: Any) -> Phase:
-        """The phase of the mapping, with some fields and settings changed."""
-        settings = {"weight_decay": 0.0, **changes.pop("settings", {})}
-        fields = {
-            "name": "map",
-            "batches": "shared_batches",
-            "parameters": ("mapping", "source_users"),
-            "rows": "source_rows",
-            **changes,
-        }
-        return Phase(**fields, settings=tuple(settings.items()))
+    def mapping_phase(
+        self,
+        loss: Callable[[MappedBatch], Loss],
+        batches: Callable[[np.random.Generator], Iterable[MappedBatch]],
+        *,
+        name: str = "map",
+        row_gradient: Callable[[MappedBatch, torch.Tensor], torch.Tensor] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Phase[MappedBatch]:
+        """Returns the phase of the mapping, on batches whose users' source vectors sharpness moves."""
+        return Phase(
+            name,
+            loss=loss,
+            batches=batches,
+            parameters=("mapping", "source_users"),
+            rows=self.source_rows,
+            row_gradient=row_gradient,
+            settings=tuple({"weight_decay": 0.0, **(settings or {})}.items()),
+        )
 
     def shared_batches(self, rng: np.random.Generator) -> Iterable[RatingBatch]:
         """The target ratings of the overlapping training users (D^o), shuffled."""
@@ -172,11 +190,13 @@ class Bridge(RatingRecommender):
 
     def source_rows(self, batch: RatingBatch) -> torch.Tensor:
         """The source vectors of a batch's users, (B, d): what sharpness and attacks move."""
-        return self.source_users(batch.user)
+        vectors: torch.Tensor = self.source_users(batch.user)
+        return vectors
 
     def bridged(self, rows: torch.Tensor, user: torch.Tensor) -> torch.Tensor:
         """Returns the target vectors, (B, d), of users with the source vectors ``rows``."""
-        return self.mapping(rows)
+        vectors: torch.Tensor = self.mapping(rows)
+        return vectors
 
     def base_rating(self, batch: RatingBatch) -> torch.Tensor:
         """What is predicted without any vector: μ + b_i + b̂_u, (B,); zero without biases."""

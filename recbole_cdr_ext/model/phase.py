@@ -1,45 +1,80 @@
-"""What a model of the zoo is."""
+"""What a model's training consists of: its phases, and the models that run before it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TypeVar
 
-if TYPE_CHECKING:
-    pass
+import numpy as np
+import torch
+
+from recbole_cdr_ext.errors import CDRError
+
+# A scalar, or several whose sum is minimised; the fields of a named tuple are logged under their names.
+Loss = torch.Tensor | tuple[torch.Tensor, ...]
+PhaseBatch = TypeVar("PhaseBatch")
+
+FUNCTIONS = ("loss", "batches", "validate", "rows", "row_gradient")
 
 
 @dataclass(frozen=True)
-class Phase:
-    """One stretch of training: what is trained, on what, and when it ends. A model's phases run in order, and each
-    starts from the *best* weights of the one before, with a fresh optimiser.
+class Phase(Generic[PhaseBatch]):
+    """One stretch of training: what is trained, on what, and when it ends.
+
+    A model's phases run in order, and each starts from the *best* weights of the one before, with a fresh optimiser.
+    Functions are usually methods of the model: ``Phase(batches=self.pairs, loss=self.pair_loss)``.
 
     Attributes:
         name: shown in the log, in TensorBoard and in checkpoints.
-        loss: name of the model's method that turns a batch into a loss.
-        batches: None for the split's training instances, else the name of a model method
-            ``(rng: numpy.random.Generator) -> iterable of batches`` that is called once an epoch.
+        loss: turns a batch into a loss; None: the model's ``calculate_loss``.
+        batches: gives an epoch's batches from a generator of random numbers; called once an epoch. None: the split's
+            training instances.
         parameters: prefixes of the names of the parameters that learn; empty: all.
-        validate: None for ``valid_metric`` on the split's validation part (its mean over the domains), the name of
-            a model method ``() -> float`` (better in the direction of ``valid_metric``), or "" for no validation: the
-            last epoch is kept.
-        rows: name of the method that gives the (B, d) rows of a batch that ``sharpness: pgd`` moves; ``loss`` then
-            takes moved rows as its second argument. Empty: there are none.
-        row_gradient: name of a method ``(batch, rows) -> (B, d)`` that gives the gradient of ``loss`` with respect to
-            moved rows, up to a positive factor per row, faster than autograd does. Empty: autograd.
+        validate: gives a score of the model's own, better in the direction of ``valid_metric``; None: ``valid_metric``
+            on the split's validation part (its mean over the domains).
+        validated: whether the epoch is chosen by a score at all; False: the last epoch is kept.
+        rows: gives the (B, d) rows of a batch that ``sharpness: pgd`` moves; ``loss`` then takes moved rows as its
+            second argument. None: there are none.
+        row_gradient: gives, for a batch and moved rows, the gradient of ``loss`` with respect to the rows, (B, d), up
+            to a positive factor per row, faster than autograd does. None: autograd.
         settings: overrides of ``epochs``, ``learning_rate``, ``weight_decay``, ``learner``, ``stopping_step``,
             ``eval_step``, ``weight_averaging`` and the settings of sharpness for this phase; what is not named comes
             from the configuration.
+
+    Raises:
+        CDRError: the name of a function stands where the function itself is wanted.
     """
 
     name: str = "train"
-    loss: str = "calculate_loss"
-    batches: str | None = None
+    loss: Callable[[PhaseBatch], Loss] | None = None
+    batches: Callable[[np.random.Generator], Iterable[PhaseBatch]] | None = None
     parameters: tuple[str, ...] = ()
-    validate: str | None = None
-    rows: str = ""
-    row_gradient: str = ""
+    validate: Callable[[], float] | None = None
+    validated: bool = True
+    rows: Callable[[PhaseBatch], torch.Tensor] | None = None
+    row_gradient: Callable[[PhaseBatch, torch.Tensor], torch.Tensor] | None = None
     settings: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        for field in FUNCTIONS:
+            value = getattr(self, field)
+            if value is not None and not callable(value):
+                advice = (
+                    f"write {field}=self.{value}"
+                    if isinstance(value, str) and value
+                    else f"leave {field} out"
+                )
+                if field == "validate" and value in ("", False):
+                    advice = "write validated=False"
+                raise CDRError(
+                    f"phase '{self.name}' has {field}={value!r}, and should have a function: {advice}."
+                )
+
+    @property
+    def ranks_to_validate(self) -> bool:
+        """Whether the epoch is chosen by ``valid_metric`` on the split's validation part."""
+        return self.validated and self.validate is None
 
 
 @dataclass(frozen=True)

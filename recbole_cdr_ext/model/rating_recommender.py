@@ -12,10 +12,12 @@ import torch
 
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.rating_split import Ratings, RatingSplit
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 if TYPE_CHECKING:
-    from recbole_cdr_ext.data.dataset import CrossDomainDataset
+    pass
 
 # Learners that torch can apply sparse gradients with.
 SPARSE_LEARNERS = ("sgd", "adagrad", "sparse_adam")
@@ -40,12 +42,12 @@ class RatingBatch:
     def __len__(self) -> int:
         return len(self.user)
 
-    def to(self, device) -> Self:
+    def to(self, device: torch.device | str) -> Self:
         """Returns the batch on a device."""
         moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "target_domain"}
         return replace(self, **moved)
 
-    def take(self, rows) -> Self:
+    def take(self, rows: torch.Tensor | slice) -> Self:
         """Returns the ratings at ``rows``: a slice, indices or a mask."""
         taken = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "target_domain"}
         return replace(self, **taken)
@@ -95,7 +97,7 @@ class Tables:
     mean: float
 
 
-class RatingRecommender(CrossDomainRecommender):
+class RatingRecommender(CrossDomainRecommender[RatingBatch, RatingSplit]):
     """Base of all models that predict the target-domain ratings of users who have none there.
 
     A model gives :meth:`rate`; :meth:`predict` adds what holds for all: items without a training rating, whose
@@ -109,9 +111,12 @@ class RatingRecommender(CrossDomainRecommender):
     # Whether it learned what is asked for; a stage may learn the source domain's ratings alone.
     rates_target = True
 
-    def __init__(self, config, dataset: CrossDomainDataset):
-        super().__init__(config, dataset)
-        split = dataset.split
+    target_mean: torch.Tensor
+    known_items: torch.Tensor
+
+    def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
+        super().__init__(config, data)
+        split = data.split
         assert isinstance(split, RatingSplit)
         self.source, self.target = split.source, split.target
         self.has_biases = bool(config["biases"])
@@ -123,7 +128,7 @@ class RatingRecommender(CrossDomainRecommender):
         self.register_buffer("known_items", torch.from_numpy(split.known_items(self.target)))
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """As in the base class; checks what all rating models read."""
         if config["embedding_size"] == 0 and not config["biases"]:
             raise CDRError("embedding_size=0 with biases=False leaves nothing to learn: set one of them.")
@@ -155,10 +160,10 @@ class RatingRecommender(CrossDomainRecommender):
     def facts(self, batch: RatingBatch) -> dict[str, str]:
         """The reduction, and how long the vectors are that the batch starts from."""
         said = {"reduction": "mean" if self.mean_reduction else "sum"}
-        phase = next((phase for phase in self.phases() if phase.rows), None)
-        if phase is not None:
+        rows_of = next((phase.rows for phase in self.phases() if phase.rows is not None), None)
+        if rows_of is not None:
             with torch.no_grad():
-                rows = getattr(self, phase.rows)(batch)
+                rows = rows_of(batch)
             said["median length of the rows"] = f"{float(rows.norm(dim=1).median()):g}"
         return said
 

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import InputType, ModelType
 
+from recbole_cdr_ext.data.dataset import CrossDomainDataset
+from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.model.parts.losses import sampled_softmax_loss_of_several, softmax_loss_of_several
+from recbole_cdr_ext.model.phase import Loss, Phase, Stage
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.training_data import AnySplit, TrainingData
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from recbole_cdr_ext.data.dataset import CrossDomainDataset
-    from recbole_cdr_ext.data.instances import Batch
-    from recbole_cdr_ext.splits.interaction_split import Split
-from recbole_cdr_ext.model.phase import Phase, Stage
+# What a model is trained and asked with: a Batch of instances, or a RatingBatch.
+AnyBatch = TypeVar("AnyBatch")
+# Wraps an iterable of blocks of work (a progress bar).
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
-class CrossDomainRecommender(AbstractRecommender):
+class CrossDomainRecommender(AbstractRecommender, Generic[AnyBatch, AnySplit]):
     """Base of all models: RecBole's recommender over a list of domains.
 
     A model gives :meth:`calculate_loss`, :meth:`encode` and :meth:`item_vectors`; scores of candidates, full ranking
     and top-k follow. A model that is no dot product overrides :meth:`score` instead of the last two.
+
+    The constructor takes the configuration and a :class:`TrainingData`, which is where RecBole's models have a dataset.
 
     Class attributes say what a model can do, and are shown by ``recbole-cdr models`` and tested:
         task: "next_item" or "rating".
@@ -48,38 +53,38 @@ class CrossDomainRecommender(AbstractRecommender):
     needs_merged: bool = False
     needs_pseudo: bool = False
 
-    def __init__(self, config, dataset: CrossDomainDataset):
+    def __init__(self, config: CDRConfig, data: TrainingData[AnySplit]):
         super().__init__()
         self.config = config
         self.device = config["device"]
-        self.domain_names = list(dataset.domains)
-        self.n_domains = dataset.n_domains
-        self.n_users = dataset.user_num
-        self.n_items = dataset.item_num
+        self.domain_names = list(data.domains)
+        self.n_domains = data.n_domains
+        self.n_users = data.user_num
+        self.n_items = data.item_num
         # Domain k owns the global item ids offsets[k] .. offsets[k+1]-1; id 0 is padding and belongs to none.
-        self.item_offsets = [int(x) for x in dataset.item_offset]
+        self.item_offsets = [int(x) for x in data.item_offset]
         self.max_history_length = int(config["max_history_length"])
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """Raises a CDRError for settings that contradict each other or that the model does not know."""
 
     @classmethod
-    def stages(cls, config) -> list[Stage]:
+    def stages(cls, config: CDRConfig) -> list[Stage]:
         """The models that must run first."""
         return []
 
     @classmethod
-    def learns_from(cls, config, split) -> str:
+    def learns_from(cls, config: CDRConfig, split: AnySplit) -> str:
         """As a stage: a hash of the data that decide what it learns; all of the split's by default."""
         return split.fingerprint
 
-    def augment(self, split, progress=None):
+    def augment(self, split: AnySplit, progress: Progress | None = None) -> AnySplit:
         """As a stage: returns the split with what the trained model adds to it."""
         raise NotImplementedError(f"{type(self).__name__} is no stage")
 
     @classmethod
-    def prepare_data(cls, config, dataset: CrossDomainDataset, split: Split) -> Split:
+    def prepare_data(cls, config: CDRConfig, dataset: CrossDomainDataset, split: AnySplit) -> AnySplit:
         """Returns the split with whatever the model needs added to its instances (pseudo-sequences, say)."""
         return split
 
@@ -91,7 +96,7 @@ class CrossDomainRecommender(AbstractRecommender):
         """The rows that belong to ``domain`` in a table indexed by global item id."""
         return slice(self.item_offsets[domain], self.item_offsets[domain + 1])
 
-    def calculate_loss(self, interaction: Batch):
+    def calculate_loss(self, interaction: AnyBatch) -> Loss:
         """Returns the loss of a batch, a scalar, or a tuple of terms whose sum is minimised and each logged."""
         raise NotImplementedError(f"{type(self).__name__}.calculate_loss")
 
@@ -146,18 +151,19 @@ class CrossDomainRecommender(AbstractRecommender):
         """
         return None
 
-    def predict(self, interaction: Batch) -> torch.Tensor:
+    def predict(self, interaction: AnyBatch) -> torch.Tensor:
         """RecBole's interface: the scores of the batch's own items, (B,)."""
-        return self.score(interaction, interaction["item_id"].unsqueeze(1)).squeeze(1)
+        batch = cast(Batch, interaction)  # models of ratings have a method of their own
+        return self.score(batch, batch.targets.unsqueeze(1)).squeeze(1)
 
     def full_sort_predict(self, interaction: Batch) -> torch.Tensor:
         """RecBole's interface: the scores of all items of the target's domain, (B, n_k)."""
         return self.score(interaction)
 
-    def fit_closed_form(self, split: Split) -> None:
+    def fit_closed_form(self, split: AnySplit) -> None:
         """Called once before the first phase with the training data; models without gradients learn here."""
 
-    def facts(self, batch) -> dict[str, str]:
+    def facts(self, batch: AnyBatch) -> dict[str, str]:
         """What a report on a loss that is not finite should say of the model."""
         return {}
 

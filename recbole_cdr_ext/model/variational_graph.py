@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from recbole.data.interaction import Interaction
 from torch import nn
 
-from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.data.sequences import EpochBatches
 from recbole_cdr_ext.errors import CDRError
@@ -34,9 +33,11 @@ from recbole_cdr_ext.model.parts.layers import LOGVAR_RANGE, Dropout, Gaussian
 from recbole_cdr_ext.model.parts.propagation import SparseRows, product
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.audit import audit_edges
 from recbole_cdr_ext.splits.interaction_split import Split
 from recbole_cdr_ext.splits.sampler import CrossDomainSampler
+from recbole_cdr_ext.splits.training_data import TrainingData
 from recbole_cdr_ext.splits.user_items import UserItems
 
 Tables = tuple[list[torch.Tensor], list[torch.Tensor]]
@@ -47,7 +48,7 @@ DEVIATIONS = ("published", "softplus")
 class NeighbourMean:
     """A row-normalised (n, m) matrix: row i of its product with x is the mean of x over the neighbours of i."""
 
-    def __init__(self, edges: sp.csr_matrix, device):
+    def __init__(self, edges: sp.csr_matrix, device: torch.device):
         degree = np.maximum(np.diff(edges.indptr), 1).astype(np.float32)
         mean = sp.csr_matrix(sp.diags(1 / degree) @ edges)
         self.rows, self.columns = mean.shape
@@ -56,7 +57,8 @@ class NeighbourMean:
     def __call__(self, x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:
         """x (m, d) → the means times W, plus b, (n, d'); the dense product is on the side with fewer rows."""
         if self.rows < self.columns:
-            return linear(product(self.mean, self.transposed, x))
+            vectors: torch.Tensor = linear(product(self.mean, self.transposed, x))
+            return vectors
         return product(self.mean, self.transposed, F.linear(x, linear.weight)) + linear.bias
 
 
@@ -73,7 +75,7 @@ class DomainGraph:
         to_items, to_users: R' and R, the means over an item's users and over a user's items.
     """
 
-    def __init__(self, user: np.ndarray, item: np.ndarray, n_users: int, n_items: int, device):
+    def __init__(self, user: np.ndarray, item: np.ndarray, n_users: int, n_items: int, device: torch.device):
         members, row = np.unique(user, return_inverse=True)
         place = np.full(n_users, -1)
         place[members] = np.arange(len(members))
@@ -143,9 +145,9 @@ class GaussianLayers(NamedTuple):
 class GraphEncoder(nn.Module):
     """Layers on one side of a graph, the last of them Gaussian."""
 
-    def __init__(self, made: GaussianLayers):
+    def __init__(self, design: GaussianLayers):
         super().__init__()
-        self.made, self.layers, self.dropout = made, made.layers(), Dropout(made.dropout)
+        self.design, self.layers, self.dropout = design, design.layers(), Dropout(design.dropout)
 
     def forward(
         self, x: torch.Tensor, there: NeighbourMean, back: NeighbourMean
@@ -157,7 +159,7 @@ class GraphEncoder(nn.Module):
             (out,) = layer(self.dropout(x), there, back)
             x = F.relu_(out)
             hidden.append(x)
-        return hidden, self.made.gaussian(*last(self.dropout(x), there, back))
+        return hidden, self.design.gaussian(*last(self.dropout(x), there, back))
 
 
 class Nodes(NamedTuple):
@@ -180,12 +182,12 @@ class Nodes(NamedTuple):
 class DomainEncoder(nn.Module):
     """The tables of one domain, and an encoder for each side of its graph."""
 
-    def __init__(self, graph: DomainGraph, made: GaussianLayers):
+    def __init__(self, graph: DomainGraph, design: GaussianLayers):
         super().__init__()
         self._graph = graph
-        self.user_table = embedding(len(graph.members), made.d)
-        self.item_table = embedding(graph.n_items, made.d)
-        self.users, self.items = GraphEncoder(made), GraphEncoder(made)
+        self.user_table = embedding(len(graph.members), design.d)
+        self.item_table = embedding(graph.n_items, design.d)
+        self.users, self.items = GraphEncoder(design), GraphEncoder(design)
 
     def forward(self) -> tuple[Nodes, Nodes]:
         """The members, and the items, of the graph."""
@@ -203,7 +205,7 @@ class EdgeRows(NamedTuple):
     negative: torch.Tensor
 
 
-class PairwiseGraphModel(CrossDomainRecommender, ABC):
+class PairwiseGraphModel(CrossDomainRecommender[Interaction, Split], ABC):
     """A model that learns from the (user, item) pairs of the training events, and ranks by propagated vectors.
 
     Of the settings it reads ``train_batch_size`` and ``train_neg_num``; ``train_targets`` has no meaning for it.
@@ -211,18 +213,18 @@ class PairwiseGraphModel(CrossDomainRecommender, ABC):
 
     cold_start = True
 
-    def __init__(self, config, dataset: CrossDomainDataset):
-        super().__init__(config, dataset)
-        split: Split = dataset.split
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
+        split = data.split
         pairs = UserItems.of(split.train_events.user, split.train_events.item, self.n_users)
         self._user = np.repeat(np.arange(self.n_users), np.diff(pairs.indptr))
         self._item = pairs.items
-        found = audit_edges(split, self._user, self._item, "the graphs' edges", fail=not split.leaky)
-        split.report.update(found)
+        audited = audit_edges(split, self._user, self._item, "the graphs' edges", fail=not split.leaky)
+        split.report.update(audited)
         self._domain = np.searchsorted(split.item_offset, self._item, side="right") - 1
         self._sampler = CrossDomainSampler(split)
         self.graphs = [self._graph(k) for k in range(self.n_domains)]
-        self._cache: tuple[list, Tables] | None = None
+        self._cache: tuple[list[tuple[int, int]], Tables] | None = None
 
     def _graph(self, k: int) -> DomainGraph:
         own, low = self._domain == k, self.item_offsets[k]
@@ -230,7 +232,7 @@ class PairwiseGraphModel(CrossDomainRecommender, ABC):
         return DomainGraph(self._user[own], self._item[own] - low, self.n_users, size, self.device)
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """Every evaluated user must be a training user; weights and rates must make sense."""
         if not config["train_on_histories"]:
             raise CDRError(
@@ -261,7 +263,7 @@ class PairwiseGraphModel(CrossDomainRecommender, ABC):
 
     def phases(self) -> list[Phase]:
         """One phase over the pairs."""
-        return [Phase(batches="edge_batches")]
+        return [Phase(batches=self.edge_batches)]
 
     def edge_batches(self, rng: np.random.Generator) -> EpochBatches:
         """Returns all pairs, shuffled, in batches of about ``train_batch_size``; each has its share of every domain.
@@ -307,7 +309,7 @@ class PairwiseGraphModel(CrossDomainRecommender, ABC):
                 self._cache = (state, self.vectors())
         return self._cache[1]
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> Self:
         """As torch does; in training the vectors of the former weights are forgotten."""
         self._cache = None
         return super().train(mode)
@@ -336,7 +338,8 @@ def sampled(q: Gaussian, rows: torch.Tensor, training: bool) -> torch.Tensor:
     mean = q.mean.index_select(0, flat)
     if training:
         mean = torch.addcmul(mean, (0.5 * q.logvar.index_select(0, flat)).exp(), torch.randn_like(mean))
-    return mean.view(*rows.shape, mean.shape[1])
+    vectors: torch.Tensor = mean.view(*rows.shape, mean.shape[1])
+    return vectors
 
 
 def binary_loss(users: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:

@@ -213,7 +213,7 @@ def positions_are_blind_to_what_follows(subject: Subject) -> None:
     for phase in model.phases():
         if phase.batches is None:
             continue
-        batch = next(iter(getattr(model, phase.batches)(np.random.default_rng(0))))
+        batch = next(iter(phase.batches(np.random.default_rng(0))))
         if not isinstance(batch, SequenceBatch) or batch.items.shape[1] < 4:
             continue
         cut = batch.items.shape[1] // 2
@@ -233,7 +233,7 @@ def positions_are_blind_to_what_follows(subject: Subject) -> None:
             seed_everything(0)
             model.eval()
             with torch.no_grad():
-                loss = getattr(model, phase.loss)(SequenceBatch(tensors, batch.tag))
+                loss = (phase.loss or model.calculate_loss)(SequenceBatch(tensors, batch.tag))
             losses.append(float(torch.stack([*loss]).sum() if isinstance(loss, tuple) else loss))
         if not np.isclose(losses[0], losses[1], rtol=1e-4):
             raise NotConformant(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ from recbole_cdr_ext.errors import CDRError
 
 def describe(
     terms: Mapping[str, torch.Tensor],
-    batch,
+    batch: Any,
     domains: Sequence[str],
     optimizer: torch.optim.Optimizer,
     facts: Mapping[str, str],
@@ -38,16 +39,16 @@ def describe(
     return "; ".join(f"{name}: {fact}" for name, fact in told.items())
 
 
-def check_weights(model: torch.nn.Module, where: str, kept: str) -> None:
+def check_weights(model: torch.nn.Module, where: str, last: str) -> None:
     """Raises a CDRError if a parameter that learns is not finite.
 
     Args:
         where: the epoch that ended, in words.
-        kept: what is left to go on from, in words.
+        last: what is left to go on from, in words.
     """
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not torch.isfinite(parameter).all():
-            raise CDRError(f"Parameter '{name}' is not finite at the end of training {where}. {kept}")
+            raise CDRError(f"Parameter '{name}' is not finite at the end of training {where}. {last}")
 
 
 def _gradient_norm(optimizer: torch.optim.Optimizer) -> str:

@@ -225,7 +225,8 @@ def make(settings: Mapping[str, Any], parameters: Sequence[torch.nn.Parameter], 
 
 
 def _length(rows: torch.Tensor, scope: str) -> torch.Tensor:
-    return rows.norm(dim=1, keepdim=True) if scope == "row" else rows.norm()
+    length: torch.Tensor = rows.norm(dim=1, keepdim=True) if scope == "row" else rows.norm()
+    return length
 
 
 def _gradient(loss: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:

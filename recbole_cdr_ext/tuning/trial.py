@@ -212,7 +212,7 @@ def _follow(record: Record, trainer: CrossDomainTrainer, phases: Sequence[Phase]
     history = [entry for entry in trainer.history if entry["phase"] == phases[-1].name]
     record.epochs = int(history[-1]["epoch"]) + 1
     record.by_epochs = _by_epochs(trainer, phases, record.epochs)
-    if phases[-1].validate is None:
+    if phases[-1].ranks_to_validate:
         record.curve = [
             [int(entry["epoch"]) + 1, float(entry["valid_score"])]
             for entry in history

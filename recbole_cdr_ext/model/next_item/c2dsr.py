@@ -30,34 +30,41 @@ nothing would read; any number of domains; one epoch is kept for all domains.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from logging import getLogger
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.module import _IncompatibleKeys
 
 from recbole_cdr_ext.data.dataset import Events
 from recbole_cdr_ext.data.instances import Batch
-from recbole_cdr_ext.data.sequences import (
-    EpochBatches,
-    SequenceBatch,
-    TrainingSequences,
-    behind_the_others,
-    first_of_token,
-    new_order,
-    reorders,
-    shuffled_windows,
-)
+from recbole_cdr_ext.data.sequences import SequenceBatch, TrainingSequences, first_of_token
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.parts.layers import Dropout, SequenceEncoder, left_aligned, masked_mean, stream
+from recbole_cdr_ext.model.parts.layers import (
+    Dropout,
+    Modules,
+    SequenceEncoder,
+    initialised_as_sasrec,
+    left_aligned,
+    masked_mean,
+    stream,
+)
 from recbole_cdr_ext.model.parts.propagation import DirectedGraph
+from recbole_cdr_ext.model.parts.whole_sequences import (
+    WholeSequences,
+    events_by_target_domain,
+    merged_timelines,
+)
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.audit import audit_edges
 from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 
 class Terms(NamedTuple):
@@ -82,15 +89,15 @@ class Stream(NamedTuple):
     places: torch.Tensor
 
 
-class C2DSR(CrossDomainRecommender):
+class C2DSR(CrossDomainRecommender[Batch, Split]):
     """Single-domain and merged views of a sequence; settings and defaults in ``properties/model/C2DSR.yaml``."""
 
     cold_start = True
     paper = "C2DSR (Cao et al., CIKM 2022)"
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
-        split: Split = dataset.split
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
+        split = data.split
         d, dropout = int(config["embedding_size"]), float(config["dropout"])
         self.weight = float(config["next_item_weight"])
         self.clock = config["order"] != "none"
@@ -100,17 +107,17 @@ class C2DSR(CrossDomainRecommender):
                 "C2DSR: without a clock, the other domains' events stand before those of the target's domain"
             )
 
-        self._events, self._token_key = split.train_events, split.token_key
-        self._reorder = reorders(config)
-        self.sequences = self._sequences(self._events)
-        events = self._events.take(first_of_token(self._events, self._token_key))
+        self._token_key = data.token_key
+        self.training_sequences = WholeSequences(config, split.train_events, self._sequences)
+        events = split.train_events.take(first_of_token(split.train_events, self._token_key))
         domains = range(self.n_domains)
         audited = audit_edges(split, events.user, events.item, "the item graphs", fail=not split.leaky)
         split.report.update(audited)
         # Graphs are of whole sequences: in those for training, some successions are cut and others come several times.
         whole = [events] if self.clock else [_last(events, k) for k in domains]
         follows = [_successions(e.item, e.sequence) for e in whole]
-        graphs = [DirectedGraph(*np.concatenate(follows, 1), self.n_items, self.device)]
+        first, then = np.concatenate(follows, 1)
+        graphs = [DirectedGraph(first, then, self.n_items, self.device)]
         for k in domains:
             own, span = events.take(events.domain == k), self.item_slice(k)
             pairs = _successions(own.item - span.start, own.sequence)
@@ -132,18 +139,18 @@ class C2DSR(CrossDomainRecommender):
 
         sizes = np.diff(self.item_offsets).tolist()
         self.merged_table, self.merged_encoder = table(graphs[0]), encoder()
-        self.table = nn.ModuleList(table(graph) for graph in graphs[1:])
-        self.encoder = nn.ModuleList(encoder() for _ in sizes)
-        self.predictor = nn.ModuleList(nn.Linear(d, n) for n in sizes)
-        self.discriminator = nn.ModuleList(Bilinear(d) for _ in sizes)
-        self.apply(_initialise)
+        self.table = Modules(table(graph) for graph in graphs[1:])
+        self.encoder = Modules(encoder() for _ in sizes)
+        self.predictor = Modules(nn.Linear(d, n) for n in sizes)
+        self.discriminator = Modules(Bilinear(d) for _ in sizes)
+        self.apply(initialised_as_sasrec)
         bounds = torch.tensor(self.item_offsets[1:-1], dtype=torch.long)
         self.bounds: torch.Tensor
         self.register_buffer("bounds", bounds, persistent=False)
         self._final: list[torch.Tensor] | None = None
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """Every position is a target and one pass trains them; weights and widths that can be."""
         if config["train_targets"] != "all" or config["targets_per_sequence"] or not config["one_pass"]:
             raise CDRError(
@@ -157,7 +164,7 @@ class C2DSR(CrossDomainRecommender):
 
     def phases(self) -> list[Phase]:
         """One phase, over whole sequences."""
-        return [Phase(batches="sequence_batches", loss="sequence_loss")]
+        return [Phase(batches=self.training_sequences.batches, loss=self.sequence_loss)]
 
     # -- tables of items ----------------------------------------------------------------------------------------
 
@@ -174,10 +181,13 @@ class C2DSR(CrossDomainRecommender):
                 self._final = self._propagated()
         return self._final
 
-    def load_state_dict(self, *args, **kwargs):
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> _IncompatibleKeys:
         """As torch does; tables made from the former weights are forgotten."""
         self._final = None
-        return super().load_state_dict(*args, **kwargs)
+        states: _IncompatibleKeys = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        return states
 
     def item_vectors(self, domain: int) -> torch.Tensor:
         """W_X and, as its last column, b_X: (n_k, d + 1)."""
@@ -188,11 +198,13 @@ class C2DSR(CrossDomainRecommender):
 
     def _merged_states(self, items: torch.Tensor, tables: list[torch.Tensor]) -> torch.Tensor:
         """h^M of left-aligned ids (B, L): (B, L, d), zero at padding."""
-        return self.merged_encoder(items, _look_up(tables[0]))
+        states: torch.Tensor = self.merged_encoder(items, _look_up(tables[0]))
+        return states
 
     def _single_states(self, x: int, items: torch.Tensor, tables: list[torch.Tensor]) -> torch.Tensor:
         """h^X of left-aligned ids of X alone (B, L): (B, L, d), zero at padding."""
-        return self.encoder[x](items, _look_up(tables[1 + x], self.item_offsets[x]))
+        states: torch.Tensor = self.encoder[x](items, _look_up(tables[1 + x], self.item_offsets[x]))
+        return states
 
     def _domain_of(self, items: torch.Tensor) -> torch.Tensor:
         """The items' domains, -1 at padding."""
@@ -201,7 +213,8 @@ class C2DSR(CrossDomainRecommender):
     def _timeline(self, batch: Batch) -> torch.Tensor:
         """The most recent T events of all domains, (B, L), right-aligned."""
         if self.clock:
-            return batch["merged"]
+            vectors: torch.Tensor = batch["merged"]
+            return vectors
         x = batch.target_domain
         order = [*(k for k in range(self.n_domains) if k != x), x]
         items = torch.cat([batch.history(k) for k in order], 1)
@@ -221,20 +234,13 @@ class C2DSR(CrossDomainRecommender):
 
     # -- training -----------------------------------------------------------------------------------------------
 
-    def sequence_batches(self, rng: np.random.Generator) -> EpochBatches:
-        """Returns the training sequences in batches of about ``train_batch_size`` targets."""
-        if self._reorder:
-            self.sequences = self._sequences(self._events.take(new_order(self._events, rng)))
-        return shuffled_windows(self.sequences, int(self.config["train_batch_size"]), rng)
-
     def _sequences(self, events: Events) -> list[TrainingSequences]:
         """The merged timelines, or each domain's events behind those of all others."""
         longest = self.max_history_length
-        events = events.take(first_of_token(events, self._token_key))
         if self.clock:
-            return [TrainingSequences(events, longest)]
-        timelines = [behind_the_others(events, k, longest) for k in range(self.n_domains)]
-        return [TrainingSequences(e, longest, asked=e.domain == k) for k, e in enumerate(timelines)]
+            return merged_timelines(events, self._token_key, longest)
+        by_domain = events_by_target_domain(events, self._token_key, self.n_domains, longest)
+        return [TrainingSequences(each, longest, asked=each.domain == k) for k, each in enumerate(by_domain)]
 
     def sequence_loss(self, batch: SequenceBatch) -> Terms:
         """The objective over all positions of a batch of sequences; a domain's terms are means over its positions.
@@ -265,26 +271,26 @@ class C2DSR(CrossDomainRecommender):
     def _streams(self, batch: SequenceBatch) -> list[Stream]:
         """What is read of each domain. An item's next one may be any behind it, the last target included."""
         whole = torch.cat([batch.items[:, :1], batch.targets], 1)
-        domain, found = self._domain_of(whole), []
+        domain, streams = self._domain_of(whole), []
         for x in range(self.n_domains):
             own = domain == x
             alone, count = stream(whole, own)
             target = F.pad(alone[:, 1:], (0, 1))
             followed = own & (count < count[:, -1:])
-            found.append(Stream(alone * (target != 0), target, followed[:, :-1]))
-        return found
+            streams.append(Stream(alone * (target != 0), target, followed[:, :-1]))
+        return streams
 
     def _contrasted(self, tag: int, streams: list[Stream]) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
         """Each domain X with an infomax term, the sequences (n,) that have both sides of it, and where their r_MY is
         taken (n, L)."""
-        found = []
+        contrasts = []
         every = torch.stack([held.places for held in streams]).any(0)
         for x, held in enumerate(streams):
             others = every & ~held.places
             rows = (held.places.any(1) & others.any(1)).nonzero().squeeze(1)
             if self.weight < 1 and len(rows) and (self.clock or x != tag):
-                found.append((x, rows, others[rows]))
-        return found
+                contrasts.append((x, rows, others[rows]))
+        return contrasts
 
     def _next_item(self, x: int, states: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy of targets (N,) in X from states (N, d); 0 without any."""
@@ -335,7 +341,8 @@ class Bilinear(nn.Module):
 
     def forward(self, r: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         """Two (B, d) → (B,)."""
-        return (self.weight(s) * r).sum(1) + self.bias
+        scores: torch.Tensor = (self.weight(s) * r).sum(1) + self.bias
+        return scores
 
 
 def _last(events: Events, domain: int) -> Events:
@@ -356,13 +363,3 @@ def _look_up(table: torch.Tensor, offset: int = 0) -> Callable[[torch.Tensor], t
 def _with_one(vectors: torch.Tensor) -> torch.Tensor:
     """(N, d) → (N, d + 1), a 1 behind each vector: the factor of the bias."""
     return F.pad(vectors, (0, 1), value=1.0)
-
-
-def _initialise(module: nn.Module) -> None:
-    """As SASRec: Xavier for matrices, small normal embeddings, zero biases."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_normal_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Embedding):
-        nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)

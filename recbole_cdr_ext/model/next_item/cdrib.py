@@ -37,7 +37,6 @@ import torch.nn.functional as F
 from recbole.data.interaction import Interaction
 from torch import nn
 
-from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.layers import Gaussian, kl, mlp
 from recbole_cdr_ext.model.variational_graph import (
@@ -48,6 +47,9 @@ from recbole_cdr_ext.model.variational_graph import (
     binary_loss,
     mean_or_zero,
 )
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 CHOICES = {"warm_score": ("cross", "own", "mean"), "contrastive": ("hinge", "bce")}
 S_CAP = 0.4
@@ -70,16 +72,16 @@ class CDRIB(PairwiseGraphModel):
     overlapping: torch.Tensor
     prior_logvar: torch.Tensor
 
-    def __init__(self, config, dataset: CrossDomainDataset):
-        super().__init__(config, dataset)
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
         self.beta, self.kl_weight = float(config["user_kl_weight"]), float(config["kl_weight"])
         self.margin, self.contrast_users = float(config["margin"]), int(config["contrast_users"])
         self.hinge, self.warm_score = config["contrastive"] == "hinge", config["warm_score"]
         self.official_prior = bool(config["official_prior"])
-        made = self.encoder(S_CAP if config["deviation"] == "published" else None)
-        self.encoders = nn.ModuleList(DomainEncoder(graph, made) for graph in self.graphs)
-        self.critic = mlp(2 * made.n_layers * made.d, made.d, 100, 1)
-        prior = made.gaussian(torch.zeros(made.d), torch.ones(made.d))
+        design = self.encoder(S_CAP if config["deviation"] == "published" else None)
+        self.encoders = nn.ModuleList(DomainEncoder(graph, design) for graph in self.graphs)
+        self.critic = mlp(2 * design.n_layers * design.d, design.d, 100, 1)
+        prior = design.gaussian(torch.zeros(design.d), torch.ones(design.d))
         self.register_buffer("prior_logvar", prior.logvar, persistent=False)
         both = torch.stack([graph.place >= 0 for graph in self.graphs]).all(0).nonzero().squeeze(1)
         self.register_buffer("overlapping", both, persistent=False)
@@ -89,7 +91,7 @@ class CDRIB(PairwiseGraphModel):
             )
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """As its base; choices, weights and counts."""
         super().check_settings(config)
         for key, known in CHOICES.items():
@@ -103,8 +105,8 @@ class CDRIB(PairwiseGraphModel):
 
     def calculate_loss(self, interaction: Interaction) -> Terms:
         """The loss of a batch of pairs; everything is propagated once, and the KL are over all nodes."""
-        made = [encoder() for encoder in self.encoders]
-        users, items = [u for u, _ in made], [i for _, i in made]
+        encoded = [encoder() for encoder in self.encoders]
+        users, items = [u for u, _ in encoded], [i for _, i in encoded]
         bce = users[0].last.mean.new_zeros(())
         for rows in self.by_domain(interaction):
             order, vectors = self.represented(rows.domain, rows.user, users)
@@ -159,15 +161,15 @@ class CDRIB(PairwiseGraphModel):
 
     def vectors(self) -> Tables:
         """The users as ``warm_score`` says and cold ones by the other encoder (zero without any edge); the items."""
-        made = [encoder() for encoder in self.encoders]
-        spread = [graph.of_all(u.means()) for graph, (u, _) in zip(self.graphs, made, strict=True)]
+        encoded = [encoder() for encoder in self.encoders]
+        spread = [graph.of_all(u.means()) for graph, (u, _) in zip(self.graphs, encoded, strict=True)]
         share = {"cross": 0.0, "own": 1.0, "mean": 0.5}[self.warm_score]
         users = []
         for k, graph in enumerate(self.graphs):
             has_own, has_other = graph.place >= 0, self.graphs[1 - k].place >= 0
             weight = torch.where(has_own & has_other, share, has_own.float()).unsqueeze(1)
             users.append(weight * spread[k] + (1 - weight) * spread[1 - k])
-        return users, [i.means() for _, i in made]
+        return users, [i.means() for _, i in encoded]
 
 
 def another(rows: torch.Tensor, count: int) -> torch.Tensor:

@@ -37,8 +37,11 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.parts.layers import Dropout, left_aligned
+from recbole_cdr_ext.model.parts.layers import Dropout, Modules, left_aligned
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 # (user, item) pairs whose hidden units exist at once in scoring: a few megabytes stay in the processor's cache.
 _PAIRS = 1 << 14
@@ -52,7 +55,7 @@ class Terms(NamedTuple):
     orthogonality: torch.Tensor
 
 
-class DASL(CrossDomainRecommender):
+class DASL(CrossDomainRecommender[Batch, Split]):
     """Dual embedding and dual attention; settings and their defaults are in ``properties/model/DASL.yaml``."""
 
     cold_start = True
@@ -60,8 +63,10 @@ class DASL(CrossDomainRecommender):
     paper = "DASL (Li et al., KDD 2021)"
     needs_negatives = True
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
+    trained: torch.Tensor
+
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
         d = int(config["embedding_size"])
         half = d // 2
         self.user_size = half if config["user_embedding"] else 0
@@ -73,7 +78,7 @@ class DASL(CrossDomainRecommender):
         self.item_embedding = nn.Embedding(self.n_items, half)
         self.gru = nn.ModuleList(nn.GRU(half + self.user_size, d, batch_first=True) for _ in range(2))
         self.attention = nn.ModuleList(_Attention(d, int(config["attention_size"])) for _ in range(2))
-        self.head = nn.ModuleList(_Head(d, half, self.user_size, hidden, dropout) for _ in range(2))
+        self.head = Modules(_Head(d, half, self.user_size, hidden, dropout) for _ in range(2))
         if self.user_size:
             self.user_embedding = nn.ModuleList(nn.Embedding(self.n_users, half) for _ in range(2))
         self.apply(xavier_normal_initialization)
@@ -81,14 +86,14 @@ class DASL(CrossDomainRecommender):
         if self.user_size:
             self.user_bias = nn.Parameter(torch.zeros(2, self.n_users))
             self.map = nn.Parameter(nn.init.xavier_normal_(torch.empty(half, half)))
-            self.register_buffer("trained", self._trained(dataset.split), persistent=False)
+            self.register_buffer("trained", self._trained(data.split), persistent=False)
 
-    def _trained(self, split) -> torch.Tensor:
+    def _trained(self, split: Split) -> torch.Tensor:
         """Returns which users have training items in which domain, (2, n_users) bool."""
         trained = torch.zeros(2, self.n_users, dtype=torch.bool)
         trained[torch.from_numpy(split.train_events.domain), torch.from_numpy(split.train_events.user)] = True
-        asked = torch.cat([torch.from_numpy(split.part(part).user) for part in ("valid", "test")])
-        if not trained.any(0)[asked].any():
+        evaluated = torch.cat([torch.from_numpy(split.part(part).user) for part in ("valid", "test")])
+        if not trained.any(0)[evaluated].any():
             raise CDRError(
                 "user_embedding=True needs evaluated users among the training users, and there are none. "
                 "Set user_embedding=False, which serves users that training has not seen."
@@ -96,7 +101,7 @@ class DASL(CrossDomainRecommender):
         return trained
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """Ranges, and that user vectors get trained."""
         if config["user_embedding"] and config["split"] == "user" and not config["train_on_histories"]:
             raise CDRError(
@@ -125,14 +130,16 @@ class DASL(CrossDomainRecommender):
         if not self.user_size:
             return self.item_embedding.weight.new_zeros(len(users), 0)
         here, there = (self.trained[k, users].unsqueeze(1) for k in (x, 1 - x))
-        own = self.user_embedding[x](users)
+        own: torch.Tensor = self.user_embedding[x](users)
         if here.all():  # as in training, where the other table's gradient would be a table of zeros
             return own
         return torch.where(here, own, self.mapped(x, self.user_embedding[1 - x](users)) * there)
 
     # -- preference ---------------------------------------------------------------------------------------------
 
-    def states(self, domain: int, history: torch.Tensor, user: torch.Tensor):
+    def states(
+        self, domain: int, history: torch.Tensor, user: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Reads a history with its domain's GRU.
 
         Args:
@@ -194,11 +201,11 @@ class DASL(CrossDomainRecommender):
     def calculate_loss(self, interaction: Batch) -> Terms:
         """Binary cross-entropy of targets and negatives, the map's error, and its distance from orthogonality."""
         batch, head = interaction, self.head[interaction.target_domain]
-        asked = torch.cat([batch.targets.unsqueeze(1), batch.negatives], 1)
+        candidates = torch.cat([batch.targets.unsqueeze(1), batch.negatives], 1)
         user, user_bias = self._user_side(batch)
         # Batch-norm takes its statistics from the pairs of the batch, not from all items as in scoring.
-        logits = head(user, head.item_side(self.item_embedding(asked)))
-        logits = logits + self.item_bias[asked] + user_bias
+        logits = head(user, head.item_side(self.item_embedding(candidates)))
+        logits = logits + self.item_bias[candidates] + user_bias
         label = torch.zeros_like(logits)
         label[:, 0] = 1
         bce = F.binary_cross_entropy_with_logits(logits, label)
@@ -235,7 +242,8 @@ class _Attention(nn.Module):
         """States (B, L, d) → weights (B, L) that sum to 1 over the real steps; all 0 where there are none."""
         logits = self.weight(torch.tanh(self.inner(states))).squeeze(2)
         # Not minus infinity: the softmax of a row without steps would be 0/0.
-        return logits.masked_fill(~real, torch.finfo(logits.dtype).min).softmax(1) * real
+        weights: torch.Tensor = logits.masked_fill(~real, torch.finfo(logits.dtype).min).softmax(1) * real
+        return weights
 
 
 class _Head(nn.Module):
@@ -255,11 +263,13 @@ class _Head(nn.Module):
 
     def user_side(self, preference: torch.Tensor, user: torch.Tensor) -> torch.Tensor:
         """g (B, d) and user vectors (B, d/2) → (B, h)."""
-        return self.of_user(self.norm_user(torch.cat([self.dropout(preference), user], 1)))
+        vectors: torch.Tensor = self.of_user(self.norm_user(torch.cat([self.dropout(preference), user], 1)))
+        return vectors
 
     def item_side(self, items: torch.Tensor) -> torch.Tensor:
         """Item vectors (..., d/2) → (..., h)."""
-        return self.of_item(self.norm_item(items.flatten(0, -2)).view(items.shape))
+        vectors: torch.Tensor = self.of_item(self.norm_item(items.flatten(0, -2)).view(items.shape))
+        return vectors
 
     def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
         """The two sides, (B, h) and (B or 1, C, h) → (B, C)."""

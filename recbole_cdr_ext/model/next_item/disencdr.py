@@ -36,7 +36,6 @@ import torch.nn.functional as F
 from recbole.data.interaction import Interaction
 from torch import nn
 
-from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.layers import Dropout, Gaussian, kl
 from recbole_cdr_ext.model.phase import Phase
@@ -52,6 +51,9 @@ from recbole_cdr_ext.model.variational_graph import (
     mean_or_zero,
     sampled,
 )
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 
 class Terms(NamedTuple):
@@ -68,22 +70,22 @@ class DisenCDR(PairwiseGraphModel):
 
     paper = "DisenCDR (Cao et al., SIGIR 2022)"
 
-    def __init__(self, config, dataset: CrossDomainDataset):
-        super().__init__(config, dataset)
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
         self.beta, self.kl_weight = float(config["alignment_weight"]), float(config["kl_weight"])
         self.warmup_epochs = int(config["warmup_epochs"])
         self.official_noise = bool(config["official_noise"])
-        made = self.encoder()
-        self.specific = nn.ModuleList(DomainEncoder(graph, made) for graph in self.graphs)
-        self.auxiliary = nn.ModuleList(GraphEncoder(made) for _ in self.graphs)
-        self.shared = _Shared(self.graphs, made)
-        prior = made.gaussian(torch.zeros(made.d), torch.ones(made.d))
+        design = self.encoder()
+        self.specific = nn.ModuleList(DomainEncoder(graph, design) for graph in self.graphs)
+        self.auxiliary = nn.ModuleList(GraphEncoder(design) for _ in self.graphs)
+        self.shared = _Shared(self.graphs, design)
+        prior = design.gaussian(torch.zeros(design.d), torch.ones(design.d))
         self.register_buffer("prior_logvar", prior.logvar, persistent=False)
 
     prior_logvar: torch.Tensor
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """As its base; β is a share."""
         super().check_settings(config)
         if not 0 <= config["alignment_weight"] <= 1:
@@ -95,13 +97,13 @@ class DisenCDR(PairwiseGraphModel):
         """The specific part alone for ``warmup_epochs``, whose last is kept; then everything."""
         warmup = Phase(
             "warm-up",
-            loss="warmup_loss",
-            batches="edge_batches",
+            loss=self.warmup_loss,
+            batches=self.edge_batches,
             parameters=("specific.",),
-            validate="",
+            validated=False,
             settings=(("epochs", self.warmup_epochs),),
         )
-        return [*([warmup] if self.warmup_epochs else []), Phase(batches="edge_batches")]
+        return [*([warmup] if self.warmup_epochs else []), Phase(batches=self.edge_batches)]
 
     # -- loss -------------------------------------------------------------------------------------------------------
 
@@ -128,10 +130,15 @@ class DisenCDR(PairwiseGraphModel):
     def from_one_domain(self, k: int) -> Gaussian:
         """q̃^k over the members of domain k, (m_k, d)."""
         graph = self.graphs[k]
-        return self.auxiliary[k](self.specific[k].user_table, graph.to_items, graph.to_users)[1]
+        posterior: Gaussian = self.auxiliary[k](self.specific[k].user_table, graph.to_items, graph.to_users)[
+            1
+        ]
+        return posterior
 
-    def _bce(self, batch: Interaction, own: list[tuple[Gaussian, Gaussian]], q: Gaussian | None):
-        loss = own[0][0].mean.new_zeros(())
+    def _bce(
+        self, batch: Interaction, own: list[tuple[Gaussian, Gaussian]], q: Gaussian | None
+    ) -> torch.Tensor:
+        loss: torch.Tensor = own[0][0].mean.new_zeros(())
         for rows in self.by_domain(batch):
             users, items = (self._noisy(z) for z in own[rows.domain])
             vectors = sampled(users, self.graphs[rows.domain].place[rows.user], self.training)
@@ -178,12 +185,12 @@ class _Shared(nn.Module):
 
     known: torch.Tensor
 
-    def __init__(self, graphs: list[DomainGraph], made: GaussianLayers):
+    def __init__(self, graphs: list[DomainGraph], design: GaussianLayers):
         super().__init__()
-        self._graphs, self.made = graphs, made
-        self.tables = nn.ParameterList(embedding(len(graph.members), made.d) for graph in graphs)
-        self.branches = nn.ModuleList(made.layers() for _ in graphs)
-        self.dropout = Dropout(made.dropout)
+        self._graphs, self.design = graphs, design
+        self.tables = nn.ParameterList(embedding(len(graph.members), design.d) for graph in graphs)
+        self.branches = nn.ModuleList(design.layers() for _ in graphs)
+        self.dropout = Dropout(design.dropout)
         total = np.zeros(len(graphs[0].place))
         for graph in graphs:
             total[graph.members.cpu().numpy()] += graph.degree
@@ -199,21 +206,21 @@ class _Shared(nn.Module):
         """A Gaussian over all users (n_users, d); those without edges have mean and s zero."""
         states = list(self.tables)
         mixed: list[torch.Tensor] = []
-        for depth in range(self.made.n_layers):
-            last = depth == self.made.n_layers - 1
+        for depth in range(self.design.n_layers):
+            last = depth == self.design.n_layers - 1
             mixed = self._mixed(depth, states, rectified=not last)
             if not last:
                 states = [mixed[0][graph.members] for graph in self._graphs]
-        return self.made.gaussian(*mixed)
+        return self.design.gaussian(*mixed)
 
     def _mixed(self, depth: int, states: list[torch.Tensor], rectified: bool) -> list[torch.Tensor]:
         """Σ_k λ^k · (layer of branch k), each of its outputs (n_users, d)."""
         total: list[torch.Tensor] = []
         for k, (graph, layers) in enumerate(zip(self._graphs, self.branches, strict=True)):
             assert isinstance(layers, nn.ModuleList)
-            found = layers[depth](self.dropout(states[k]), graph.to_items, graph.to_users)
+            outputs = layers[depth](self.dropout(states[k]), graph.to_items, graph.to_users)
             weight = getattr(self, f"weight_{k}")
-            parts = [(F.relu_(out) if rectified else out) * weight for out in found]
+            parts = [(F.relu_(out) if rectified else out) * weight for out in outputs]
             if not total:
                 total = [graph.of_all(part) for part in parts]
             else:

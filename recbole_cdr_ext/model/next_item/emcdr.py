@@ -26,6 +26,7 @@ settings by cross-validation); MF takes a sampled item as 0, for there are no ra
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from logging import getLogger
 from typing import NamedTuple
@@ -33,18 +34,20 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from recbole.data.interaction import Interaction
 from recbole.model.init import xavier_normal_initialization
 from torch import nn
 
-from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.data.instances import Batch, Instances
 from recbole_cdr_ext.data.sequences import EpochBatches
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.layers import mapping
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender, gathered_product
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.interaction_split import Split
 from recbole_cdr_ext.splits.sampler import Candidates, CrossDomainSampler
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 CHOICES = {
     "latent_factor_model": ("BPR", "MF"),
@@ -60,7 +63,7 @@ class FactorLoss(NamedTuple):
     l2: torch.Tensor
 
 
-class EMCDR(CrossDomainRecommender):
+class EMCDR(CrossDomainRecommender[Batch, Split]):
     """Factors of users and items per domain, and a mapping into each domain from the other one.
 
     Settings: ``embedding_size``, ``latent_factor_model``, ``reg_weight`` λ, ``mapping``, ``mapping_hidden_size``,
@@ -74,9 +77,11 @@ class EMCDR(CrossDomainRecommender):
     domains = "two"
     paper = "Cross-Domain Recommendation: An Embedding and Mapping Approach, IJCAI 2017"
 
-    def __init__(self, config, dataset: CrossDomainDataset):
-        super().__init__(config, dataset)
-        split: Split = dataset.split
+    trained: torch.Tensor
+
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
+        split = data.split
         size = int(config["embedding_size"])
         hidden = int(config["mapping_hidden_size"]) if config["mapping"] == "mlp" else None
         n_items = [span.stop - span.start for span in map(self.item_slice, range(self.n_domains))]
@@ -94,15 +99,9 @@ class EMCDR(CrossDomainRecommender):
         self._candidates: dict[int, Candidates] = {}
         self._sampler = CrossDomainSampler(split, int(config["candidate_seed"]))
         self._warn_of_strangers(split, counts)
-        # A phase names methods that take no domain.
-        for k in range(self.n_domains):
-            setattr(self, f"pairs_{k}", partial(self.pair_batches, k))
-            setattr(self, f"ndcg_{k}", partial(self.warm_ndcg, k))
-            setattr(self, f"overlap_{k}", partial(self.overlap_batches, k))
-            setattr(self, f"fit_{k}", partial(self.fit_of_held_out, k))
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """Refuses unknown choices, shares out of range, and a split whose users do not train."""
         for key, known in CHOICES.items():
             if config[key] not in known:
@@ -137,12 +136,12 @@ class EMCDR(CrossDomainRecommender):
                 f"No training user has map_min_items={self.config['map_min_items']} items in both domains: there is "
                 "no mapping, and cold users get the mean user vector."
             )
-        asked = np.concatenate([split.valid.user, split.test.user])
-        strangers = int((counts.sum(0)[asked] == 0).sum())
+        evaluated = np.concatenate([split.valid.user, split.test.user])
+        strangers = int((counts.sum(0)[evaluated] == 0).sum())
         if strangers:
             getLogger().warning(
-                f"{strangers:,} of {len(asked):,} held-out instances are of users without training interactions, who "
-                "get the mean user vector."
+                f"{strangers:,} of {len(evaluated):,} held-out instances are of users without training interactions, "
+                "who get the mean user vector."
             )
 
     def phases(self) -> list[Phase]:
@@ -150,20 +149,22 @@ class EMCDR(CrossDomainRecommender):
         factors = [
             Phase(
                 f"factors_{name}",
-                loss="factor_loss",
-                batches=f"pairs_{k}",
+                loss=self.factor_loss,
+                batches=partial(self.pair_batches, k),
                 parameters=(f"users.{k}.", f"items.{k}."),
-                validate=f"ndcg_{k}" if len(self._valid[k]) else "",
+                validate=partial(self.warm_ndcg, k),
+                validated=len(self._valid[k]) > 0,
             )
             for k, name in enumerate(self.domain_names)
         ]
         maps = [
             Phase(
                 f"map_to_{name}",
-                loss="map_loss",
-                batches=f"overlap_{k}",
+                loss=self.map_loss,
+                batches=partial(self.overlap_batches, k),
                 parameters=(f"maps.{k}.",),
-                validate=f"fit_{k}" if len(self._held_out) else "",
+                validate=partial(self.fit_of_held_out, k),
+                validated=len(self._held_out) > 0,
                 settings=(("learning_rate", float(self.config["map_learning_rate"])),),
             )
             for k, name in enumerate(self.domain_names)
@@ -251,7 +252,8 @@ class EMCDR(CrossDomainRecommender):
         """‖f(U_u^Y) − U_u^X‖² of users with vectors of both domains, (B,)."""
         with torch.no_grad():
             source, wanted = self.users[1 - target](users), self.users[target](users)
-        return (self.maps[target](source) - wanted).square().sum(1)
+        error: torch.Tensor = (self.maps[target](source) - wanted).square().sum(1)
+        return error
 
     @torch.no_grad()
     def fit_of_held_out(self, target: int) -> float:
@@ -295,7 +297,9 @@ def _warm(instances: Instances, domain: int, trained: np.ndarray) -> Instances:
     return instances.take((instances.domain == domain) & trained[instances.user])
 
 
-def _shuffled(domain: int, n: int, size: int, rng: np.random.Generator, make) -> EpochBatches:
+def _shuffled(
+    domain: int, n: int, size: int, rng: np.random.Generator, make: Callable[[int, np.ndarray], Interaction]
+) -> EpochBatches:
     """Batches of ``size`` out of n rows in random order."""
     order = rng.permutation(n)
     return EpochBatches([(domain, order[first : first + size]) for first in range(0, n, size)], make)

@@ -17,15 +17,18 @@ summed over d, averaged over the batch. Without a history in Y, z_t^y is its pri
 Without one in X (cold start), z^x and z_a^x are their prior means and z_t^y ~ r^y(·|S^Y), held to N(0, I) by the same
 weight w as any posterior of z_t.
 
-With ``one_pass: False``, the paper's text, each instance's histories are encoded by themselves; else one pass over the
-merged timeline encodes all of its positions (``i2vae_positions.py``). Decisions where the paper is silent are those of
-the documentation page; with more than two domains the other domains' sequences are one memory, each encoded by its own
-domain's encoder.
+What an instance sees, S^X, S^Y, S_a^X and the attention, has two forms. With ``one_pass: False``, the paper's text,
+each instance's histories are encoded by themselves (``parts/histories.py``); else one pass over the merged timeline
+encodes all of its positions (``parts/positions.py``). What is made of it is the same, and stands here. Decisions where
+the paper is silent are those of the documentation page; with more than two domains the other domains' sequences are
+one memory, each encoded by its own domain's encoder.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -33,37 +36,41 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.data.instances import Batch, random_recall
-from recbole_cdr_ext.data.sequences import (
-    EpochBatches,
-    SequenceBatch,
-    TrainingSequences,
-    first_of_token,
-    new_order,
-    reorders,
-    shuffled_windows,
-)
+from recbole_cdr_ext.data.sequences import SequenceBatch, TrainingSequences
 from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.model.parts.histories import HistoryEncoder
 from recbole_cdr_ext.model.parts.latent_meter import LatentMeter
 from recbole_cdr_ext.model.parts.layers import (
+    AnyModule,
     CrossAttention,
     Gaussian,
     GaussianHead,
     ItemTable,
+    Modules,
     Prior,
     SequenceEncoder,
+    SumDecoder,
+    initialised_as_sasrec,
     kl,
-    left_aligned,
-    masked_mean,
     mlp,
 )
 from recbole_cdr_ext.model.parts.losses import sampled_softmax_loss, softmax_loss
-from recbole_cdr_ext.model.parts.positions import PositionEncoder, Views
+from recbole_cdr_ext.model.parts.positions import PositionEncoder
+from recbole_cdr_ext.model.parts.views import Views
+from recbole_cdr_ext.model.parts.whole_sequences import (
+    WholeSequences,
+    merged_timelines,
+    trains_whole_sequences,
+)
 from recbole_cdr_ext.model.phase import Phase, Stage
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.paths import properties_dir
 from recbole_cdr_ext.settings.reading import read_mapping
 from recbole_cdr_ext.splits.interaction_split import PARTS, Split, recalled_by_event
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 CHOICES = {
     "loss_type": ("BCE", "CE", "sampled"),
@@ -77,21 +84,20 @@ CHOICES = {
 ONE_PASS_ONLY = {"cross_encoder": ("merged",), "pooling": ("last",), "psg": ("none",)}
 
 
-def on_sequences(config) -> bool:
-    """Whether training batches are whole sequences: every position is a target, and one pass encodes all of them."""
-    every = config["train_targets"] == "all" and not config["targets_per_sequence"]
-    return bool(config["one_pass"]) and every and config["loss_type"] != "BCE"
+def on_sequences(config: CDRConfig) -> bool:
+    """Whether training batches are whole sequences; the binary loss has negatives of each instance's own."""
+    return trains_whole_sequences(config) and config["loss_type"] != "BCE"
 
 
-def recalled_width(config) -> int:
+def recalled_width(config: CDRConfig) -> int:
     """How many items a pseudo-sequence generator recalls for an instance at most."""
     if config["psg"] == "none":
         return 0
     if config["psg"] == "random":
         return int(config["random_recall_size"])
     defaults = read_mapping(properties_dir() / "model" / "LightGCNPSG.yaml")
-    given = {**defaults, **(config["psg_settings"] or {})}
-    return int(given["recall_rounds"]) * int(given["recall_size"])
+    settings = {**defaults, **(config["psg_settings"] or {})}
+    return int(settings["recall_rounds"]) * int(settings["recall_size"])
 
 
 @dataclass
@@ -125,7 +131,7 @@ class Terms(NamedTuple):
     cross: torch.Tensor
 
 
-class I2VAE(CrossDomainRecommender):
+class I2VAE(CrossDomainRecommender[Batch, Split]):
     """Variational augmentation of interests; settings and their defaults are in ``properties/model/I2VAE.yaml``."""
 
     cold_start = True
@@ -133,90 +139,102 @@ class I2VAE(CrossDomainRecommender):
     paper = "i²VAE (Ning et al., UAI 2025)"
     needs_pseudo = True
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
-        d = int(config["embedding_size"])
-        dropout = float(config["dropout"])
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
+        self._read_weights(config)
+        self.loss_type = config["loss_type"]
+        self.temperature, self.n_shared = float(config["temperature"]), int(config["train_neg_num"])
+        self.log_q = bool(config["log_q_correction"])
+        self.needs_negatives = self.loss_type == "BCE"
+        self.needs_pseudo = config["psg"] != "none"
+        self.one_pass = self.needs_merged = bool(config["one_pass"])
+        self._meter = LatentMeter()
+        self.training_sequences: WholeSequences[TrainingSequences] | None = None
+        if on_sequences(config):
+            arrange = partial(merged_timelines, token_key=data.token_key, max_length=self.max_history_length)
+            self.training_sequences = WholeSequences(
+                config, data.split.train_events, arrange, recalled_by_event(data.split)
+            )
+        self._make_modules(config)
+        self.apply(initialised_as_sasrec)
+        for head in (*self.own_head, *self.augmented_head, *self.transfer_head, *self.auxiliary_head):
+            nn.init.constant_(head.logvar.bias, float(config["initial_logvar"]))
+        if config["item_init"] == "psg":
+            assert data.split.item_vectors is not None, "no generator has run"
+            self._start_from(data.split.item_vectors)
+
+    def _read_weights(self, config: CDRConfig) -> None:
+        """The weights of the objective's terms; without latents that are drawn there is nothing to regularise."""
         self.variational = bool(config["variational"])
         self.kl_weight = float(config["kl_weight"]) if self.variational else 0.0
         self.kl_warmup_epochs = int(config["kl_warmup_epochs"])
         self.free_bits = float(config["free_bits"])
         self.kl_share = 1.0
-        self.lambda_a = (
-            float(config["lambda_a"]) if config["denoise_regularizer"] and self.variational else 0.0
-        )
+        denoises = config["denoise_regularizer"] and self.variational
+        self.lambda_a = float(config["lambda_a"]) if denoises else 0.0
         self.lambda_c = float(config["lambda_c"]) if config["cross_regularizer"] and self.variational else 0.0
         self.use_auxiliary = bool(config["cross_regularizer"])
         self.adaptive = bool(config["adaptive_denoise"])
         self.adaptive_a, self.adaptive_b = float(config["adaptive_a"]), float(config["adaptive_b"])
         self.cold_start_mask_prob = float(config["cold_start_mask_prob"])
-        self.loss_type = config["loss_type"]
-        self.temperature, self.n_shared = float(config["temperature"]), int(config["train_neg_num"])
-        self.log_q = bool(config["log_q_correction"])
-        self.pool_last = config["pooling"] == "mean_last"
-        self.needs_negatives = self.loss_type == "BCE"
-        self.needs_pseudo = config["psg"] != "none"
-        self.one_pass = self.needs_merged = bool(config["one_pass"])
-        self._meter = LatentMeter()
 
-        self.item_embedding = ItemTable(self.n_items, d, padding_idx=0)
-        longest = max(self.max_history_length, int(config["pseudo_length"]))
+    def _make_modules(self, config: CDRConfig) -> None:
+        """The table of items, what encodes the histories, heads, priors and decoders, in the order of their draws."""
+        d, dropout = int(config["embedding_size"]), float(config["dropout"])
+        by_attention = config["cross_encoder"] == "attention"
 
-        def per_domain(make) -> nn.ModuleList:
-            return nn.ModuleList(make() for _ in range(self.n_domains))
+        def per_domain(make: Callable[[], AnyModule]) -> Modules[AnyModule]:
+            return Modules(make() for _ in range(self.n_domains))
 
+        def encoder() -> SequenceEncoder:
+            return SequenceEncoder(
+                d=d,
+                n_layers=int(config["n_layers"]),
+                n_heads=int(config["n_heads"]),
+                max_length=max(self.max_history_length, int(config["pseudo_length"])),
+                inner=int(config["inner_size"]),
+                dropout=dropout,
+            )
+
+        def head() -> GaussianHead:
+            return GaussianHead(d, d, dropout, bool(config["residual_posteriors"]))
+
+        def decoder() -> nn.Module:
+            return SumDecoder(d, dropout) if config["decoder"] == "sum" else mlp(3 * d, d, d, dropout=dropout)
+
+        table = self.item_embedding = ItemTable(self.n_items, d, padding_idx=0)
         if self.one_pass:
-            self.positions = PositionEncoder(
-                config, self.item_offsets, self.item_embedding, self.needs_pseudo
-            )
+            self.positions = PositionEncoder(config, self.item_offsets, table, self.needs_pseudo)
         else:
-            self.encoder = per_domain(
-                lambda: SequenceEncoder(
-                    d=d,
-                    n_layers=int(config["n_layers"]),
-                    n_heads=int(config["n_heads"]),
-                    max_length=longest,
-                    inner=int(config["inner_size"]),
-                    dropout=dropout,
+            self.encoder = per_domain(encoder)
+        self.own_head, self.augmented_head = per_domain(head), per_domain(head)
+        self.transfer_head, self.auxiliary_head = per_domain(head), per_domain(head)
+        if not self.one_pass:
+            cross: nn.ModuleList
+            if by_attention:
+                cross = self.cross_attention = per_domain(
+                    lambda: CrossAttention(d, int(config["n_cross_heads"]))
                 )
+            else:
+                cross = self.cross_mlp = per_domain(lambda: mlp(2 * d, d, d, dropout=dropout))
+            adds_last = config["pooling"] == "mean_last"
+            self.histories = HistoryEncoder(
+                table, self.encoder, cross, by_attention=by_attention, adds_last=adds_last
             )
-        self.on_sequences = on_sequences(config)
-        if self.on_sequences:
-            self._events, self._token_key = dataset.split.train_events, dataset.token_key
-            self._all_recalled, self._reorder = recalled_by_event(dataset.split), reorders(config)
-            self._read(np.arange(len(self._events)))
-        residual = bool(config["residual_posteriors"])
-        self.own_head = per_domain(lambda: GaussianHead(d, d, dropout, residual))
-        self.augmented_head = per_domain(lambda: GaussianHead(d, d, dropout, residual))
-        self.transfer_head = per_domain(lambda: GaussianHead(d, d, dropout, residual))
-        self.auxiliary_head = per_domain(lambda: GaussianHead(d, d, dropout, residual))
-        self.by_attention = config["cross_encoder"] == "attention"
-        if not self.one_pass and self.by_attention:
-            self.cross_attention = per_domain(lambda: CrossAttention(d, int(config["n_cross_heads"])))
-        elif not self.one_pass:
-            self.cross_mlp = per_domain(lambda: mlp(2 * d, d, d, dropout=dropout))
         self.own_prior, self.augmented_prior = per_domain(lambda: Prior(d)), per_domain(lambda: Prior(d))
-        if config["decoder"] == "sum":
-            self.decoder = per_domain(lambda: _SumDecoder(d, dropout))
-        else:
-            self.decoder = per_domain(lambda: mlp(3 * d, d, d, dropout=dropout))
-        self.apply(_initialise)
-        for head in (*self.own_head, *self.augmented_head, *self.transfer_head, *self.auxiliary_head):
-            nn.init.constant_(head.logvar.bias, float(config["initial_logvar"]))
-        if config["item_init"] == "psg":
-            self._start_from(dataset.split.item_vectors)
+        self.decoder = per_domain(decoder)
 
     @torch.no_grad()
     def _start_from(self, vectors: np.ndarray) -> None:
         """Starts the items' first coordinates as given vectors (item_num, d'), scaled as random ones are."""
         table = self.item_embedding.weight
         width = min(table.shape[1], vectors.shape[1])
-        given = torch.from_numpy(vectors[:, :width]).to(table)
-        given = given - given[1:].mean(0)
-        table[1:, :width] = given[1:] * (table.shape[1] ** -0.5 / given[1:].std().clamp(min=1e-12))
+        learned = torch.from_numpy(vectors[:, :width]).to(table)
+        learned = learned - learned[1:].mean(0)
+        table[1:, :width] = learned[1:] * (table.shape[1] ** -0.5 / learned[1:].std().clamp(min=1e-12))
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """Choices, weights that must not be negative, and widths that heads must divide."""
         for key, known in CHOICES.items():
             if config[key] not in known:
@@ -248,14 +266,14 @@ class I2VAE(CrossDomainRecommender):
             )
 
     @classmethod
-    def stages(cls, config) -> list[Stage]:
+    def stages(cls, config: CDRConfig) -> list[Stage]:
         """LightGCN-PSG runs first, unless nothing of it is used."""
-        asked = config["psg"] == "lightgcn" or config["item_init"] == "psg"
-        return [Stage("LightGCNPSG", config["psg_settings"] or {})] if asked else []
+        reads_lightgcn = config["psg"] == "lightgcn" or config["item_init"] == "psg"
+        return [Stage("LightGCNPSG", config["psg_settings"] or {})] if reads_lightgcn else []
 
     @classmethod
-    def prepare_data(cls, config, dataset, split: Split) -> Split:
-        """Draws random pseudo-sequences if these are asked for; keeps what one pass over sequences reads."""
+    def prepare_data(cls, config: CDRConfig, dataset: CrossDomainDataset, split: Split) -> Split:
+        """Draws random pseudo-sequences if these are asked for."""
         if config["psg"] == "random":
             rng = np.random.default_rng(int(config["psg_seed"]))
             width = int(config["random_recall_size"])
@@ -266,7 +284,9 @@ class I2VAE(CrossDomainRecommender):
 
     def phases(self) -> list[Phase]:
         """One phase, over sequences or over instances."""
-        return [Phase(batches="sequence_batches", loss="sequence_loss")] if self.on_sequences else [Phase()]
+        if self.training_sequences is None:
+            return [Phase()]
+        return [Phase(batches=self.training_sequences.batches, loss=self.sequence_loss)]
 
     def start_epoch(self, phase: Phase, epoch: int) -> None:
         """Raises the weight of the KL terms to ``kl_weight`` over ``kl_warmup_epochs``."""
@@ -277,31 +297,13 @@ class I2VAE(CrossDomainRecommender):
         """KL (nats) and active dimensions of each latent, over the training instances of the epoch."""
         return self._meter.facts()
 
-    # -- inference ----------------------------------------------------------------------------------------------
+    # -- latents (3.3.1) ----------------------------------------------------------------------------------------
 
     def posteriors(self, batch: Batch, hide: bool = False) -> Latents:
         """Returns the posteriors of a batch; ``hide`` treats a random share as cold-start users, as in training."""
-        if self.one_pass:
-            views = self._views_at_end(batch)
-            views = self._hide_some(views) if hide else views
-        else:
-            views = self._views(batch, self._hidden(batch) if hide else None)
+        sees = self.positions if self.one_pass else self.histories
+        views = sees.of_batch(batch, self.cold_start_mask_prob if hide else 0.0)
         return self._posteriors(batch.target_domain, views)
-
-    def _hidden(self, batch: Batch) -> torch.Tensor | None:
-        """(B,) a random share of those with a history in another domain; None if the share is 0."""
-        if self.cold_start_mask_prob == 0:
-            return None
-        hidden = torch.rand(len(batch), device=batch.users.device) < self.cold_start_mask_prob
-        return hidden & torch.stack([(batch.history(k) != 0).any(1) for k in self._others(batch)]).any(0)
-
-    def _views_at_end(self, batch: Batch) -> Views:
-        """What stands at the last position of each instance's merged timeline."""
-        items, length = left_aligned(batch["merged"])
-        row = torch.arange(len(batch), device=items.device)
-        recalled = batch.recalled if self.needs_pseudo else None
-        place = (length - 1).clamp(min=0)
-        return self.positions.views(self.positions(items), batch.target_domain, row, place, recalled)
 
     def _posteriors(self, x: int, views: Views) -> Latents:
         augmented = views.augmented
@@ -316,52 +318,7 @@ class I2VAE(CrossDomainRecommender):
             length=views.length,
         )
 
-    def _views(self, batch: Batch, own_hidden: torch.Tensor | None) -> Views:
-        """The paper's: each instance's histories are encoded by themselves; rows in ``own_hidden`` (B,) are treated as
-        cold-start users."""
-        x = batch.target_domain
-        own_items = batch.own_history
-        others = [k for k in range(self.n_domains) if k != x]
-        if own_hidden is not None:
-            own_items = own_items.masked_fill(own_hidden.unsqueeze(1), 0)
-        own_mask = own_items != 0
-        states = self.encoder[x](own_items, self.item_embedding)
-        pooled = self._pool(states, own_mask)
-        memory = torch.cat([self.encoder[k](batch.history(k), self.item_embedding) for k in others], 1)
-        memory_mask = torch.cat([batch.history(k) != 0 for k in others], 1)
-        pooled_other = masked_mean(memory, memory_mask)
-        has_own, has_other = own_mask.any(1), memory_mask.any(1)
-        both = has_own & has_other
-        if not bool(both.any()):
-            mixed = pooled[both]
-        elif self.by_attention:
-            mixed = self.cross_attention[x](states[both], own_mask[both], memory[both], memory_mask[both])
-        else:
-            mixed = self.cross_mlp[x](torch.cat([pooled[both], pooled_other[both]], 1))
-        return Views(
-            own=pooled,
-            other=pooled_other,
-            augmented=self._pooled_pseudo(batch, own_hidden),
-            mixed=mixed,
-            has_own=has_own,
-            has_other=has_other,
-            both=both,
-            length=own_mask.sum(1),
-        )
-
-    def _pooled_pseudo(self, batch: Batch, own_hidden: torch.Tensor | None) -> torch.Tensor:
-        pseudo = batch.pseudo
-        # z_a^x of cold-start users is masked: their pseudo-sequences need not be encoded.
-        cold = (batch.own_history != 0).sum(1) == 0
-        cold = cold if own_hidden is None else cold | own_hidden
-        pseudo = pseudo.masked_fill(cold.unsqueeze(1), 0)
-        return self._pool(self.encoder[batch.target_domain](pseudo, self.item_embedding), pseudo != 0)
-
-    def _pool(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """S^X of (B, L, d) states: their mean (the paper), or with the most recent one added."""
-        mean = masked_mean(states, mask)
-        # Sequences are right-aligned, and states are zero at padding: an empty row stays zero.
-        return mean + states[:, -1] if self.pool_last else mean
+    # -- decoder (3.3.3) ----------------------------------------------------------------------------------------
 
     def decode(self, x: int, latents: Latents) -> torch.Tensor:
         """X̂ from [z^x; z_t^y; z_a^x], (B, d); what a user has no history for is at its prior mean."""
@@ -378,7 +335,8 @@ class I2VAE(CrossDomainRecommender):
             cold = latents.other & ~latents.has_own
             drawn = latents.auxiliary[cold[latents.other]].sample(noise)
             transfer = transfer.index_put((cold,), drawn)
-        return self.decoder[x](torch.cat([own, transfer, augmented], 1))
+        vectors: torch.Tensor = self.decoder[x](torch.cat([own, transfer, augmented], 1))
+        return vectors
 
     def encode(self, batch: Batch) -> torch.Tensor:
         """The decoded interest X̂ at the posteriors' means, (B, d)."""
@@ -396,40 +354,21 @@ class I2VAE(CrossDomainRecommender):
         latents = self.posteriors(batch, hide=True)
         return self.objective(x, latents, self._reconstruction(batch, self.decode(x, latents)))
 
-    def sequence_batches(self, rng: np.random.Generator) -> EpochBatches:
-        """Returns the training sequences in batches of about ``train_batch_size`` targets."""
-        if self._reorder:
-            self._read(new_order(self._events, rng))
-        return shuffled_windows([self.sequences], int(self.config["train_batch_size"]), rng)
-
-    def _read(self, rows: np.ndarray) -> None:
-        """Makes the training sequences of the events in the order of ``rows``."""
-        events = self._events.take(rows)
-        mask = first_of_token(events, self._token_key)
-        self.sequences = TrainingSequences(events, self.max_history_length, mask)
-        self._recalled = None if self._all_recalled is None else self._all_recalled[rows]
-
     def sequence_loss(self, batch: SequenceBatch) -> Terms:
         """The same terms over all positions of a batch of sequences, each domain's by its share of the positions."""
+        assert self.training_sequences is not None, "batches of sequences come from training_sequences"
         states = self.positions(batch.items)
         row, place = (batch.targets != 0).nonzero(as_tuple=True)
         target = batch.targets[row, place]
-        event = batch["event"][row, place]
         total: list[torch.Tensor] | None = None
         for x in range(self.n_domains):
             span = self.item_slice(x)
             own = ((target >= span.start) & (target < span.stop)).nonzero().squeeze(1)
             if not len(own):
                 continue
-            recalled = None
-            if self._recalled is not None:
-                recalled = torch.from_numpy(self._recalled[event[own].cpu().numpy()].astype(np.int64)).to(
-                    row.device
-                )
-                if self._reorder:
-                    recalled = _without_known(recalled, batch.items[row[own]], place[own])
+            recalled = self.training_sequences.recalled_at(batch, row[own], place[own])
             views = self.positions.views(states, x, row[own], place[own], recalled)
-            views = self._hide_some(views)
+            views = views.with_hidden(self.cold_start_mask_prob)
             latents = self._posteriors(x, views)
             recon = self._softmax(x, self.decode(x, latents), target[own])
             share = len(own) / len(row)
@@ -437,20 +376,6 @@ class I2VAE(CrossDomainRecommender):
             total = terms if total is None else [a + b for a, b in zip(total, terms, strict=True)]
         assert total is not None, "a batch without targets"
         return Terms(*total)
-
-    def _hide_some(self, views: Views) -> Views:
-        """Treats a random share of those with both histories as cold-start users."""
-        if self.cold_start_mask_prob == 0:
-            return views
-        hidden = views.both & (
-            torch.rand(len(views.both), device=views.both.device) < self.cold_start_mask_prob
-        )
-        return replace(
-            views,
-            has_own=views.has_own & ~hidden,
-            both=views.both & ~hidden,
-            mixed=views.mixed[~hidden[views.both]],
-        )
 
     def objective(self, x: int, latents: Latents, recon: torch.Tensor) -> Terms:
         """The objective from posteriors and reconstruction losses ``recon``, (B,) or their mean."""
@@ -470,9 +395,9 @@ class I2VAE(CrossDomainRecommender):
                 cross = kl(latents.transfer, latents.auxiliary[latents.both[latents.other]]).sum()
         if self.training and self.variational:
             self._measure(x, latents, kl_own, kl_augmented)
-        to_priors = sum(
-            (term.sum() / count).clamp(min=self.free_bits) for term in (kl_own, kl_transfer, kl_augmented)
-        )
+        to_priors = recon.new_zeros(())
+        for term in (kl_own, kl_transfer, kl_augmented):
+            to_priors = to_priors + (term.sum() / count).clamp(min=self.free_bits)
         return Terms(
             recon=recon,
             kl=self.kl_weight * self.kl_share * to_priors,
@@ -480,7 +405,7 @@ class I2VAE(CrossDomainRecommender):
             cross=self.lambda_c * (recon + (kl_own.sum() + cross) / count),
         )
 
-    def _measure(self, x: int, latents: Latents, kl_own, kl_augmented) -> None:
+    def _measure(self, x: int, latents: Latents, kl_own: torch.Tensor, kl_augmented: torch.Tensor) -> None:
         self._meter.add("z", x, latents.own.mean[latents.has_own], kl_own)
         if latents.augmented is not None:
             self._meter.add("z_a", x, latents.augmented.mean[latents.has_own], kl_augmented)
@@ -497,8 +422,8 @@ class I2VAE(CrossDomainRecommender):
         """−log p(target | X̂), (B,) or its mean: binary over the target and its negatives, or a softmax."""
         if self.loss_type != "BCE":
             return self._softmax(batch.target_domain, interest, batch.targets)
-        asked = torch.cat([batch.targets.unsqueeze(1), batch.negatives], 1)
-        scores = torch.bmm(self.item_embedding(asked), interest.unsqueeze(2)).squeeze(2)
+        candidates = torch.cat([batch.targets.unsqueeze(1), batch.negatives], 1)
+        scores = torch.bmm(self.item_embedding(candidates), interest.unsqueeze(2)).squeeze(2)
         return F.softplus(-scores[:, 0]) + F.softplus(scores[:, 1:]).sum(1)
 
     def _softmax(self, x: int, interest: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -508,48 +433,8 @@ class I2VAE(CrossDomainRecommender):
             return softmax_loss(vectors, self.item_vectors(x), local)
         span = self.item_slice(x)
 
-        def items(asked: torch.Tensor) -> torch.Tensor:
-            return self.item_embedding(asked + span.start)
+        def items(ids: torch.Tensor) -> torch.Tensor:
+            vectors: torch.Tensor = self.item_embedding(ids + span.start)
+            return vectors
 
         return sampled_softmax_loss(vectors, items, span.stop - span.start, local, self.n_shared, self.log_q)
-
-    def _others(self, batch: Batch) -> list[int]:
-        return [k for k in range(self.n_domains) if k != batch.target_domain]
-
-
-class _SumDecoder(nn.Module):
-    """Σ LayerNorm(z + MLP(z)) over the latents; one that is zero adds nothing."""
-
-    def __init__(self, d: int, dropout: float):
-        super().__init__()
-        self.parts = nn.ModuleList(mlp(d, d, d, dropout=dropout) for _ in range(3))
-        self.norms = nn.ModuleList(nn.LayerNorm(d) for _ in range(3))
-
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """(B, 3d) → (B, d)."""
-        out = latents.new_zeros(len(latents), latents.shape[1] // 3)
-        for z, part, norm in zip(latents.chunk(3, 1), self.parts, self.norms, strict=True):
-            out = out + norm(z + part(z)) * z.any(1, keepdim=True)
-        return out
-
-
-def _without_known(recalled: torch.Tensor, items: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-    """Returns (N, r) recalled items without those that stand in the (N, L) sequences up to ``place`` (N,).
-
-    They were recalled for one order of a sequence, where they stood behind; in another one they may be history.
-    """
-    behind = torch.arange(items.shape[1], device=items.device) > place.unsqueeze(1)
-    known = items.masked_fill(behind, 0)
-    return recalled.masked_fill((recalled.unsqueeze(2) == known.unsqueeze(1)).any(2), 0)
-
-
-def _initialise(module: nn.Module) -> None:
-    """SASRec's initialisation: Xavier for matrices, small normal embeddings, zero biases."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_normal_(module.weight)
-        nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Embedding):
-        nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
-        if module.padding_idx is not None:
-            with torch.no_grad():
-                module.weight[module.padding_idx].zero_()

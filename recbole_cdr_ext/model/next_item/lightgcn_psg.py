@@ -19,9 +19,9 @@ Decisions where the paper is silent:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,16 +29,18 @@ import torch.nn.functional as F
 from recbole.data.interaction import Interaction
 from recbole.model.init import xavier_uniform_initialization
 from torch import nn
+from torch.nn.modules.module import _IncompatibleKeys
 
-from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.data.instances import Batch, Instances
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.propagation import BipartiteGraph
 from recbole_cdr_ext.model.phase import Phase
-from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender, Progress
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.audit import audit_edges
 from recbole_cdr_ext.splits.interaction_split import PARTS, Split
 from recbole_cdr_ext.splits.sampler import CrossDomainSampler
+from recbole_cdr_ext.splits.training_data import TrainingData
 from recbole_cdr_ext.splits.user_items import UserItems, users_as_instances
 
 
@@ -49,7 +51,7 @@ class Terms(NamedTuple):
     l2: torch.Tensor
 
 
-class LightGCNPSG(CrossDomainRecommender):
+class LightGCNPSG(CrossDomainRecommender[Interaction, Split]):
     """LightGCN over the union of the domains; also recalls pseudo-sequences (:meth:`augment`).
 
     Settings: ``embedding_size``, ``n_layers``, ``reg_weight``, ``recall_rounds`` R, ``recall_size`` n,
@@ -59,9 +61,9 @@ class LightGCNPSG(CrossDomainRecommender):
     cold_start = True
     paper = "LightGCN-PSG of I2VAE (Ning et al., UAI 2025); LightGCN (He et al., SIGIR 2020)"
 
-    def __init__(self, config, dataset: CrossDomainDataset):
-        super().__init__(config, dataset)
-        self.split: Split = dataset.split
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
+        self.split = data.split
         self.n_layers = int(config["n_layers"])
         self.reg_weight = float(config["reg_weight"])
         self.rounds, self.per_round = int(config["recall_rounds"]), int(config["recall_size"])
@@ -72,14 +74,14 @@ class LightGCNPSG(CrossDomainRecommender):
         self.apply(xavier_uniform_initialization)
 
         self.edge_user, self.edge_item = graph_edges(self.split)
-        found = audit_edges(
+        audited = audit_edges(
             self.split,
             self.edge_user,
             self.edge_item,
             "the graph's edges",
             fail=not self.split.leaky,
         )
-        self.split.report.update(found)
+        self.split.report.update(audited)
         rng = np.random.default_rng(int(config["seed"]))
         held_out = rng.random(len(self.edge_user)) < float(config["validation_edges"])
         self._train_edges = (self.edge_user[~held_out], self.edge_item[~held_out])
@@ -97,7 +99,7 @@ class LightGCNPSG(CrossDomainRecommender):
         self._final: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """What decides the graph and the recall."""
         super().check_settings(config)
         if not 0 < config["validation_edges"] < 1:
@@ -118,7 +120,7 @@ class LightGCNPSG(CrossDomainRecommender):
 
     def phases(self) -> list[Phase]:
         """One phase over the graph's edges, whose epoch is chosen on the held-out ones."""
-        return [Phase("lightgcn", batches="edge_batches", validate="recall_of_held_out_edges")]
+        return [Phase("lightgcn", batches=self.edge_batches, validate=self.recall_of_held_out_edges)]
 
     def edge_batches(self, rng: np.random.Generator) -> Iterator[Interaction]:
         """Yields shuffled (user, item, negative of the item's domain), each (B,)."""
@@ -185,10 +187,13 @@ class LightGCNPSG(CrossDomainRecommender):
             self._final = final
         return self._final
 
-    def load_state_dict(self, *args, **kwargs):
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> _IncompatibleKeys:
         """As torch does; vectors made from the former weights are forgotten."""
         self._final = None
-        return super().load_state_dict(*args, **kwargs)
+        states: _IncompatibleKeys = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        return states
 
     def encode(self, batch: Batch) -> torch.Tensor:
         """The sum of the messages of everything in the histories, (B, d)."""
@@ -207,7 +212,7 @@ class LightGCNPSG(CrossDomainRecommender):
     # -- recall -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def augment(self, split: Split, progress=None) -> Split:
+    def augment(self, split: Split, progress: Progress | None = None) -> Split:
         """Returns the split with ``recalled`` items, (n, R·n) best first, in all its instances, and the item vectors.
 
         Args:
@@ -237,7 +242,9 @@ class LightGCNPSG(CrossDomainRecommender):
         edges = self._recall_edges[0] * span + self._recall_edges[1]
         return np.flatnonzero(~np.isin(instances.user * span + instances.target, edges))
 
-    def _recall_block(self, job: _Recall, rows: np.ndarray, number: int, messages, vectors) -> None:
+    def _recall_block(
+        self, job: _Recall, rows: np.ndarray, number: int, messages: torch.Tensor, vectors: torch.Tensor
+    ) -> None:
         domain = int(job.instances.domain[rows[0]])
         span = self.item_slice(domain)
         row, item, own = job.known(rows, domain)
@@ -245,9 +252,9 @@ class LightGCNPSG(CrossDomainRecommender):
         seen_row, seen_item = torch.from_numpy(row[own]), torch.from_numpy(item[own] - span.start)
         scores[seen_row, seen_item] = -torch.inf
         best = scores.topk(min(self.per_round, scores.shape[1]), dim=1)
-        found = torch.where(best.values > -torch.inf, best.indices + span.start, 0).cpu().numpy()
+        recalled = torch.where(best.values > -torch.inf, best.indices + span.start, 0).cpu().numpy()
         first = number * self.per_round
-        job.items[rows, first : first + found.shape[1]] = found
+        job.items[rows, first : first + recalled.shape[1]] = recalled
 
 
 class _Recall:
@@ -293,10 +300,10 @@ def graph_edges(split: Split) -> tuple[np.ndarray, np.ndarray]:
     ``all`` every interaction is a target, and an edge.
     """
     span = np.int64(split.item_offset[-1])
-    kept = np.unique(split.train_events.user * span + split.train_events.item)
+    pairs = np.unique(split.train_events.user * span + split.train_events.item)
     if split.train_targets == "last":
-        kept = np.setdiff1d(kept, split.train.user * span + split.train.target)
-    return kept // span, kept % span
+        pairs = np.setdiff1d(pairs, split.train.user * span + split.train.target)
+    return pairs // span, pairs % span
 
 
 def _sum_rows(vectors: torch.Tensor, row: np.ndarray, item: np.ndarray, n: int) -> torch.Tensor:

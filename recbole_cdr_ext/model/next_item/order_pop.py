@@ -17,18 +17,23 @@ from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 
-class OrderPop(CrossDomainRecommender):
+class OrderPop(CrossDomainRecommender[Batch, Split]):
     """Ranks by training popularity, items that do not stand after the last of the history behind all others."""
 
     cold_start = False
     paper = "none: a yardstick for sequences without an order"
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
-        split: Split = dataset.split
+    place: torch.Tensor
+    popularity: torch.Tensor
+
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
+        split = data.split
         events = split.train_events
         block = events.sequence * np.int64(self.n_domains) + events.domain
         by_block = np.argsort(block, kind="stable")
@@ -61,7 +66,8 @@ def _places(first: np.ndarray, then: np.ndarray, n: int) -> np.ndarray:
     """
     pairs = np.unique(first.astype(np.int64) * n + then)
     first, then = pairs // n, pairs % n
-    return _longest(first, then, n) - _longest(then, first, n)
+    length: np.ndarray = _longest(first, then, n) - _longest(then, first, n)
+    return length
 
 
 def _longest(first: np.ndarray, then: np.ndarray, n: int) -> np.ndarray:

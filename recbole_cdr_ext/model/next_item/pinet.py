@@ -28,25 +28,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 
+from recbole_cdr_ext.data.dataset import Events
 from recbole_cdr_ext.data.instances import Batch
-from recbole_cdr_ext.data.sequences import (
-    EpochBatches,
-    SequenceBatch,
-    TrainingSequences,
-    behind_the_others,
-    first_of_token,
-    new_order,
-    reorders,
-    shuffled_windows,
-)
+from recbole_cdr_ext.data.sequences import SequenceBatch, TrainingSequences
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.layers import Dropout
+from recbole_cdr_ext.model.parts.whole_sequences import (
+    WholeSequences,
+    events_by_target_domain,
+    merged_timelines,
+    trains_whole_sequences,
+)
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 
 @dataclass
@@ -62,15 +62,15 @@ class Encoded:
     latest: list[torch.Tensor]
 
 
-class PiNet(CrossDomainRecommender):
+class PiNet(CrossDomainRecommender[Batch, Split]):
     """Parallel recurrent recommenders that share filtered states; settings in ``properties/model/PiNet.yaml``."""
 
     cold_start = True
     domains = "two or more"
     paper = "π-Net (Ma et al., SIGIR 2019)"
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
         d, dropout = int(config["embedding_size"]), float(config["dropout"])
         self.cold_start_mask_prob = float(config["cold_start_mask_prob"])
         self.ordered = self.needs_merged = config["order"] != "none"
@@ -91,15 +91,13 @@ class PiNet(CrossDomainRecommender):
             self.item_embedding.weight[0] = 0
             self.output.weight[:, -1] = 0
 
-        every = config["train_targets"] == "all" and not config["targets_per_sequence"]
-        self.one_pass = bool(config["one_pass"]) and every
-        if self.one_pass:
-            self._events, self._token_key = dataset.split.train_events, dataset.token_key
-            self._reorder = reorders(config)
-            self.sequences = self._sequences(self._events)
+        self._token_key = data.token_key
+        self.training_sequences: WholeSequences[TrainingSequences] | None = None
+        if trains_whole_sequences(config):
+            self.training_sequences = WholeSequences(config, data.split.train_events, self._sequences)
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """One member or more, and a probability from 0 below 1."""
         if config["n_members"] < 1:
             raise CDRError(f"n_members={config['n_members']!r} should be at least 1.")
@@ -110,7 +108,9 @@ class PiNet(CrossDomainRecommender):
 
     def phases(self) -> list[Phase]:
         """One phase, over whole sequences or over instances."""
-        return [Phase(batches="sequence_batches", loss="sequence_loss")] if self.one_pass else [Phase()]
+        if self.training_sequences is None:
+            return [Phase()]
+        return [Phase(batches=self.training_sequences.batches, loss=self.sequence_loss)]
 
     # -- states -------------------------------------------------------------------------------------------------
 
@@ -173,34 +173,25 @@ class PiNet(CrossDomainRecommender):
             interaction.target_domain, self._at_end(interaction, hide=True), interaction.targets
         )
 
-    def sequence_batches(self, rng: np.random.Generator) -> EpochBatches:
-        """Returns the training sequences in batches of about ``train_batch_size`` positions."""
-        if self._reorder:
-            self.sequences = self._sequences(self._events.take(new_order(self._events, rng)))
-        return shuffled_windows(self.sequences, int(self.config["train_batch_size"]), rng)
-
     def sequence_loss(self, batch: SequenceBatch) -> torch.Tensor:
         """The cross-entropy of all positions: each domain's mean, summed over the domains."""
         encoded = self.read(batch.items)
         loss = self.output.weight.new_zeros(())
         for x in range(self.n_domains) if self.ordered else [batch.tag]:
             span = self.item_slice(x)
-            asked = (batch.targets >= span.start) & (batch.targets < span.stop)
-            if asked.any():
-                vectors = self.vectors(encoded, x, hide=True)[asked]
-                loss = loss + self.softmax_loss_in(x, vectors, batch.targets[asked])
+            predicts = (batch.targets >= span.start) & (batch.targets < span.stop)
+            if predicts.any():
+                vectors = self.vectors(encoded, x, hide=True)[predicts]
+                loss = loss + self.softmax_loss_in(x, vectors, batch.targets[predicts])
         return loss
 
-    def _sequences(self, events) -> list[TrainingSequences]:
+    def _sequences(self, events: Events) -> list[TrainingSequences]:
         """What training reads: the merged timelines, or each domain's events behind those of all others."""
         longest = self.max_history_length
-        events = events.take(first_of_token(events, self._token_key))
         if self.ordered:
-            return [TrainingSequences(events, longest)]
-        return [
-            TrainingSequences(behind_the_others(events, x, longest), self.n_domains * longest)
-            for x in range(self.n_domains)
-        ]
+            return merged_timelines(events, self._token_key, longest)
+        by_domain = events_by_target_domain(events, self._token_key, self.n_domains, longest)
+        return [TrainingSequences(each, self.n_domains * longest) for each in by_domain]
 
 
 class Recurrence(nn.Module):
@@ -222,10 +213,11 @@ class Recurrence(nn.Module):
         """(B, M, d) → the states after each step, (B, M, d)."""
         x = self.dropout(x)
         if not self.training or self.dropout.p == 0:
-            return self.gru(x)[0]
-        weights, kept = self.gru.all_weights[0], self.dropout(torch.ones_like(x))
+            vectors: torch.Tensor = self.gru(x)[0]
+            return vectors
+        weights, masks = self.gru.all_weights[0], self.dropout(torch.ones_like(x))
         state, states = torch.zeros_like(x[:, 0]), []
-        for step, mask in zip(x.unbind(1), kept.unbind(1), strict=True):
+        for step, mask in zip(x.unbind(1), masks.unbind(1), strict=True):
             state = torch.gru_cell(step, state, *weights) * mask
             states.append(state)
         return torch.stack(states, 1)
@@ -255,12 +247,12 @@ class FilterUnit(nn.Module):
         # All but the state's part, for all steps: (B, M, 1, 2d) and (K, 2d).
         gate = both @ for_gate.T + self.w_f.bias
         candidate = both[:, :, :d] @ for_candidate.T + self.w_s.bias
-        given = torch.cat([gate, candidate], 2).unsqueeze(2)
+        inputs = torch.cat([gate, candidate], 2).unsqueeze(2)
         of_member = torch.cat([self.v_f(self.members), self.v_s(self.members)], 1)
         of_state = torch.cat([of_gate, of_candidate]).T
-        kept = self.dropout(torch.ones_like(foreign))
+        masks = self.dropout(torch.ones_like(foreign))
         state, states = torch.zeros_like(foreign[:, 0]), []
-        for step, mask in zip(given.unbind(1), kept.unbind(1), strict=True):
+        for step, mask in zip(inputs.unbind(1), masks.unbind(1), strict=True):
             gate, candidate = (step + (state @ of_state).unsqueeze(1) + of_member).chunk(2, 2)
             mixed = torch.lerp(candidate.tanh(), state.unsqueeze(1), gate.sigmoid())
             state = mixed.mean(1) * mask

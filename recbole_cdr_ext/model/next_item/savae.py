@@ -22,6 +22,7 @@ are trained in one run; users of one domain alone train too. Decisions are on th
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -30,7 +31,6 @@ import torch.nn.functional as F
 from recbole.model.init import xavier_normal_initialization
 from torch import nn
 
-from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.data.instances import Batch, make_batch
 from recbole_cdr_ext.data.sequences import EpochBatches
 from recbole_cdr_ext.errors import CDRError
@@ -38,7 +38,9 @@ from recbole_cdr_ext.model.parts.bags import BagLinear, Bags, multinomial_loss
 from recbole_cdr_ext.model.parts.layers import Gaussian, kl
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.training_data import TrainingData
 from recbole_cdr_ext.splits.user_items import users_as_instances
 
 ALIGNMENTS = ("soft", "rigid")
@@ -71,29 +73,30 @@ class Decoder(nn.Module):
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """What the items' rows are multiplied with, (B, hidden)."""
-        return self.hidden(z).tanh()
+        vectors: torch.Tensor = self.hidden(z).tanh()
+        return vectors
 
     def loss(self, z: torch.Tensor, bags: Bags) -> torch.Tensor:
         """The mean of −log p(x|z), a scalar."""
         return multinomial_loss(self(z), self.items.weight, self.items.bias, bags)
 
 
-class SAVAE(CrossDomainRecommender):
+class SAVAE(CrossDomainRecommender[Batch, Split]):
     """Source-aligned variational autoencoders; settings are in ``properties/model/SAVAE.yaml``."""
 
     cold_start = True
     domains = "two"
     paper = "SA-VAE (Salah, Tran & Lauw, RecSys 2021)"
 
-    def __init__(self, config, dataset: CrossDomainDataset):
-        super().__init__(config, dataset)
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
         self.rigid = config["alignment"] == "rigid"
         self.align_weight = float(config["align_weight"])
         self.decode_source_prob = float(config["decode_source_prob"])
         self.warm_start = bool(config["warm_start"])
         self.anneal_cap, self.anneal_steps = float(config["anneal_cap"]), int(config["total_anneal_steps"])
         self.batch_size = int(config["train_batch_size"])
-        split: Split = dataset.split
+        split = data.split
         self.whole = split.train_targets == "all"
         events = split.train_events
         held = users_as_instances(events.user, events.item, self.n_users, split.item_offset)
@@ -119,7 +122,7 @@ class SAVAE(CrossDomainRecommender):
         self.register_buffer("updates", torch.zeros(2, self.n_domains, dtype=torch.long))
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """The alignment, and the ranges of weights and shares."""
         if config["alignment"] not in ALIGNMENTS:
             raise CDRError(f"alignment={config['alignment']!r} should be one of {', '.join(ALIGNMENTS)}.")
@@ -140,36 +143,32 @@ class SAVAE(CrossDomainRecommender):
         return [
             Phase(
                 f"{part} {name}",
-                loss=f"{part}_loss",
-                batches=f"batches_{k}",
+                loss=loss,
+                batches=partial(self.user_batches, k),
                 parameters=tuple(f"{prefix}{half}.{k}." for half in ("encoder", "decoder")),
             )
-            for part, prefix in (("source", "source_"), ("target", ""))
+            for part, prefix, loss in (
+                ("source", "source_", self.source_loss),
+                ("target", "", self.target_loss),
+            )
             for k, name in enumerate(self.domain_names)
         ]
 
     def start_epoch(self, phase: Phase, epoch: int) -> None:
         """Copies the first phase's weights where the second starts from them."""
-        if not self.warm_start or epoch or phase.loss != "target_loss":
+        if not self.warm_start or epoch or phase.loss != self.target_loss:
             return
-        k = self.phases().index(phase) - self.n_domains
+        k = [each.name for each in self.phases()].index(phase.name) - self.n_domains
         self.decoder[k].load_state_dict(self.source_decoder[k].state_dict())
         if not self.rigid:
             self.encoder[k].load_state_dict(self.source_encoder[k].state_dict())
 
-    def batches_0(self, rng: np.random.Generator) -> EpochBatches:
-        """Returns the users of the first domain in batches, shuffled."""
-        return self._batches(0, rng)
-
-    def batches_1(self, rng: np.random.Generator) -> EpochBatches:
-        """Returns the users of the second domain in batches, shuffled."""
-        return self._batches(1, rng)
-
-    def _batches(self, k: int, rng: np.random.Generator) -> EpochBatches:
-        asked = self.instances.domain == k
+    def user_batches(self, k: int, rng: np.random.Generator) -> EpochBatches:
+        """Returns the users of domain ``k`` in batches, shuffled."""
+        chosen_rows = self.instances.domain == k
         if self.whole:
-            asked &= self.instances.lengths[:, k] > 0
-        rows = rng.permutation(np.flatnonzero(asked))
+            chosen_rows &= self.instances.lengths[:, k] > 0
+        rows = rng.permutation(np.flatnonzero(chosen_rows))
         parts = [(k, rows[first : first + self.batch_size]) for first in range(0, len(rows), self.batch_size)]
         return EpochBatches(
             parts, lambda _, chosen: make_batch(self.instances, chosen, max_length=self.longest)
@@ -217,8 +216,9 @@ class SAVAE(CrossDomainRecommender):
         k = batch.target_domain
         own = _any(batch, k).unsqueeze(1)
         if not self._aligned(k):
-            return self.source_encoder[k](self._bags(batch, k)).mean * own
-        from_source = self._reference(batch).mean
+            vectors: torch.Tensor = self.source_encoder[k](self._bags(batch, k)).mean * own
+            return vectors
+        from_source: torch.Tensor = self._reference(batch).mean
         if self.rigid:
             return from_source
         return torch.where(own, self.encoder[k](self._bags(batch, k)).mean, from_source)

@@ -48,31 +48,28 @@ from torch import nn
 from recbole_cdr_ext.data.dataset import Events
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.data.sequences import (
-    EpochBatches,
     SequenceBatch,
     TrainingSequences,
-    behind_the_others,
     first_of_token,
-    new_order,
     next_items,
-    reorders,
-    shuffled_windows,
     with_start,
 )
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.latent_meter import LatentMeter
-from recbole_cdr_ext.model.parts.layers import Gaussian, kl, left_aligned
+from recbole_cdr_ext.model.parts.layers import Gaussian, Modules, kl, left_aligned
+from recbole_cdr_ext.model.parts.whole_sequences import (
+    WholeSequences,
+    events_by_target_domain,
+    trains_whole_sequences,
+)
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.interaction_split import Split
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 CHOICES = {"input": ("own", "merged"), "kl_reduction": ("mean", "sum")}
 SIZES = ("embedding_size", "rnn_size", "hidden_size", "latent_size", "next_k")
-
-
-def on_sequences(config) -> bool:
-    """Whether training batches are whole sequences."""
-    every = config["train_targets"] == "all" and not config["targets_per_sequence"]
-    return bool(config["one_pass"]) and every
 
 
 class Terms(NamedTuple):
@@ -82,32 +79,31 @@ class Terms(NamedTuple):
     kl: torch.Tensor
 
 
-class SVAE(CrossDomainRecommender):
+class SVAE(CrossDomainRecommender[Batch, Split]):
     """A variational auto-encoder per step; settings and their defaults are in ``properties/model/SVAE.yaml``."""
 
     paper = "SVAE (Sachdeva et al., WSDM 2019)"
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
+    def __init__(self, config: CDRConfig, data: TrainingData[Split]):
+        super().__init__(config, data)
         self.merged, self.clock = config["input"] == "merged", config["order"] != "none"
         self.needs_merged = self.merged and self.clock
         self.bos, self.next_k = bool(config["bos"]), int(config["next_k"])
         self.kl_mean = config["kl_reduction"] == "mean"
         self.anneal_cap, self.anneal_users = float(config["anneal_cap"]), float(config["total_anneal_steps"])
         bounds = [1, self.n_items] if self.merged else self.item_offsets
-        self.nets = nn.ModuleList(
+        self.nets = Modules(
             _StepwiseVAE(config, first, stop, start_token=self.n_items)
             for first, stop in itertools.pairwise(bounds)
         )
-        train = dataset.split.train
-        self.sources: list[_Source] = []
+        train = data.split.train
+        self._token_key = data.token_key
+        self.training_sequences: WholeSequences[_Source] | None = None
         # The sequence of each target: of a source, or where instances are trained on of a domain.
         owners = [train.sequence[train.domain == k] for k in range(self.n_domains)]
-        if on_sequences(config):
-            self._events, self._token_key = dataset.split.train_events, dataset.token_key
-            self._reorder = reorders(config)
-            self.sources = self._sources(self._events)
-            owners = [source.owner for source in self.sources]
+        if trains_whole_sequences(config):
+            self.training_sequences = WholeSequences(config, data.split.train_events, self._sources)
+            owners = [source.owner for source in self.training_sequences.kinds]
         most = int(config["targets_per_sequence"] or 0) or np.inf
         counts = [np.minimum(np.unique(owner, return_counts=True)[1], most) for owner in owners]
         self.users = [len(count) for count in counts]
@@ -124,18 +120,15 @@ class SVAE(CrossDomainRecommender):
 
     def _own_or_merged(self, events: Events) -> list[tuple[Events, int | None]]:
         """What the sources read, and the one domain of their targets, None for all."""
-        every = range(self.n_domains)
         if not self.merged:
-            return [(events.take(events.domain == k), k) for k in every]
-        events = events.take(first_of_token(events, self._token_key))
-        return (
-            [(events, None)]
-            if self.clock
-            else [(behind_the_others(events, k, self.max_history_length), k) for k in every]
-        )
+            return [(events.take(events.domain == k), k) for k in range(self.n_domains)]
+        if self.clock:
+            return [(events.take(first_of_token(events, self._token_key)), None)]
+        by_domain = events_by_target_domain(events, self._token_key, self.n_domains, self.max_history_length)
+        return [(each, k) for k, each in enumerate(by_domain)]
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """Choices, sizes from 1, weights from 0; instances hold one next item."""
         for key, known in CHOICES.items():
             if config[key] not in known:
@@ -146,7 +139,7 @@ class SVAE(CrossDomainRecommender):
         for key in ("anneal_cap", "total_anneal_steps"):
             if config[key] < 0:
                 raise CDRError(f"{key}={config[key]!r} should be at least 0.")
-        if config["next_k"] > 1 and config["train_targets"] == "all" and not on_sequences(config):
+        if config["next_k"] > 1 and config["train_targets"] == "all" and not trains_whole_sequences(config):
             raise CDRError(
                 f"next_k={config['next_k']} needs whole sequences (one_pass=True and targets_per_sequence=0): "
                 "an instance holds no item but the next one. Set next_k=1."
@@ -154,7 +147,9 @@ class SVAE(CrossDomainRecommender):
 
     def phases(self) -> list[Phase]:
         """One phase, over sequences or over instances."""
-        return [Phase(batches="sequence_batches", loss="sequence_loss")] if self.sources else [Phase()]
+        if self.training_sequences is None:
+            return [Phase()]
+        return [Phase(batches=self.training_sequences.batches, loss=self.sequence_loss)]
 
     def start_epoch(self, phase: Phase, epoch: int) -> None:
         """Says how many users each net has seen, so that the weight of the KL goes on where it was."""
@@ -218,25 +213,14 @@ class SVAE(CrossDomainRecommender):
 
     # -- training -----------------------------------------------------------------------------------------------
 
-    def sequence_batches(self, rng: np.random.Generator) -> EpochBatches:
-        """Returns the training sequences in batches of one source and about ``train_batch_size`` targets each."""
-        if self._reorder:
-            self.sources = self._sources(self._events.take(new_order(self._events, rng)))
-        return shuffled_windows(
-            [held.sequences for held in self.sources],
-            int(self.config["train_batch_size"]),
-            rng,
-            lambda tag, rows: self.sources[tag].batch(rows, tag),
-        )
-
     def sequence_loss(self, batch: SequenceBatch) -> Terms:
         """The objective over all positions of a batch of sequences."""
         net = self.nets[self._net_of(batch.tag)]
         targets = batch["next_seq"]
-        asked = targets[:, :, 0] != 0
-        weight = (1 / asked.sum(1, keepdim=True).clamp(min=1)).expand(asked.shape)[asked]
-        posterior = net.posterior(net.states(batch.items)[asked])
-        return self.objective(batch.tag, posterior, targets[asked], weight)
+        predicts = targets[:, :, 0] != 0
+        weight = (1 / predicts.sum(1, keepdim=True).clamp(min=1)).expand(predicts.shape)[predicts]
+        posterior = net.posterior(net.states(batch.items)[predicts])
+        return self.objective(batch.tag, posterior, targets[predicts], weight)
 
     def calculate_loss(self, interaction: Batch) -> Terms:
         """The objective over instances, each a step of a user of its own."""
@@ -272,7 +256,7 @@ class SVAE(CrossDomainRecommender):
         return Terms(recon=per_user * recon, kl=per_user * self.kl_weight(index) * held)
 
 
-class _Source:
+class _Source(TrainingSequences):
     """Training sequences that one net reads, and what it predicts at their positions.
 
     Args:
@@ -288,17 +272,17 @@ class _Source:
 
     def __init__(self, events: Events, max_length: int, next_k: int, start_token: int, domain: int | None):
         self.events = events = with_start(events, start_token) if start_token else events
-        self.sequences = TrainingSequences(events, max_length)
+        super().__init__(events, max_length)
         targets = next_items(events, next_k)
         if domain is not None:
             targets[events.domain != domain] = 0
         self._targets = torch.from_numpy(targets)
-        asked = (targets[:, 0] != 0) & (np.diff(events.sequence, prepend=-1) == 0)
-        self.owner = events.sequence[asked]
+        targeted = (targets[:, 0] != 0) & (np.diff(events.sequence, prepend=-1) == 0)
+        self.owner = events.sequence[targeted]
 
-    def batch(self, windows: np.ndarray, tag: int) -> SequenceBatch:
+    def batch(self, windows: np.ndarray, tag: int = 0) -> SequenceBatch:
         """The batch of some windows, with the next items of each position as ``next_seq``, (B, L, k), 0 for none."""
-        batch = self.sequences.batch(windows, tag)
+        batch = super().batch(windows, tag)
         real = (batch["event"] >= 0).unsqueeze(2)
         return SequenceBatch({**batch.interaction, "next_seq": self._targets[batch["event"]] * real}, tag)
 
@@ -310,7 +294,7 @@ class _StepwiseVAE(nn.Module):
         start_token: global id of the start token.
     """
 
-    def __init__(self, config, first: int, stop: int, start_token: int):
+    def __init__(self, config: CDRConfig, first: int, stop: int, start_token: int):
         super().__init__()
         self.first, self.n, self.start_token = first, stop - first, start_token
         rnn, hidden, latent = (int(config[f"{name}_size"]) for name in ("rnn", "hidden", "latent"))
@@ -327,7 +311,8 @@ class _StepwiseVAE(nn.Module):
     def states(self, items: torch.Tensor) -> torch.Tensor:
         """h of left-aligned sequences of global ids (B, L): (B, L, rnn)."""
         local = torch.where(items == self.start_token, self.n + 1, items - self.first + 1)
-        return self.gru(self.embedding(local.masked_fill(items == 0, 0)))[0]
+        states: torch.Tensor = self.gru(self.embedding(local.masked_fill(items == 0, 0)))[0]
+        return states
 
     def posterior(self, states: torch.Tensor) -> Gaussian:
         """q(z) of states (N, rnn), over (N, latent)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +27,9 @@ class Bags(NamedTuple):
     def of(cls, histories: torch.Tensor, first: int = 0) -> Bags:
         """Returns the sets in (B, L) ids, 0 is padding, as rows of a table that begins with the id ``first``."""
         items = histories.sort(1).values
-        kept = items != 0
-        kept[:, 1:] &= items[:, 1:] != items[:, :-1]
-        return cls(items[kept] - first, F.pad(kept.sum(1).cumsum(0), (1, 0)))
+        distinct = items != 0
+        distinct[:, 1:] &= items[:, 1:] != items[:, :-1]
+        return cls(items[distinct] - first, F.pad(distinct.sum(1).cumsum(0), (1, 0)))
 
     @property
     def sizes(self) -> torch.Tensor:
@@ -73,7 +73,15 @@ class _MultinomialLoss(torch.autograd.Function):
     """As the softmax loss of ``losses``: the gradients are made on the way forward, in the scores' own memory."""
 
     @staticmethod
-    def forward(ctx, products: Products, vectors, items, bias, bags: Bags, block: int):
+    def forward(
+        ctx: Any,
+        products: Products,
+        vectors: torch.Tensor,
+        items: torch.Tensor,
+        bias: torch.Tensor,
+        bags: Bags,
+        block: int,
+    ) -> torch.Tensor:
         n, sizes, owners = len(vectors), bags.sizes.to(vectors.dtype), bags.owners
         for_vectors, for_items = torch.empty_like(vectors), torch.zeros_like(items)
         for_bias, loss = torch.zeros_like(bias), vectors.new_zeros(())
@@ -98,7 +106,7 @@ class _MultinomialLoss(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return None, *(part * gradient for part in ctx.saved_tensors), None, None
 
 

@@ -33,18 +33,18 @@ class LatentMeter:
         """
         mean = mean.detach().double()
         parts = [mean.new_tensor(len(mean)), kl.detach().double().sum(), mean.sum(0), mean.square().sum(0)]
-        kept = self._sums[name, domain]
-        self._sums[name, domain] = [a + b for a, b in zip(kept, parts, strict=True)] if kept else parts
+        sums = self._sums[name, domain]
+        self._sums[name, domain] = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
 
     def facts(self) -> dict[str, float]:
         """Returns, by latent, the mean KL in nats ("kl NAME") and the number of active dimensions ("active NAME").
 
         Both are means over the domains that had instances.
         """
-        found: dict[str, list[float]] = defaultdict(list)
+        facts: dict[str, list[float]] = defaultdict(list)
         for (name, _), (count, kl, total, square) in self._sums.items():
             if count > 0:
                 variance = square / count - (total / count).square()
-                found[f"kl {name}"].append(float(kl / count))
-                found[f"active {name}"].append(float((variance > ACTIVE_VARIANCE).sum()))
-        return {name: sum(values) / len(values) for name, values in found.items()}
+                facts[f"kl {name}"].append(float(kl / count))
+                facts[f"active {name}"].append(float((variance > ACTIVE_VARIANCE).sum()))
+        return {name: sum(values) / len(values) for name, values in facts.items()}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,18 @@ from recbole_cdr_ext.model.parts.losses import in_single
 # Log-variances outside this range mean a deviation below 0.7 % or above 150 times the prior's; clamped, exp() and
 # the KL stay finite in single precision.
 LOGVAR_RANGE = (-10.0, 10.0)
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+class Modules(nn.ModuleList, Generic[AnyModule]):
+    """A ``ModuleList`` of one class of modules, which the type checker knows."""
+
+    if TYPE_CHECKING:
+
+        def __init__(self, modules: Iterable[AnyModule] = ()) -> None: ...
+        def __getitem__(self, index: int) -> AnyModule: ...  # type: ignore[override]
+        def __iter__(self) -> Iterator[AnyModule]: ...
 
 
 class Gaussian:
@@ -34,7 +47,8 @@ class Gaussian:
     def sample(self, training: bool) -> torch.Tensor:
         """The reparameterised sample in training, the mean otherwise."""
         if not training:
-            return self.mean
+            vectors: torch.Tensor = self.mean
+            return vectors
         return torch.addcmul(self.mean, (0.5 * self.logvar).exp(), torch.randn_like(self.mean))
 
     def __getitem__(self, rows: torch.Tensor) -> Gaussian:
@@ -44,9 +58,12 @@ class Gaussian:
 def kl(q: Gaussian, p: Gaussian | None = None) -> torch.Tensor:
     """KL(q ‖ p) in closed form, summed over d: (...,); p = None is N(0, I)."""
     if p is None:
-        return 0.5 * (q.mean.square() + q.logvar.exp() - 1 - q.logvar).sum(-1)
-    difference = q.logvar - p.logvar
-    return 0.5 * ((q.mean - p.mean).square() * (-p.logvar).exp() + difference.exp() - 1 - difference).sum(-1)
+        terms = q.mean.square() + q.logvar.exp() - 1 - q.logvar
+    else:
+        difference = q.logvar - p.logvar
+        terms = (q.mean - p.mean).square() * (-p.logvar).exp() + difference.exp() - 1 - difference
+    divergence: torch.Tensor = 0.5 * terms.sum(-1)
+    return divergence
 
 
 class ItemTable(nn.Embedding):
@@ -222,7 +239,8 @@ class SequenceEncoder(nn.Module):
         for block in self.blocks:
             x = block(x, real, mask, batch, length)
         out = x.new_zeros(batch * length, x.shape[1]).index_copy(0, real, self.norm(x))
-        return out.view(batch, length, -1)
+        vectors: torch.Tensor = out.view(batch, length, -1)
+        return vectors
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -248,7 +266,9 @@ class _Block(nn.Module):
         self.inner = nn.Sequential(nn.Linear(d, inner), nn.ReLU(), Dropout(dropout), nn.Linear(inner, d))
         self.dropout = Dropout(dropout)
 
-    def forward(self, x, real, mask, batch: int, length: int) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, real: torch.Tensor, mask: torch.Tensor, batch: int, length: int
+    ) -> torch.Tensor:
         """x (N, d) holds the real positions, ``real`` their places in the (B·L,) rectangle."""
         d = x.shape[1]
         packed = self.qkv(self.norm_attention(x))
@@ -257,7 +277,8 @@ class _Block(nn.Module):
         seen = attend(q, k, v, mask)
         seen = seen.transpose(1, 2).reshape(batch * length, d)[real]
         x = x + self.dropout(self.out(seen))
-        return x + self.dropout(self.inner(self.norm_inner(x)))
+        vectors: torch.Tensor = x + self.dropout(self.inner(self.norm_inner(x)))
+        return vectors
 
 
 class CrossAttention(nn.Module):
@@ -278,7 +299,10 @@ class CrossAttention(nn.Module):
         k, v = (t.reshape(heads).transpose(1, 2) for t in self.key_value(memory).chunk(2, -1))
         seen = attend(q, k, v, memory_mask[:, None, None, :])
         # The output projection is linear, so it may follow the mean.
-        return self.out(masked_mean(seen.transpose(1, 2).reshape(batch, length, d), query_mask))
+        vectors: torch.Tensor = self.out(
+            masked_mean(seen.transpose(1, 2).reshape(batch, length, d), query_mask)
+        )
+        return vectors
 
 
 def mapping(d_in: int, d_out: int, hidden: int | None) -> nn.Module:
@@ -306,3 +330,32 @@ def mlp(*sizes: int, dropout: float = 0.0) -> nn.Sequential:
         if i < len(sizes) - 2:
             layers += [nn.ReLU(), Dropout(dropout)]
     return nn.Sequential(*layers)
+
+
+class SumDecoder(nn.Module):
+    """Σ LayerNorm(z + MLP(z)) over the latents; one that is zero adds nothing."""
+
+    def __init__(self, d: int, dropout: float):
+        super().__init__()
+        self.parts = nn.ModuleList(mlp(d, d, d, dropout=dropout) for _ in range(3))
+        self.norms = nn.ModuleList(nn.LayerNorm(d) for _ in range(3))
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, 3d) → (B, d)."""
+        out = latents.new_zeros(len(latents), latents.shape[1] // 3)
+        for z, part, norm in zip(latents.chunk(3, 1), self.parts, self.norms, strict=True):
+            out = out + norm(z + part(z)) * z.any(1, keepdim=True)
+        return out
+
+
+def initialised_as_sasrec(module: nn.Module) -> None:
+    """Starts a module as SASRec does: Xavier for matrices, small normal embeddings, zero biases and padding rows."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_normal_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+        if module.padding_idx is not None:
+            with torch.no_grad():
+                module.weight[module.padding_idx].zero_()

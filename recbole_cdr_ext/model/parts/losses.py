@@ -32,8 +32,8 @@ class Products:
         """Returns left · right + added."""
         if self._dtype is None:
             return left @ right if added is None else torch.addmm(added, left, right)
-        found = (self.rounded(left) @ self.rounded(right)).float()
-        return found if added is None else found.add_(added)
+        product = (self.rounded(left) @ self.rounded(right)).float()
+        return product if added is None else product.add_(added)
 
     def into(self, out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
         """Writes left · right."""
@@ -50,12 +50,13 @@ class Products:
             out += self.of(left, right)
 
 
-def with_products(loss: type[torch.autograd.Function], *arguments) -> torch.Tensor:
+def with_products(loss: type[torch.autograd.Function], *arguments: Any) -> torch.Tensor:
     """Returns loss.apply(Products, *arguments) outside of autocast: sums over many items are not for half precision."""
     device = arguments[0].device
     products = Products(device)
     with torch.autocast(device.type, enabled=False):
-        return loss.apply(products, *map(in_single, arguments))
+        value: torch.Tensor = loss.apply(products, *map(in_single, arguments))
+        return value
 
 
 def in_single(value: Any) -> Any:
@@ -68,20 +69,22 @@ class _SoftmaxLoss(torch.autograd.Function):
     """Both gradients are made on the way forward, block by block, in the memory of the scores themselves."""
 
     @staticmethod
-    def forward(ctx, products: Products, vectors, items, target):
+    def forward(
+        ctx: Any, products: Products, vectors: torch.Tensor, items: torch.Tensor, target: torch.Tensor
+    ) -> torch.Tensor:
         n = len(vectors)
         for_vectors, for_items = torch.empty_like(vectors), torch.zeros_like(items)
         loss, items = vectors.new_zeros(()), products.rounded(items)
         step = max(1, _BLOCK // len(items))
         for first in range(0, n, step):
-            rows, asked = vectors[first : first + step], target[first : first + step].unsqueeze(1)
+            rows, targets = vectors[first : first + step], target[first : first + step].unsqueeze(1)
             scores = products.of(rows, items.T)
             highest = scores.amax(1, keepdim=True)
-            own = scores.gather(1, asked) - highest
+            own = scores.gather(1, targets) - highest
             total = scores.sub_(highest).exp_().sum(1, keepdim=True)
             loss += (total.log() - own).sum()
             share = scores.div_(total * n)
-            share.scatter_add_(1, asked, share.new_full(asked.shape, -1 / n))
+            share.scatter_add_(1, targets, share.new_full(targets.shape, -1 / n))
             products.into(for_vectors[first : first + step], share, items)
             products.onto(for_items, share.T, rows)
         ctx.save_for_backward(for_vectors, for_items)
@@ -89,7 +92,7 @@ class _SoftmaxLoss(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         for_vectors, for_items = ctx.saved_tensors
         return None, for_vectors * gradient, for_items * gradient, None
 
@@ -133,7 +136,16 @@ class _SampledSoftmaxLoss(torch.autograd.Function):
     """As ``_SoftmaxLoss``, of each row's own item against negatives that all rows share."""
 
     @staticmethod
-    def forward(ctx, products: Products, vectors, own_items, negatives, target, drawn, shift):
+    def forward(
+        ctx: Any,
+        products: Products,
+        vectors: torch.Tensor,
+        own_items: torch.Tensor,
+        negatives: torch.Tensor,
+        target: torch.Tensor,
+        drawn: torch.Tensor,
+        shift: float,
+    ) -> torch.Tensor:
         n = len(vectors)
         for_vectors, for_negatives = torch.empty_like(vectors), torch.zeros_like(negatives)
         own = (vectors * own_items).sum(1, keepdim=True)
@@ -160,8 +172,8 @@ class _SampledSoftmaxLoss(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
-        return None, *(found * gradient for found in ctx.saved_tensors), None, None, None
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return None, *(part * gradient for part in ctx.saved_tensors), None, None, None
 
 
 def sampled_softmax_loss(
@@ -205,8 +217,8 @@ def sampled_softmax_loss_of_several(
     """
     drawn = torch.randint(len(items), (n_negatives,), device=targets.device)
     # One lookup, since each makes a gradient of the whole table.
-    asked = torch.cat([targets.clamp(min=0).flatten(), drawn])
-    own, negatives = F.embedding(asked, items).split([targets.numel(), n_negatives])
+    ids = torch.cat([targets.clamp(min=0).flatten(), drawn])
+    own, negatives = F.embedding(ids, items).split([targets.numel(), n_negatives])
     if targets.shape[1] == 1:
         return with_products(_SampledSoftmaxLoss, vectors, own, negatives, targets[:, 0], drawn, 0.0)
     real = (targets >= 0).float()

@@ -18,29 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from recbole_cdr_ext.model.parts.layers import Dropout, SequenceEncoder, attend, mlp, stream
-
-
-@dataclass
-class Views:
-    """What N instances of target domain X give to the posteriors.
-
-    Attributes:
-        own, other: S^X, S^Y, (N, d), zero where there is no such history.
-        augmented: S_a^X (N, d), or None without pseudo-sequences.
-        mixed: what z_t^y is made from, the rows in ``both``.
-        has_own, has_other, both: (N,) masks.
-        length: (N,) history lengths in X.
-    """
-
-    own: torch.Tensor
-    other: torch.Tensor
-    augmented: torch.Tensor | None
-    mixed: torch.Tensor
-    has_own: torch.Tensor
-    has_other: torch.Tensor
-    both: torch.Tensor
-    length: torch.Tensor
+from recbole_cdr_ext.data.instances import Batch
+from recbole_cdr_ext.model.parts.layers import Dropout, SequenceEncoder, attend, left_aligned, mlp, stream
+from recbole_cdr_ext.model.parts.views import Views
+from recbole_cdr_ext.settings.config import CDRConfig
 
 
 @dataclass
@@ -70,7 +51,7 @@ class PositionEncoder(nn.Module):
         pseudo: whether recalled items are read.
     """
 
-    def __init__(self, config, offsets: list[int], embedding: nn.Embedding, pseudo: bool):
+    def __init__(self, config: CDRConfig, offsets: list[int], embedding: nn.Embedding, pseudo: bool):
         super().__init__()
         d, dropout = int(config["embedding_size"]), float(config["dropout"])
         self.n_domains = len(offsets) - 1
@@ -117,6 +98,19 @@ class PositionEncoder(nn.Module):
             states.append(encoded)
             totals.append(encoded.cumsum(1) if self.pooling != "last" else encoded)
         return States(counts, states, totals, self.merged(items, embedding) if self.how == "merged" else None)
+
+    def of_batch(self, batch: Batch, hidden_share: float) -> Views:
+        """Returns what the instances see at the last position of their merged timelines.
+
+        Args:
+            hidden_share: of those with both histories, drawn at random, who are treated as cold-start users.
+        """
+        items, length = left_aligned(batch["merged"])
+        row = torch.arange(len(batch), device=items.device)
+        recalled = batch.recalled if self.pseudo else None
+        place = (length - 1).clamp(min=0)
+        views = self.views(self(items), batch.target_domain, row, place, recalled)
+        return views.with_hidden(hidden_share)
 
     def views(
         self,
@@ -187,9 +181,10 @@ class PositionEncoder(nn.Module):
         heads = (len(memory), -1, self.n_heads, memory.shape[2] // self.n_heads)
         q = self.query(query).view(heads).transpose(1, 2)
         k, v = (t.reshape(heads).transpose(1, 2) for t in self.key_value(memory).chunk(2, -1))
-        found = attend(q, k, v, (seen | nothing).unsqueeze(1))
-        found = found.transpose(1, 2).reshape(len(memory), width, -1)
-        return self.out(found[row, place])
+        attended = attend(q, k, v, (seen | nothing).unsqueeze(1))
+        attended = attended.transpose(1, 2).reshape(len(memory), width, -1)
+        states: torch.Tensor = self.out(attended[row, place])
+        return states
 
     def _read(self, own: torch.Tensor, recalled: torch.Tensor) -> torch.Tensor:
         """Attention from the own state to the recalled items, (N, d); zero where nothing was recalled."""
@@ -199,4 +194,5 @@ class PositionEncoder(nn.Module):
         scores = torch.bmm(vectors, self.recall_query(own).unsqueeze(2)).squeeze(2) / math.sqrt(own.shape[1])
         weight = scores.masked_fill(~known, -1e9).softmax(1) * known
         read = torch.bmm(weight.unsqueeze(1), vectors * math.sqrt(own.shape[1])).squeeze(1)
-        return self.dropout(self.recall_out(read)) * known.any(1, keepdim=True)
+        states: torch.Tensor = self.dropout(self.recall_out(read)) * known.any(1, keepdim=True)
+        return states

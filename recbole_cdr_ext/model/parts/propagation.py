@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import scipy.sparse as sp
 import torch
@@ -45,30 +47,34 @@ class _Product(torch.autograd.Function):
     """``A @ x``; its gradient is a product with the transposed matrix, which is at hand."""
 
     @staticmethod
-    def forward(ctx, matrix: SparseRows, transposed: SparseRows, x: torch.Tensor):
+    def forward(ctx: Any, matrix: SparseRows, transposed: SparseRows, x: torch.Tensor) -> torch.Tensor:
         ctx.transposed = transposed
-        return matrix(x)
+        product: torch.Tensor = matrix(x)
+        return product
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return None, None, ctx.transposed(grad.contiguous())
 
 
 def product(matrix: SparseRows, transposed: SparseRows, x: torch.Tensor) -> torch.Tensor:
     """Returns ``matrix`` (n, m) times x (m, d), with a gradient in x; the transposed matrix is what that needs."""
-    return _Product.apply(matrix, transposed, x)
+    vectors: torch.Tensor = _Product.apply(matrix, transposed, x)
+    return vectors
 
 
 class _MeanOfLayers(torch.autograd.Function):
     """(I + Â + … + Â^L) x / (L + 1), by Horner's scheme. Â is symmetric, so the gradient is the same function."""
 
     @staticmethod
-    def forward(ctx, graph: BipartiteGraph, n_layers: int, users: torch.Tensor, items: torch.Tensor):
+    def forward(
+        ctx: Any, graph: BipartiteGraph, n_layers: int, users: torch.Tensor, items: torch.Tensor
+    ) -> Pair:
         ctx.graph, ctx.n_layers = graph, n_layers
         return _horner(graph, n_layers, users, items)
 
     @staticmethod
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return None, None, *_horner(ctx.graph, ctx.n_layers, *(g.contiguous() for g in grads))
 
 
@@ -119,7 +125,8 @@ class BipartiteGraph:
 
     def mean_of_layers(self, users: torch.Tensor, items: torch.Tensor, n_layers: int) -> Pair:
         """LightGCN's read-out: the mean over the layers 0 .. ``n_layers``, for users and for items."""
-        return _MeanOfLayers.apply(self, n_layers, users, items)
+        vectors: Pair = _MeanOfLayers.apply(self, n_layers, users, items)
+        return vectors
 
 
 class DirectedGraph:
@@ -142,4 +149,5 @@ class DirectedGraph:
 
     def step(self, nodes: torch.Tensor) -> torch.Tensor:
         """One layer: (n, d) → (n, d)."""
-        return _Product.apply(self.along, self.against, nodes)
+        vectors: torch.Tensor = _Product.apply(self.along, self.against, nodes)
+        return vectors

@@ -12,7 +12,9 @@ from recbole_cdr_ext.model.bridge import Bridge
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating.sscdr import liking_threshold
 from recbole_cdr_ext.model.rating_recommender import RatingBatch
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.rating_split import RatingSplit
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 
 class ContrastiveLoss(NamedTuple):
@@ -46,12 +48,15 @@ class CLCDR(Bridge):
 
     paper = "CLCDR: Contrastive Learning for Cross-Domain Recommendation to Cold-Start Users, ICONIP 2022"
 
-    def __init__(self, config, dataset):
+    liking_threshold: torch.Tensor
+    rated_pairs: torch.Tensor
+
+    def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
         self.learns_source_users = bool(config["learn_source_users"])
-        super().__init__(config, dataset)
+        super().__init__(config, data)
         self.user_weight, self.item_weight = float(config["user_weight"]), float(config["item_weight"])
         self.temperature = float(config["temperature"])
-        split: RatingSplit = dataset.split
+        split = data.split
         threshold = torch.from_numpy(liking_threshold(split.train[split.target], split))
         self.register_buffer("liking_threshold", threshold, persistent=False)
         # What D^o holds, as sorted numbers user * n_items + item: a look-up needs no users x items table.
@@ -59,7 +64,7 @@ class CLCDR(Bridge):
         self.register_buffer("rated_pairs", pairs, persistent=False)
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """As in the base class; also the settings of the contrastive losses."""
         super().check_settings(config)
         for key in ("user_weight", "item_weight"):
@@ -70,7 +75,7 @@ class CLCDR(Bridge):
 
     def phases(self) -> list[Phase]:
         """One phase, on D^o."""
-        return [self.mapping_phase(loss="contrastive_loss")] if self.size else []
+        return [self.mapping_phase(self.contrastive_loss, self.shared_batches)] if self.size else []
 
     def contrastive_loss(self, batch: RatingBatch, rows: torch.Tensor | None = None) -> ContrastiveLoss:
         """Returns L_rating, λ₁ L_uu and λ₂ L_ui, at moved source vectors if they are given."""

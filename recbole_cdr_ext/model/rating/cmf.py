@@ -19,7 +19,9 @@ from recbole_cdr_ext.model.rating_recommender import (
     Shuffled,
     whole_batch,
 )
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.rating_split import RatingSplit
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,15 @@ class CMF(RatingRecommender):
     paper = "Relational Learning via Collective Matrix Factorization, KDD 2008"
     needs_overlap = True
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
-        split: RatingSplit = dataset.split
+    weights: torch.Tensor
+    means: torch.Tensor
+
+    def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
+        super().__init__(config, data)
+        split = data.split
         self.size = int(config["embedding_size"])
-        self.n_source_items = dataset.n_domain_items(self.source)
-        n_items = self.n_source_items + dataset.n_domain_items(self.target)
+        self.n_source_items = data.n_domain_items(self.source)
+        n_items = self.n_source_items + data.n_domain_items(self.target)
         sparse = config["learner"] in SPARSE_LEARNERS
         std, n_biases = float(config["init_std"]), int(self.has_biases)
         self.user_vectors = _table(self.n_users, self.size, std, sparse)
@@ -68,7 +73,7 @@ class CMF(RatingRecommender):
         self._batch_size = int(config["train_batch_size"])
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """As in the base class."""
         super().check_settings(config)
         if not 0 <= config["source_weight"] <= 1:
@@ -108,15 +113,13 @@ class CMF(RatingRecommender):
 
     def phases(self) -> list[Phase]:
         """One phase on the ratings of both domains; the validation users, cold in the target, choose the epoch."""
-        return [Phase("factorize", batches="batches", rows="source_rows" if self.size else "")]
+        return [Phase("factorize", batches=self.batches, rows=self.source_rows if self.size else None)]
 
     def batches(self, rng: np.random.Generator) -> Iterable[RatingBatch]:
         """The training ratings of both domains, shuffled together: a batch mixes them as they come."""
         return Shuffled(self._train, self._batch_size, rng)
 
-    def calculate_loss(
-        self, interaction: JointRatings, rows: torch.Tensor | None = None
-    ) -> FactorizationLoss:
+    def calculate_loss(self, interaction: RatingBatch, rows: torch.Tensor | None = None) -> FactorizationLoss:
         """Returns the loss of a batch, at moved user vectors if they are given; the penalty is on the unmoved ones.
 
         Args:
@@ -136,7 +139,8 @@ class CMF(RatingRecommender):
 
     def source_rows(self, batch: RatingBatch) -> torch.Tensor:
         """The vectors of a batch's users, (B, d): what sharpness and attacks move."""
-        return self.user_vectors(batch.user)
+        vectors: torch.Tensor = self.user_vectors(batch.user)
+        return vectors
 
     def rate_from(self, rows: torch.Tensor, batch: RatingBatch) -> torch.Tensor:
         """Returns the ratings, (B,), of target items by users with the vectors ``rows`` (B, d)."""
@@ -148,12 +152,14 @@ class CMF(RatingRecommender):
 
     def cold_bias(self, user: torch.Tensor) -> torch.Tensor:
         """The shared biases."""
-        return self.user_bias(user).sum(1)
+        bias: torch.Tensor = self.user_bias(user).sum(1)
+        return bias
 
     def _rated(self, rows: torch.Tensor, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
         """Returns μ + b_u + b_i + ⟨rows, v⟩, (B,), for items counted over both domains."""
         base = self.means[self._domain(item)] + self.user_bias(user).sum(1) + self.item_bias(item).sum(1)
-        return base + (rows * self.item_table(item)).sum(1)
+        rating: torch.Tensor = base + (rows * self.item_table(item)).sum(1)
+        return rating
 
     def _domain(self, item: torch.Tensor) -> torch.Tensor:
         """Returns 0 for an item of the source and 1 for one of the target, (B,)."""

@@ -13,6 +13,7 @@ from recbole_cdr_ext.model.bridge import Bridge
 from recbole_cdr_ext.model.parts.layers import mapping
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, Shuffled
+from recbole_cdr_ext.settings.config import CDRConfig
 
 
 class EMCDR(Bridge):
@@ -28,7 +29,7 @@ class EMCDR(Bridge):
     paper = "Cross-Domain Recommendation: An Embedding and Mapping Approach, IJCAI 2017"
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """As in the base class; also the kind of mapping."""
         super().check_settings(config)
         if config["mapping"] not in ("mlp", "linear"):
@@ -44,7 +45,7 @@ class EMCDR(Bridge):
         """One phase, over users."""
         if not self.size:
             return []
-        return [self.mapping_phase(loss="embedding_loss", batches="user_batches")]
+        return [self.mapping_phase(self.embedding_loss, self.user_batches)]
 
     def user_batches(self, rng: np.random.Generator) -> Iterable[RatingBatch]:
         """The overlapping training users, shuffled, each once; items and ratings of the batches are zeros."""

@@ -9,7 +9,9 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.bridge import Bridge, pretraining
 from recbole_cdr_ext.model.phase import Phase, Stage
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, RatingRecommender
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.rating_split import Ratings, RatingSplit
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 ITEM_SHRINKAGE, USER_SHRINKAGE = 5.0, 10.0
 
@@ -32,9 +34,11 @@ class GlobalMean(RatingRecommender):
 class ItemMean(GlobalMean):
     """The mean plus the item's deviation from it, shrunk: Σ(r - μ) / (n + 5)."""
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
-        split: RatingSplit = dataset.split
+    item_deviation: torch.Tensor
+
+    def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
+        super().__init__(config, data)
+        split = data.split
         _, item_bias, _ = shrunk_biases(split, split.target)
         self.register_buffer("item_deviation", torch.from_numpy(item_bias))
 
@@ -52,9 +56,11 @@ class ItemMeanUserBias(ItemMean):
     cold_start = True
     needs_overlap = True
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
-        split: RatingSplit = dataset.split
+    user_deviation: torch.Tensor
+
+    def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
+        super().__init__(config, data)
+        split = data.split
         source_bias, target_bias = (shrunk_biases(split, k)[2] for k in (split.source, split.target))
         x, y = source_bias[split.overlapping], target_bias[split.overlapping]
         scale = float(x @ y) / float(x @ x) if x.any() else 0.0
@@ -75,14 +81,14 @@ class BiasOnly(Bridge):
     paper = "-"
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """As in the base class; without biases nothing is left of it."""
         super().check_settings(config)
         if not config["biases"]:
             raise CDRError("BiasOnly is biases and nothing else: leave biases=False out.")
 
     @classmethod
-    def stages(cls, config) -> list[Stage]:
+    def stages(cls, config: CDRConfig) -> list[Stage]:
         """The biases of both domains."""
         return pretraining(config, biases=True, embedding_size=0, backbone="MF", pretrain_sharpness="none")
 

@@ -9,7 +9,9 @@ from torch import nn
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.bridge import Bridge
 from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.rating_split import Ratings, RatingSplit
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 # Stands where a history has no more items; it is no item's place.
 NO_ITEM = -1
@@ -48,11 +50,13 @@ class MetaNetwork(nn.Module):
         """
         score = self.scorer(items).squeeze(2)
         # The lowest number and not -inf: a row of padding alone would be NaN.
-        return score.masked_fill(~real, torch.finfo(score.dtype).min).softmax(1) * real
+        weights: torch.Tensor = score.masked_fill(~real, torch.finfo(score.dtype).min).softmax(1) * real
+        return weights
 
     def forward(self, profile: torch.Tensor) -> torch.Tensor:
         """Returns the bridges (B, d, d') of the profiles (B, d)."""
-        return self.generator(profile).view(len(profile), -1, self.target_size)
+        bridges: torch.Tensor = self.generator(profile).view(len(profile), -1, self.target_size)
+        return bridges
 
 
 class PTUPCDR(Bridge):
@@ -77,11 +81,14 @@ class PTUPCDR(Bridge):
 
     paper = "Personalized Transfer of User Preferences for Cross-domain Recommendation, WSDM 2022"
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
+    history: torch.Tensor
+    stand_in: torch.Tensor
+
+    def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
+        super().__init__(config, data)
         if not self.size:
             return
-        split: RatingSplit = dataset.split
+        split = data.split
         ratings, offset = split.train[self.source], int(split.item_offset[self.source])
         liked = ratings.take(ratings.rating > config["positive_rating"])
         history = last_items(liked, self.n_users, offset, int(config["history_length"]))
@@ -95,7 +102,7 @@ class PTUPCDR(Bridge):
         )
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """As in the base class."""
         super().check_settings(config)
         if config["history_length"] < 1:
@@ -110,13 +117,16 @@ class PTUPCDR(Bridge):
 
     def phases(self) -> list[Phase]:
         """One phase: the meta network on the rating loss."""
-        return [self.mapping_phase(name="meta")] if self.size else []
+        return (
+            [self.mapping_phase(self.calculate_loss, self.shared_batches, name="meta")] if self.size else []
+        )
 
     def profile(self, user: torch.Tensor) -> torch.Tensor:
         """Returns p_u, (B, d)."""
         history = self.history[user]  # (B, L)
         real = history != NO_ITEM
         items = self.source_items[history.clamp(min=0)]  # (B, L, d)
+        assert isinstance(self.mapping, MetaNetwork)
         weights = self.mapping.attention(items, real)
         # Users have a history or a stand-in; the other one is zero.
         return (weights.unsqueeze(2) * items).sum(1) + self.stand_in[user]
@@ -125,7 +135,8 @@ class PTUPCDR(Bridge):
         """Returns M_u, (B, d, d)."""
         # Users have many rows in a batch, and a bridge is much dearer than its use.
         users, place = user.unique(return_inverse=True)
-        return self.mapping(self.profile(users))[place]
+        bridges: torch.Tensor = self.mapping(self.profile(users))[place]
+        return bridges
 
     def bridged(self, rows: torch.Tensor, user: torch.Tensor) -> torch.Tensor:
         """Returns rows M_u, (B, d): the users' own bridges at any source vectors ``rows`` (B, d)."""
@@ -148,9 +159,9 @@ def last_items(ratings: Ratings, n_users: int, item_offset: int, length: int) ->
     user, place = ratings.user[order], ratings.item[order] - item_offset
     count = np.bincount(user, minlength=n_users)
     from_end = count.cumsum()[user] - 1 - np.arange(len(user))
-    kept = from_end < length
+    recent = from_end < length
     table = np.full((n_users, max(1, min(length, int(count.max(initial=0))))), NO_ITEM, np.int64)
-    table[user[kept], from_end[kept]] = place[kept]
+    table[user[recent], from_end[recent]] = place[recent]
     return table
 
 

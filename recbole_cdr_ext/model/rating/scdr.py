@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from recbole_cdr_ext.model.bridge import Bridge
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating_recommender import RatingBatch
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.rating_split import RatingSplit
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 
 class SCDR(Bridge):
@@ -26,9 +30,9 @@ class SCDR(Bridge):
 
     paper = "Sharpness-Aware Cross-Domain Recommendation to Cold-Start Users"
 
-    def __init__(self, config, dataset):
+    def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
         self.learns_source_users = bool(config["learn_source_users"])
-        super().__init__(config, dataset)
+        super().__init__(config, data)
 
     def phases(self) -> list[Phase]:
         """The mapping; rho is 0.25 with biases and 0.05 without, unless it is given."""
@@ -36,7 +40,14 @@ class SCDR(Bridge):
             return []
         rho = self.config["rho"]
         rho = (0.25 if self.has_biases else 0.05) if rho is None else rho
-        return [self.mapping_phase(row_gradient="rating_gradient", settings={"rho": rho})]
+        return [
+            self.mapping_phase(
+                self.calculate_loss,
+                self.shared_batches,
+                row_gradient=self.rating_gradient,
+                settings={"rho": rho},
+            )
+        ]
 
     @torch.no_grad()
     def rating_gradient(self, batch: RatingBatch, rows: torch.Tensor) -> torch.Tensor:
@@ -44,9 +55,12 @@ class SCDR(Bridge):
 
         Each of the k looks of a step needs it: in closed form it takes a third of autograd's time.
         """
+        assert isinstance(self.mapping, nn.Sequential)
         first, _, second = self.mapping
+        assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
         base, items = self.fixed_parts(batch)
         hidden = torch.tanh(first(rows))
         error = batch.rating - base - (second(hidden) * items).sum(1)
         slope = ((items @ second.weight) * (1 - hidden.square())) @ first.weight
-        return -2 * error.unsqueeze(1) * slope
+        gradient: torch.Tensor = -2 * error.unsqueeze(1) * slope
+        return gradient

@@ -14,7 +14,9 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating.emcdr import EMCDR
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, Shuffled, Tables
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.rating_split import Ratings, RatingSplit
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 LIKED_SHARE = 0.75  # of the rating scale: 4 on a scale from 1 to 5
 
@@ -61,13 +63,16 @@ class SSCDR(EMCDR):
 
     paper = "Semi-Supervised Learning for Cross-Domain Recommendation to Cold-Start Users, CIKM 2019"
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
+    own_share: torch.Tensor
+    neighbours: torch.Tensor
+
+    def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
+        super().__init__(config, data)
         self.unsupervised_weight, self.margin = float(config["unsupervised_weight"]), float(config["margin"])
         self.hops = int(config["hops"])
         if not self.size:
             return
-        split: RatingSplit = dataset.split
+        split = data.split
         ratings, tables = split.train[split.source], split.tables[split.source]
         item = ratings.item - int(split.item_offset[split.source])
         likes = liked(ratings, item, split, tables if self.has_biases else None)
@@ -78,7 +83,7 @@ class SSCDR(EMCDR):
             self.register_buffer("neighbours", others)
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """As in the base class; also the settings of L_U."""
         super().check_settings(config)
         if config["hops"] not in (0, 1, 2):
@@ -91,7 +96,7 @@ class SSCDR(EMCDR):
         """One phase, over users."""
         if not self.size:
             return []
-        return [self.mapping_phase(loss="semi_supervised_loss", batches="user_batches")]
+        return [self.mapping_phase(self.semi_supervised_loss, self.user_batches)]
 
     def user_batches(self, rng: np.random.Generator) -> Iterable[RatingBatch]:
         """EMCDR's batches, with this epoch's pairs of items."""
@@ -186,10 +191,13 @@ def liked(ratings: Ratings, item: np.ndarray, split: RatingSplit, tables: Tables
         tables: the domain's biases: then a rating above μ + b_u + b_i says so; None: one that reaches
             :func:`liking_threshold`.
     """
+    likes: np.ndarray
     if tables is None:
-        return ratings.rating >= liking_threshold(ratings, split)[ratings.user]
-    level = tables.mean + tables.user_bias.cpu().numpy()[ratings.user] + tables.item_bias.cpu().numpy()[item]
-    return ratings.rating > level
+        likes = ratings.rating >= liking_threshold(ratings, split)[ratings.user]
+    else:
+        user_bias, item_bias = tables.user_bias.cpu().numpy(), tables.item_bias.cpu().numpy()
+        likes = ratings.rating > tables.mean + user_bias[ratings.user] + item_bias[item]
+    return likes
 
 
 def liking_threshold(ratings: Ratings, split: RatingSplit) -> np.ndarray:

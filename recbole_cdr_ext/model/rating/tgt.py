@@ -21,7 +21,10 @@ from recbole_cdr_ext.model.rating_recommender import (
     Tables,
     whole_batch,
 )
+from recbole_cdr_ext.model.recommender import Progress
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.rating_split import RatingSplit
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 # What other models call the settings of their training: TGT's are those of all models' pre-training.
 PRETRAINED = {
@@ -83,14 +86,17 @@ class TGT(RatingRecommender):
     cold_start = False
     paper = "Probabilistic Matrix Factorization, NeurIPS 2007"
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
-        split = dataset.split
+    mean: torch.Tensor
+    trained_users: torch.Tensor
+
+    def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
+        super().__init__(config, data)
+        split = data.split
         self.domain = split.source if config["factorized"] == "source" else split.target
         self.rates_target = self.domain == split.target
         ratings = split.train[self.domain]
         self.size = int(config["embedding_size"])
-        own = dataset.item_range(self.domain)
+        own = data.item_range(self.domain)
         self.n_own_items = own.stop - own.start
         self._batch_size = int(config["pretrain_batch_size"])
         self._split_off(whole_batch(ratings, own.start, self.domain), config)
@@ -116,14 +122,14 @@ class TGT(RatingRecommender):
         self._parts: _Parts | None = None
         self._finished: tuple[tuple, tuple[torch.Tensor, torch.Tensor]] | None = None
 
-    def _split_off(self, ratings: RatingBatch, config) -> None:
+    def _split_off(self, ratings: RatingBatch, config: CDRConfig) -> None:
         """Keeps a share of the domain's own ratings to choose the epoch by; cold-start users cannot."""
         order = torch.from_numpy(np.random.default_rng(int(config["seed"])).permutation(len(ratings)))
         n_valid = round(float(config["pretrain_valid_ratio"]) * len(ratings))
         self._valid, self._train = ratings.take(order[:n_valid]), ratings.take(order[n_valid:].sort().values)
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """As in the base class; checks what the backbone can be trained with, and warns of settings without effect."""
         super().check_settings(config)
         for key, own in PRETRAINED.items():
@@ -134,7 +140,7 @@ class TGT(RatingRecommender):
         backbones.check_settings(config)
 
     @classmethod
-    def learns_from(cls, config, split: RatingSplit) -> str:
+    def learns_from(cls, config: CDRConfig, split: RatingSplit) -> str:
         """One domain's training ratings decide the vectors, whatever is asked of whom."""
         domain = split.source if config["factorized"] == "source" else split.target
         ratings = split.train[domain]
@@ -151,10 +157,11 @@ class TGT(RatingRecommender):
         return [
             Phase(
                 "pretrain",
-                loss="factorization_loss",
-                batches="batches",
-                validate="validation_error" if len(self._valid) else "",
-                rows="user_rows" if self.size else "",
+                loss=self.factorization_loss,
+                batches=self.batches,
+                validate=self.validation_error,
+                validated=len(self._valid) > 0,
+                rows=self.user_rows if self.size else None,
                 settings=tuple(settings.items()),
             )
         ]
@@ -176,7 +183,8 @@ class TGT(RatingRecommender):
         if self.backbone is None:
             return learned
         if self.training or torch.is_grad_enabled():
-            return self.backbone(*learned)
+            tables: tuple[torch.Tensor, torch.Tensor] = self.backbone(*learned)
+            return tables
         # Predictions come in many batches: they share one propagation.
         state = self._state()
         if self._finished is None or self._finished[0] != state:
@@ -238,19 +246,21 @@ class TGT(RatingRecommender):
         """Returns the model's ratings of its own domain's pairs, (B,)."""
         users, items = self._of(batch)
         biases = self.user_bias(batch.user).sum(1) + self.item_bias(batch.item).sum(1)
-        return self.mean + biases + (users * items).sum(1)
+        rating: torch.Tensor = self.mean + biases + (users * items).sum(1)
+        return rating
 
     def rate(self, batch: RatingBatch) -> torch.Tensor:
         """As in the base class; what cold-start users get is said at the class."""
         if self.has_biases:
-            return self.mean + self.item_bias(batch.item).sum(1)
+            rating: torch.Tensor = self.mean + self.item_bias(batch.item).sum(1)
+            return rating
         users, items = self._of(batch)
         if self.cold_user == "mean":
             return items @ self.vectors()[0][self.trained_users].mean(0)
         return (users * items).sum(1)
 
     @torch.no_grad()
-    def augment(self, split: RatingSplit, progress=None) -> RatingSplit:
+    def augment(self, split: RatingSplit, progress: Progress | None = None) -> RatingSplit:
         """As a stage: returns the split with this domain's vectors, propagated if there is a graph, and biases."""
         training = self.training
         users, items = self.eval().vectors()

@@ -13,6 +13,9 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.bridge import Bridge
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, Shuffled
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.rating_split import RatingSplit
+from recbole_cdr_ext.splits.training_data import TrainingData
 
 Weights = dict[str, torch.Tensor]
 
@@ -68,13 +71,13 @@ class TMCDR(Bridge):
 
     paper = "Transfer-Meta Framework for Cross-domain Recommendation to Cold-Start Users, SIGIR 2021"
 
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
+    def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
+        super().__init__(config, data)
         self.inner_learning_rate = float(config["inner_learning_rate"])
         self.first_order = bool(config["first_order"])
 
     @classmethod
-    def check_settings(cls, config) -> None:
+    def check_settings(cls, config: CDRConfig) -> None:
         """As in the base class."""
         super().check_settings(config)
         if config["inner_learning_rate"] < 0:
@@ -82,7 +85,7 @@ class TMCDR(Bridge):
 
     def phases(self) -> list[Phase]:
         """One phase: the mapping, an episode a batch."""
-        return [self.mapping_phase(name="meta", loss="episode_loss", batches="episodes")] if self.size else []
+        return [self.mapping_phase(self.episode_loss, self.episodes, name="meta")] if self.size else []
 
     def episodes(self, rng: np.random.Generator) -> Iterable[Episode]:
         """The rows of D^o, shuffled, the users of each batch in two groups."""
@@ -100,7 +103,7 @@ class TMCDR(Bridge):
 
     def adapted(self, rows: torch.Tensor, batch: RatingBatch) -> Weights:
         """Returns θ', the mapping's weights after the inner step on some users' rows."""
-        weights = dict(self.mapping.named_parameters())
+        weights: Weights = dict(self.mapping.named_parameters())
         # A mean whatever `reduction` says, so that the inner step does not grow with the group.
         loss = self.errors(weights, rows, batch).mean()
         gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=not self.first_order)
@@ -111,4 +114,5 @@ class TMCDR(Bridge):
         """Returns the squared errors, (B,), of the mapping with the given weights at the source vectors ``rows``."""
         mapped = functional_call(self.mapping, weights, (rows,))
         product = (mapped * self.target_items[batch.item]).sum(1)
-        return (batch.rating - (self.base_rating(batch) + product)).square()
+        error: torch.Tensor = (batch.rating - (self.base_rating(batch) + product)).square()
+        return error
