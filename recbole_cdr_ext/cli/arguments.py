@@ -28,6 +28,8 @@ OWN_KEYS: Mapping[str, tuple[Documented, ...]] = {
         Documented("config_files", "~", "str or None", "A file that describes a dataset of your own.", ""),
     ),
     "models": (_JSON,),
+    "splits": (_JSON,),
+    "metrics": (_JSON,),
     "datasets": (_JSON,),
     "report": (
         Documented(

@@ -173,15 +173,11 @@ def models(words: Sequence[str]) -> None:
     arguments = option_values("models", words)
     from recbole_cdr_ext.registry.models import list_models
 
-    infos = [asdict(info) for info in list_models()]
-    if arguments["json"]:
-        print(json.dumps(infos, indent=2))
-        return
     columns = {
         "model": "name", "task": "task", "domains": "domains", "cold start": "cold_start",
         "needs overlap": "needs_overlap", "from": "origin", "paper": "paper",
     }  # fmt: skip
-    print(text_table([{title: info[key] for title, key in columns.items()} for info in infos]))
+    _print_infos([asdict(info) for info in list_models()], columns, as_json=arguments["json"])
 
 
 def datasets(words: Sequence[str]) -> None:
@@ -192,15 +188,41 @@ def datasets(words: Sequence[str]) -> None:
     arguments = option_values("datasets", words)
     from recbole_cdr_ext.data.prepare import list_datasets
 
-    entries = list_datasets(arguments["data_path"])
-    if arguments["json"]:
-        print(json.dumps(entries, indent=2))
-        return
     columns = {
         "dataset": "name", "domains": "domains", "tasks": "tasks", "order": "order", "prepared": "layouts",
         "simulated": "simulated",
     }  # fmt: skip
-    print(text_table([{title: entry[key] for title, key in columns.items()} for entry in entries]))
+    _print_infos(list_datasets(arguments["data_path"]), columns, as_json=arguments["json"])
+
+
+def splits(words: Sequence[str]) -> None:
+    """List the splits: whom each trains on and asks about, for which task, and whether it leaks.
+
+    Usage: recbole-cdr splits [--json]
+    """
+    arguments = option_values("splits", words)
+    from recbole_cdr_ext.registry.splits import list_splits
+
+    columns = {
+        "split": "name", "task": "task", "leaks": "leaky", "needs order": "ordered", "layout": "layout",
+        "from": "origin", "what it does": "summary",
+    }  # fmt: skip
+    _print_infos([asdict(info) for info in list_splits()], columns, as_json=arguments["json"])
+
+
+def metrics(words: Sequence[str]) -> None:
+    """List the metrics: of what each is computed, for which task, and which way is better.
+
+    Usage: recbole-cdr metrics [--json]
+    """
+    arguments = option_values("metrics", words)
+    from recbole_cdr_ext.registry.metrics import list_metrics
+
+    columns = {
+        "metric": "name", "task": "task", "needs": "needs", "larger is better": "larger_is_better",
+        "from": "origin", "what it says": "summary",
+    }  # fmt: skip
+    _print_infos([asdict(info) for info in list_metrics()], columns, as_json=arguments["json"])
 
 
 def check(words: Sequence[str]) -> None:
@@ -229,8 +251,16 @@ def check(words: Sequence[str]) -> None:
         raise CDRError(f"{failed} checks failed.")
 
 
+def _print_infos(infos: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, as_json: bool) -> None:
+    """Prints what a registry knows: all of it as JSON, or a table of the columns, key by title."""
+    if as_json:
+        print(json.dumps(infos, indent=2))
+        return
+    print(text_table([{title: info[key] for title, key in columns.items()} for info in infos]))
+
+
 Command = Callable[[Sequence[str]], int | None]
 COMMANDS: Mapping[str, Command] = {
     command.__name__: command
-    for command in (run, tune, study, prepare, models, datasets, analyse, report, check)
+    for command in (run, tune, study, prepare, models, splits, metrics, datasets, analyse, report, check)
 }

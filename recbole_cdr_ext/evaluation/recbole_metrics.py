@@ -13,7 +13,7 @@ from recbole.evaluator.register import metrics_dict
 
 from recbole_cdr_ext import compat
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation.metric import Metric, RankMetric, SetMetric, Settings, ValueMetric, listed
+from recbole_cdr_ext.evaluation.metric import RankMetric, SetMetric, Settings, ValueMetric, listed
 from recbole_cdr_ext.evaluation.ranking import Ranks
 
 compat.apply()
@@ -241,22 +241,3 @@ class MAE(_OfValues):
 
 class RMSE(_OfValues):
     """Root of the mean squared error of predicted ratings."""
-
-
-# All of RecBole's but AUC and LogLoss, which are of clicks.
-METRICS: tuple[type[Metric], ...] = (
-    NDCG,
-    Hit,
-    MRR,
-    MAP,
-    Recall,
-    Precision,
-    GAUC,
-    ItemCoverage,
-    AveragePopularity,
-    ShannonEntropy,
-    GiniIndex,
-    TailPercentage,
-    MAE,
-    RMSE,
-)

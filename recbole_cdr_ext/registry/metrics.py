@@ -20,6 +20,7 @@ from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING
 
 from recbole_cdr_ext.errors import CDRError, did_you_mean
+from recbole_cdr_ext.registry.classes import concrete_classes
 from recbole_cdr_ext.registry.entry_points import load, origin, plugins
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 PACKAGE = __name__.split(".")[0]
 ENTRY_POINTS = f"{PACKAGE}.metrics"
 # Named as entry points name other packages' metrics: the registry stands below evaluation.
-BUILT_IN = f"{PACKAGE}.evaluation.recbole_metrics:METRICS"
+ROOM = f"{PACKAGE}.evaluation"
+OF_RECBOLE = f"{ROOM}.recbole_metrics"
 BASE = f"{PACKAGE}.evaluation.metric:Metric"
 
 
@@ -78,7 +80,10 @@ def recbole_counterpart(name: str) -> str:
 
 def list_metrics() -> list[MetricInfo]:
     """Describes every metric that can be used; one of another package that can't is left out."""
-    infos = [_describe(metric, "recbole") for metric in _built_in().values()]
+    infos = [
+        _describe(metric, "recbole" if metric.__module__ == OF_RECBOLE else PACKAGE)
+        for metric in _built_in().values()
+    ]
     for key, entry in _plugins().items():
         try:
             infos.append(_describe(get_metric(key), origin(entry)))
@@ -89,8 +94,12 @@ def list_metrics() -> list[MetricInfo]:
 
 @cache
 def _built_in() -> dict[str, type[Metric]]:
-    metrics: tuple[type[Metric], ...] = pkgutil.resolve_name(BUILT_IN)
-    return {metric.__name__.lower(): metric for metric in metrics}
+    base: type[Metric] = pkgutil.resolve_name(BASE)
+    return {
+        cls.__name__.lower(): cls
+        for cls in concrete_classes(ROOM)
+        if issubclass(cls, base) and cls is not base
+    }
 
 
 def _plugins() -> dict[str, EntryPoint]:

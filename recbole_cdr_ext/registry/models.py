@@ -21,16 +21,15 @@ import inspect
 import logging
 import pkgutil
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from recbole_cdr_ext import compat
 from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.registry import entry_points
+from recbole_cdr_ext.registry.classes import concrete_classes
 from recbole_cdr_ext.settings.paths import model_property_file, properties_dir
 
 if TYPE_CHECKING:
@@ -168,26 +167,10 @@ def _built_in() -> dict[str, dict[str, type]]:
     """By name and task the models in :data:`FAMILIES`."""
     compat.apply()
     models: dict[str, dict[str, type]] = {}
-    for module in _modules():
-        for cls in _classes(module):
-            if _is_ours(cls):
-                models.setdefault(cls.__name__, {}).update(_by_task(cls))
-    return dict(sorted(models.items()))
-
-
-def _modules() -> Iterator[ModuleType]:
     for family in FAMILIES:
-        members = importlib.import_module(family)
-        for member in pkgutil.walk_packages(members.__path__, f"{family}."):
-            yield importlib.import_module(member.name)
-
-
-def _classes(module: ModuleType) -> Iterator[type]:
-    """The public, concrete classes that a module defines itself."""
-    for name, cls in vars(module).items():
-        defined_here = inspect.isclass(cls) and cls.__module__ == module.__name__
-        if defined_here and not name.startswith("_") and not inspect.isabstract(cls):
-            yield cls
+        for cls in filter(_is_ours, concrete_classes(family)):
+            models.setdefault(cls.__name__, {}).update(_by_task(cls))
+    return dict(sorted(models.items()))
 
 
 # -- other packages' ------------------------------------------------------------------------------------------------

@@ -17,12 +17,13 @@ import importlib.metadata
 import inspect
 import logging
 import pkgutil
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.registry import entry_points
+from recbole_cdr_ext.registry.classes import concrete_classes
 
 if TYPE_CHECKING:
     from recbole_cdr_ext.splits.maker import SplitMaker
@@ -30,12 +31,7 @@ if TYPE_CHECKING:
 PACKAGE = __name__.split(".")[0]
 ENTRY_POINTS = f"{PACKAGE}.splits"
 # Named as entry points name other packages': the registry stands below the splits.
-BUILT_IN: Mapping[str, str] = {
-    "user": f"{PACKAGE}.splits.user:UserSplit",
-    "leave_one_out": f"{PACKAGE}.splits.leave_one_out:LeaveOneOutSplit",
-    "published": f"{PACKAGE}.splits.published:PublishedSplit",
-    "cold_start": f"{PACKAGE}.splits.cold_start:ColdStartSplit",
-}
+ROOM = f"{PACKAGE}.splits"
 BASE = f"{PACKAGE}.splits.maker:SplitMaker"
 
 
@@ -63,7 +59,7 @@ class SplitInfo:
 
 def split_names() -> list[str]:
     """The names that :func:`get_split` knows: this package's, then other packages'."""
-    return [*BUILT_IN, *_plugins()]
+    return [*_built_in(), *_plugins()]
 
 
 def get_split(name: str) -> type[SplitMaker]:
@@ -72,11 +68,11 @@ def get_split(name: str) -> type[SplitMaker]:
     Raises:
         CDRError: there is no such split, the package that brings it can't be imported, or what it names makes none.
     """
-    if name in BUILT_IN:
-        return _checked(name, pkgutil.resolve_name(BUILT_IN[name]))
+    if name in _built_in():
+        return _built_in()[name]
     others = _plugins()
     if name not in others:
-        raise CDRError(f"split={name!r} should be one of {', '.join([*BUILT_IN, *others])}.")
+        raise CDRError(f"split={name!r} should be one of {', '.join([*_built_in(), *others])}.")
     return _checked(name, entry_points.load(others[name], "split"))
 
 
@@ -84,7 +80,7 @@ def list_splits() -> list[SplitInfo]:
     """Describes every split that can be used; one of another package's that can't is left out."""
     infos = []
     others = _plugins()
-    for name in [*BUILT_IN, *others]:
+    for name in [*_built_in(), *others]:
         try:
             maker = get_split(name)
         except CDRError as error:
@@ -104,8 +100,24 @@ def list_splits() -> list[SplitInfo]:
     return infos
 
 
+@cache
+def _built_in() -> dict[str, type[SplitMaker]]:
+    """This package's own, each called as its module is; those of a task together, the default first."""
+    base: type[SplitMaker] = pkgutil.resolve_name(BASE)
+    makers = {
+        cls.__module__.rpartition(".")[2]: cls
+        for cls in concrete_classes(ROOM)
+        if issubclass(cls, base) and cls is not base
+    }
+
+    def place(name: str) -> tuple[str, bool, bool, str]:
+        return makers[name].task, makers[name].leaky, name != "user", name
+
+    return {name: makers[name] for name in sorted(makers, key=place)}
+
+
 def _plugins() -> dict[str, importlib.metadata.EntryPoint]:
-    return entry_points.plugins(ENTRY_POINTS, BUILT_IN)
+    return entry_points.plugins(ENTRY_POINTS, _built_in())
 
 
 def _checked(name: str, maker: object) -> type[SplitMaker]:
