@@ -12,7 +12,7 @@ from tuning_toys import LEARNING_RATES, Troubled, prepared, score_of_run
 
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.phase import Phase
-from recbole_cdr_ext.tuning import sweep
+from recbole_cdr_ext.tuning import sweep, tune
 from recbole_cdr_ext.tuning.records import CUT, FAILED, FINISHED, RUNNING, best_first, end_trial, read_record
 from recbole_cdr_ext.tuning.trial import TrialFailed, reason_of, run_trial
 from recbole_cdr_ext.tuning.tune import share
@@ -57,8 +57,8 @@ def try_one(made, searched, name="0000", stop_after=None, shared=None):
 
 def conclude(made):
     """Ends a sweep of which the trials have ended."""
-    sweep._begin(made)
-    return sweep._conclude(made)
+    tune._begin(made)
+    return tune._conclude(made)
 
 
 # -- a trial, without Ray --------------------------------------------------------------------------------------------
