@@ -1,4 +1,4 @@
-# make demo | test | lint | clean. Needs Python 3.11 or newer and nothing else:
+# make demo | test | lint | properties | clean. Needs Python 3.11 or newer and nothing else:
 # everything is installed into $(VENV), once, and again when the requirements change.
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,12 +7,13 @@ INSTALLED := $(VENV)/.installed
 PYTEST_ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint properties clean
 
 help:
 	@echo "make demo   I2VAE on ml100k_genres: prepares, trains, prints the table"
 	@echo "make test   the tests (WORKERS=2 at a time, PYTEST_ARGS=... for more of pytest's options)"
 	@echo "make lint   ruff and mypy"
+	@echo "make properties  writes properties/ from the classes that declare settings"
 	@echo "make clean  removes the environment and everything that can be made again"
 
 demo: $(INSTALLED)
@@ -25,6 +26,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+properties: $(INSTALLED)
+	$(BIN)/python -m recbole_cdr_ext.settings.write
 
 # torch comes first and alone, in its exact version, so that a build for this machine is taken where pip finds one.
 $(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt

@@ -99,7 +99,7 @@ def test_recbole_models_come_in_their_adapter(name):
 
 def test_every_name_of_recbole_is_a_class_of_recbole():
     """The names are read from source files: each must be importable under that very name."""
-    names = set(model_registry._recbole())
+    names = set(model_registry.recbole_modules())
     assert {"BPR", "SASRec", "Random", "LightGCN", "GRU4Rec"} <= names
     for name in names:
         assert model_registry.recbole_class(name).__name__ == name

@@ -18,15 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.settings.checks import check_type
 from recbole_cdr_ext.settings.command_options import ANALYSIS_OPTIONS as OPTIONS
 from recbole_cdr_ext.settings.command_options import STUDY_OPTIONS as STUDY_OPTIONS
 from recbole_cdr_ext.settings.command_options import TUNE_OPTIONS as TUNE_OPTIONS
-from recbole_cdr_ext.settings.paths import model_property_file, properties_dir
+from recbole_cdr_ext.settings.declaration import documented
+from recbole_cdr_ext.settings.model_help import described_models
 from recbole_cdr_ext.settings.reading import (
-    TASKS,
     Documented,
-    documented_keys,
     file_names,
     find_config_file,
     parse_arguments,
@@ -34,6 +32,9 @@ from recbole_cdr_ext.settings.reading import (
     types_in,
     words_in,
 )
+from recbole_cdr_ext.settings.run_settings import RunSettings
+from recbole_cdr_ext.settings.task_settings import TASK_SETTINGS
+from recbole_cdr_ext.settings.value_types import check_type
 from recbole_cdr_ext.versions import versions
 
 PROGRAM = "recbole-cdr"
@@ -348,7 +349,7 @@ _SHARED: Mapping[str, tuple[str, ...]] = {
 
 def _keys(command: str) -> dict[str, Documented]:
     """The keys of a command: a few of its own and of the settings; for `run` all settings."""
-    settings = documented_keys(properties_dir() / "overall.yaml")
+    settings = documented(RunSettings)
     if command == "run":
         return settings
     own = {key.key: key for key in _OWN.get(command, ())}
@@ -402,17 +403,17 @@ def _help(name: str, words: Sequence[str]) -> str:
     text = [inspect.getdoc(COMMANDS[name]) or ""]
     model = parse_arguments([word for word in words if word.startswith("--")]).get("model")
     if name == "run" and model:
-        for path in _model_files(model):
-            of_task = "" if path.stem == model else f", task {path.stem.removeprefix(f'{model}_')}"
-            text += ["", f"Settings of {model}{of_task}:", *_describe(documented_keys(path).values())]
+        for stem, rows in described_models(model).items():
+            of_task = "" if stem == model else f", task {stem.removeprefix(f'{model}_')}"
+            text += ["", f"Settings of {model}{of_task}:", *_describe(rows.values())]
     if name == "study" and words and not words[0].startswith("--"):
         from recbole_cdr_ext.studies.listing import summary
 
         text += ["", summary(words[0])]
     if name == "run":
-        for path in sorted((properties_dir() / "task").glob("*.yaml")):
-            text += ["", f"Settings of task {path.stem}, and its defaults for those of all runs:"]
-            text += _describe(documented_keys(path).values())
+        for task, settings in TASK_SETTINGS.items():
+            text += ["", f"Settings of task {task}, and its defaults for those of all runs:"]
+            text += _describe(documented(settings).values())
     section = None
     command = f"{name} {words[0]}" if words and f"{name} {words[0]}" in _OWN else name
     for key in _keys(command).values():
@@ -421,23 +422,6 @@ def _help(name: str, words: Sequence[str]) -> str:
             text += ["", f"{section}:"]
         text += _describe([key])
     return "\n".join(text)
-
-
-def _model_files(model: str) -> list[Path]:
-    """The property files of a model, for all of its tasks; the registry, which imports models, is asked only if it
-    must be.
-    """
-    own = (model_property_file(properties_dir() / "model", model, task) for task in TASKS)
-    if files := list(dict.fromkeys(path for path in own if path)):
-        return files
-    from recbole_cdr_ext.registry import models as model_registry
-
-    classes = model_registry.model_classes(model).items()
-    return list(
-        dict.fromkeys(
-            path for task, cls in classes for path in model_registry.property_files(model, cls, task)
-        )
-    )
 
 
 def _describe(keys: Iterable[Documented]) -> list[str]:

@@ -9,6 +9,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import InputType, ModelType
 
 from recbole_cdr_ext.model.parts.losses import sampled_softmax_loss_of_several, softmax_loss_of_several
+from recbole_cdr_ext.settings.declaration import SettingsClass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,6 +33,7 @@ class CrossDomainRecommender(AbstractRecommender):
         needs_overlap: whether training needs users with a history in several domains.
         domains: how many domains it takes, in words ("any number", "two", "one").
         paper: where it was published.
+        settings_class: the class that declares its settings; None: it has none of its own.
         needs_negatives, needs_merged, needs_pseudo: what its batches hold (see :class:`Batch`).
     """
 
@@ -43,6 +45,7 @@ class CrossDomainRecommender(AbstractRecommender):
     needs_overlap: ClassVar[bool] = False
     domains: ClassVar[str] = "any number"
     paper: ClassVar[str] = ""
+    settings_class: ClassVar[SettingsClass | None] = None
 
     needs_negatives: bool = False
     needs_merged: bool = False

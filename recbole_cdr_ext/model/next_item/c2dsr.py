@@ -32,11 +32,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from logging import getLogger
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import nn
 
 from recbole_cdr_ext.data.dataset import Events
@@ -56,6 +57,7 @@ from recbole_cdr_ext.model.parts.layers import Dropout, SequenceEncoder, left_al
 from recbole_cdr_ext.model.parts.propagation import DirectedGraph
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.settings.declaration import BelowOne, Count, Positive, Settings, Size
 from recbole_cdr_ext.splits.audit import audit_edges
 from recbole_cdr_ext.splits.interaction_split import Split
 
@@ -82,9 +84,40 @@ class Stream(NamedTuple):
     places: torch.Tensor
 
 
+class C2DSRSettings(Settings):
+    """C2DSR (Cao et al., CIKM 2022), with the values of its published code."""
+
+    embedding_size: Size = Field(256, description="Width d of items and states.")
+    n_layers: Size = Field(2, description="Self-attention layers of each encoder.")
+    n_heads: Size = Field(1, description="Heads of the self-attention.")
+    inner_size: Size = Field(256, description="Width of the encoders' feed-forward layers.")
+    n_graph_layers: Count = Field(
+        1, description="Layers of propagation over the graphs of successive items; 0: none."
+    )
+    dropout: BelowOne = Field(0.2, description="Dropout in the propagation and in the encoders.")
+    softmax_negatives: Count = Field(
+        0,
+        description=(
+            "0: a softmax over all of the domain's items; else over the target and this many items that "
+            "the batch shares, which is faster."
+        ),
+    )
+    max_history_length: Size = Field(
+        15, description="T: the most recent events of the merged sequence that are read."
+    )
+    next_item_weight: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.7, description="Weight λ of the next-item losses, in (0, 1]; the infomax losses have 1 - λ."
+    )
+    train_batch_size: Size = Field(
+        2560, description="Targets in a batch of sequences: the code's 256 sequences of ten positions."
+    )
+    learning_rate: Positive = Field(0.001, description="Step size.")
+
+
 class C2DSR(CrossDomainRecommender):
     """Single-domain and merged views of a sequence; settings and defaults in ``properties/model/C2DSR.yaml``."""
 
+    settings_class = C2DSRSettings
     cold_start = True
     paper = "C2DSR (Cao et al., CIKM 2022)"
 

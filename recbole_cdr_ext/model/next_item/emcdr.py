@@ -28,11 +28,12 @@ from __future__ import annotations
 
 from functools import partial
 from logging import getLogger
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from recbole.model.init import xavier_normal_initialization
 from torch import nn
 
@@ -43,6 +44,7 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.layers import mapping
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender, gathered_product
+from recbole_cdr_ext.settings.declaration import BelowOne, Count, NonNegative, Positive, Settings, Size
 from recbole_cdr_ext.splits.interaction_split import Split
 from recbole_cdr_ext.splits.sampler import Candidates, CrossDomainSampler
 
@@ -60,6 +62,44 @@ class FactorLoss(NamedTuple):
     l2: torch.Tensor
 
 
+class EMCDRSettings(Settings):
+    """EMCDR for next items; EMCDR.yaml is the one for ratings. The paper searches step sizes and penalties, and
+    gives none.
+    """
+
+    embedding_size: Size = Field(128, description="Size d of the vectors (paper: 20, 50, 100).")
+    latent_factor_model: Literal["BPR", "MF"] = Field(
+        "BPR",
+        description="How the factors are learned: BPR, or MF (squared error, sampled items count as 0).",
+    )
+    reg_weight: NonNegative = Field(0.03, description="L2 weight on the vectors of a batch of pairs.")
+    mapping: Literal["mlp", "linear"] = Field(
+        "mlp", description="mlp (one hidden layer, tanh), or linear: one matrix without bias."
+    )
+    mapping_hidden_size: Size = Field(256, description="Hidden units of the mlp; 2 d in the paper.")
+    map_reg_weight: NonNegative = Field(
+        0.01, description="L2 weight on the linear mapping, against the error summed over all its users."
+    )
+    map_users: Literal["cold", "overlap"] = Field(
+        "cold",
+        description=(
+            "Who gets the mapped vector: cold (users without an own one, the paper), or overlap: also "
+            "users of both domains, as in RecBole-CDR."
+        ),
+    )
+    map_min_items: Size = Field(
+        1, description="Fewest training items in each domain of a user who fits the mapping."
+    )
+    map_validation: BelowOne = Field(
+        0.1, description="Share of those users who choose the mapping's epoch instead; 0: the last epoch."
+    )
+    map_batch_size: Size = Field(100, description="Users in a batch of a mapping phase.")
+    map_learning_rate: Positive = Field(0.001, description="Step size of the mapping phases.")
+    train_batch_size: Size = Field(2048, description="Pairs in a batch of a factor phase.")
+    learning_rate: Positive = Field(0.003, description="Step size of the factor phases.")
+    epochs: Count = Field(300, description="The most epochs of each phase.")
+
+
 class EMCDR(CrossDomainRecommender):
     """Factors of users and items per domain, and a mapping into each domain from the other one.
 
@@ -70,6 +110,7 @@ class EMCDR(CrossDomainRecommender):
     ``users``, ``items`` and ``maps`` are indexed by domain; ``maps[X]`` takes vectors of Y to vectors of X.
     """
 
+    settings_class = EMCDRSettings
     cold_start = True
     domains = "two"
     paper = "Cross-Domain Recommendation: An Embedding and Mapping Approach, IJCAI 2017"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from pydantic import Field
 from torch.nn import functional as F
 
 from recbole_cdr_ext.errors import CDRError
@@ -12,6 +13,7 @@ from recbole_cdr_ext.model.bridge import Bridge
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating.sscdr import liking_threshold
 from recbole_cdr_ext.model.rating_recommender import RatingBatch
+from recbole_cdr_ext.settings.declaration import NonNegative, Positive, Settings
 from recbole_cdr_ext.splits.rating_split import RatingSplit
 
 
@@ -21,6 +23,23 @@ class ContrastiveLoss(NamedTuple):
     rating: torch.Tensor
     users: torch.Tensor
     items: torch.Tensor
+
+
+class CLCDRSettings(Settings):
+    """CLCDR on the vectors that all bridges share; our definition, see docs/models/CLCDR.md. The paper's text:
+    --config_files=properties/model/CLCDR_paper.yaml
+    """
+
+    user_weight: NonNegative = Field(
+        0.1, description="Weight of the contrastive loss between users of both domains."
+    )
+    item_weight: NonNegative = Field(
+        0.1, description="Weight of the contrastive loss between users and the items they like."
+    )
+    temperature: Positive = Field(0.2, description="Cosines are divided by it.")
+    learn_source_users: bool = Field(
+        False, description="Whether the overlapping users' source vectors learn with the mapping."
+    )
 
 
 class CLCDR(Bridge):
@@ -44,6 +63,7 @@ class CLCDR(Bridge):
     vectors may learn (``learn_source_users``).
     """
 
+    settings_class = CLCDRSettings
     paper = "CLCDR: Contrastive Learning for Cross-Domain Recommendation to Cold-Start Users, ICONIP 2022"
 
     def __init__(self, config, dataset):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import nn
 
 from recbole_cdr_ext.errors import CDRError
@@ -13,6 +15,20 @@ from recbole_cdr_ext.model.bridge import Bridge
 from recbole_cdr_ext.model.parts.layers import mapping
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, Shuffled
+from recbole_cdr_ext.settings.declaration import Count, Positive, Settings, SettingsClass
+
+
+class EMCDRSettings(Settings):
+    """EMCDR on the vectors that all bridges share."""
+
+    mapping: Literal["mlp", "linear"] = Field("mlp", description="mlp, or linear: one matrix without bias.")
+    learning_rate: Positive = Field(
+        0.1, description="Step size; the loss is a mean over users and dimensions."
+    )
+    epochs: Count = Field(100, description="The most epochs.")
+    stopping_step: Count = Field(
+        10, description="Training stops after more than so many validations without improvement."
+    )
 
 
 class EMCDR(Bridge):
@@ -25,6 +41,7 @@ class EMCDR(Bridge):
     for the validation users' ratings.
     """
 
+    settings_class: ClassVar[SettingsClass | None] = EMCDRSettings
     paper = "Cross-Domain Recommendation: An Embedding and Mapping Approach, IJCAI 2017"
 
     @classmethod
