@@ -30,6 +30,10 @@ HOOKS: Mapping[str, Mapping[str, str]] = {
     },
     "recbole.data.dataset:Dataset": {
         "_from_scratch": "(self)",
+        "_get_preset": "(self)",
+        "_get_field_from_config": "(self)",
+        "_filter_by_field_value": "(self)",
+        "_filter_by_inter_num": "(self)",
         "_fill_nan": "(self)",
         "_load_feat": "(self, filepath, source)",
         "_remap": "(self, remap_list)",  # another method's name here: RecBole's is not called

@@ -26,7 +26,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from recbole.data.interaction import Interaction
 from recbole.model.init import xavier_uniform_initialization
 from torch import nn
@@ -37,7 +37,7 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.propagation import BipartiteGraph
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
-from recbole_cdr_ext.settings.declaration import Count, Positive, Settings, Size
+from recbole_cdr_ext.settings.declaration import Condition, Count, Positive, Settings, Size
 from recbole_cdr_ext.splits.audit import audit_edges
 from recbole_cdr_ext.splits.interaction_split import PARTS, Split
 from recbole_cdr_ext.splits.sampler import CrossDomainSampler
@@ -49,6 +49,12 @@ class Terms(NamedTuple):
 
     bpr: torch.Tensor
     l2: torch.Tensor
+
+
+ValidationEdges = Annotated[
+    float,
+    AfterValidator(Condition(lambda share: 0 < share < 1, "between 0 and 1: the epoch is chosen on them")),
+]
 
 
 class LightGCNPSGSettings(Settings):
@@ -63,7 +69,7 @@ class LightGCNPSGSettings(Settings):
     stopping_step: Count = Field(
         100, description="No early stopping: on sparse data the first epochs fall before they rise."
     )
-    validation_edges: Annotated[float, Field(gt=0, lt=1)] = Field(
+    validation_edges: ValidationEdges = Field(
         0.2, description="Share of the edges held out to choose the epoch."
     )
     recall_rounds: Size = Field(4, description="R: rounds of recalling and propagating again.")

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from scipy.sparse import csr_matrix
 
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating.emcdr import EMCDR
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, Shuffled, Tables
-from recbole_cdr_ext.settings.declaration import Count, NonNegative, Positive, Settings
+from recbole_cdr_ext.settings.declaration import Condition, Count, NonNegative, Positive, Settings
 from recbole_cdr_ext.splits.rating_split import Ratings, RatingSplit
 
 LIKED_SHARE = 0.75  # of the rating scale: 4 on a scale from 1 to 5
@@ -43,6 +43,9 @@ class PairedUsers(RatingBatch):
     paired: torch.Tensor
 
 
+Hops = Annotated[int, AfterValidator(Condition(lambda value: value in (0, 1, 2), "0, 1 or 2"))]
+
+
 class SSCDRSettings(Settings):
     """SSCDR on the vectors that all bridges share: EMCDR's loss, and what source items say of it. The paper's
     text: --config_files=properties/model/SSCDR_paper.yaml
@@ -55,7 +58,7 @@ class SSCDRSettings(Settings):
     margin: NonNegative = Field(
         1.0, description="Margin m of the unsupervised loss, between squared distances."
     )
-    hops: Literal[0, 1, 2] = Field(
+    hops: Hops = Field(
         0,
         description=(
             "What is mapped: 0: the user's source vector; 1: its mean with those of the user's source "
