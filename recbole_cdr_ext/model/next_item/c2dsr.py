@@ -179,16 +179,12 @@ class C2DSR(CrossDomainRecommender):
 
     @classmethod
     def check_settings(cls, config) -> None:
-        """Every position is a target and one pass trains them; weights and widths that can be."""
+        """Every position is a target and one pass trains them."""
         if config["train_targets"] != "all" or config["targets_per_sequence"] or not config["one_pass"]:
             raise CDRError(
                 "C2DSR trains all positions of a sequence in one pass: it takes train_targets=all, "
                 "targets_per_sequence=0 and one_pass=True."
             )
-        if not 0 < config["next_item_weight"] <= 1:
-            raise CDRError(f"next_item_weight={config['next_item_weight']!r} should be above 0, at most 1.")
-        if config["n_graph_layers"] < 0:
-            raise CDRError(f"n_graph_layers={config['n_graph_layers']!r} should be 0 or more.")
 
     def phases(self) -> list[Phase]:
         """One phase, over whole sequences."""

@@ -39,7 +39,6 @@ from recbole.data.interaction import Interaction
 from torch import nn
 
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
-from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.layers import Gaussian, kl, mlp
 from recbole_cdr_ext.model.variational_graph import (
     DomainEncoder,
@@ -51,7 +50,6 @@ from recbole_cdr_ext.model.variational_graph import (
 )
 from recbole_cdr_ext.settings.declaration import BelowOne, Count, NonNegative, Positive, Settings, Size
 
-CHOICES = {"warm_score": ("cross", "own", "mean"), "contrastive": ("hinge", "bce")}
 S_CAP = 0.4
 
 
@@ -139,17 +137,6 @@ class CDRIB(PairwiseGraphModel):
             logging.getLogger().warning(
                 "CDRIB: no user has training interactions in both domains, so nothing is transferred between them."
             )
-
-    @classmethod
-    def check_settings(cls, config) -> None:
-        """As its base; choices, weights and counts."""
-        super().check_settings(config)
-        for key, known in CHOICES.items():
-            if config[key] not in known:
-                raise CDRError(f"{key}={config[key]!r} should be one of {', '.join(known)}.")
-        for key, lowest in (("user_kl_weight", 0), ("margin", 0), ("contrast_users", 1)):
-            if config[key] < lowest:
-                raise CDRError(f"{key}={config[key]!r} should be at least {lowest}.")
 
     # -- loss -------------------------------------------------------------------------------------------------------
 

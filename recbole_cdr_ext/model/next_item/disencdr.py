@@ -38,7 +38,6 @@ from recbole.data.interaction import Interaction
 from torch import nn
 
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
-from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.layers import Dropout, Gaussian, kl
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.variational_graph import (
@@ -123,15 +122,6 @@ class DisenCDR(PairwiseGraphModel):
         self.register_buffer("prior_logvar", prior.logvar, persistent=False)
 
     prior_logvar: torch.Tensor
-
-    @classmethod
-    def check_settings(cls, config) -> None:
-        """As its base; β is a share."""
-        super().check_settings(config)
-        if not 0 <= config["alignment_weight"] <= 1:
-            raise CDRError(f"alignment_weight={config['alignment_weight']!r} should be from 0 to 1.")
-        if config["warmup_epochs"] < 0:
-            raise CDRError(f"warmup_epochs={config['warmup_epochs']!r} should be at least 0.")
 
     def phases(self) -> list[Phase]:
         """The specific part alone for ``warmup_epochs``, whose last is kept; then everything."""

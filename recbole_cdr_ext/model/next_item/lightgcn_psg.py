@@ -131,12 +131,6 @@ class LightGCNPSG(CrossDomainRecommender):
     def check_settings(cls, config) -> None:
         """What decides the graph and the recall."""
         super().check_settings(config)
-        if not 0 < config["validation_edges"] < 1:
-            raise CDRError(
-                f"validation_edges={config['validation_edges']} should be between 0 and 1: the epoch is chosen on them."
-            )
-        if config["recall_rounds"] < 1:
-            raise CDRError(f"recall_rounds={config['recall_rounds']} should be at least 1.")
         if config["train_neg_num"] != 1:
             raise CDRError(
                 f"train_neg_num={config['train_neg_num']}: LightGCNPSG draws one negative per edge, as BPR does."

@@ -45,7 +45,6 @@ from recbole_cdr_ext.data.sequences import (
     reorders,
     shuffled_windows,
 )
-from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.layers import Dropout
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
@@ -140,16 +139,6 @@ class PiNet(CrossDomainRecommender):
             self._events, self._token_key = dataset.split.train_events, dataset.token_key
             self._reorder = reorders(config)
             self.sequences = self._sequences(self._events)
-
-    @classmethod
-    def check_settings(cls, config) -> None:
-        """One member or more, and a probability from 0 below 1."""
-        if config["n_members"] < 1:
-            raise CDRError(f"n_members={config['n_members']!r} should be at least 1.")
-        if not 0 <= config["cold_start_mask_prob"] < 1:
-            raise CDRError(
-                f"cold_start_mask_prob={config['cold_start_mask_prob']!r} should be at least 0 and below 1."
-            )
 
     def phases(self) -> list[Phase]:
         """One phase, over whole sequences or over instances."""

@@ -8,7 +8,6 @@ import torch
 from pydantic import Field
 from torch.nn import functional as F
 
-from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.bridge import Bridge
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating.sscdr import liking_threshold
@@ -69,24 +68,15 @@ class CLCDR(Bridge):
     def __init__(self, config, dataset):
         self.learns_source_users = bool(config["learn_source_users"])
         super().__init__(config, dataset)
-        self.user_weight, self.item_weight = float(config["user_weight"]), float(config["item_weight"])
-        self.temperature = float(config["temperature"])
+        settings = CLCDRSettings.of(config)
+        self.user_weight, self.item_weight = settings.user_weight, settings.item_weight
+        self.temperature = settings.temperature
         split: RatingSplit = dataset.split
         threshold = torch.from_numpy(liking_threshold(split.train[split.target], split))
         self.register_buffer("liking_threshold", threshold, persistent=False)
         # What D^o holds, as sorted numbers user * n_items + item: a look-up needs no users x items table.
         pairs = self._pair(self._shared.user, self._shared.item).unique()
         self.register_buffer("rated_pairs", pairs, persistent=False)
-
-    @classmethod
-    def check_settings(cls, config) -> None:
-        """As in the base class; also the settings of the contrastive losses."""
-        super().check_settings(config)
-        for key in ("user_weight", "item_weight"):
-            if not 0 <= config[key] < float("inf"):
-                raise CDRError(f"{key}={config[key]} should be at least 0.")
-        if not 0 < config["temperature"] < float("inf"):
-            raise CDRError(f"temperature={config['temperature']} should be above 0.")
 
     def phases(self) -> list[Phase]:
         """One phase, on D^o."""

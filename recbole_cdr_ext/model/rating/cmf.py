@@ -92,8 +92,6 @@ class CMF(RatingRecommender):
     def check_settings(cls, config) -> None:
         """As in the base class."""
         super().check_settings(config)
-        if not 0 <= config["source_weight"] <= 1:
-            raise CDRError(f"source_weight={config['source_weight']} should be between 0 and 1.")
         if config["backbone"] != "MF":
             raise CDRError(f"backbone={config['backbone']}: CMF factorises ratings, leave it at MF.")
         if config["learner"] in SPARSE_LEARNERS and config["weight_decay"]:

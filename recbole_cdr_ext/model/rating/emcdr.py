@@ -10,7 +10,6 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.bridge import Bridge
 from recbole_cdr_ext.model.parts.layers import mapping
 from recbole_cdr_ext.model.phase import Phase
@@ -43,13 +42,6 @@ class EMCDR(Bridge):
 
     settings_class: ClassVar[SettingsClass | None] = EMCDRSettings
     paper = "Cross-Domain Recommendation: An Embedding and Mapping Approach, IJCAI 2017"
-
-    @classmethod
-    def check_settings(cls, config) -> None:
-        """As in the base class; also the kind of mapping."""
-        super().check_settings(config)
-        if config["mapping"] not in ("mlp", "linear"):
-            raise CDRError(f"mapping={config['mapping']} should be one of mlp, linear.")
 
     def make_mapping(self) -> nn.Module:
         """As in the base class, or one matrix."""

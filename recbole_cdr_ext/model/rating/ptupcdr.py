@@ -7,7 +7,6 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.bridge import Bridge
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.settings.declaration import Count, Learner, Positive, Reduction, Settings, Size
@@ -116,13 +115,6 @@ class PTUPCDR(Bridge):
             mean_vectors(ratings.take(has_none[ratings.user]), self.n_users, offset, self.source_items),
             persistent=False,
         )
-
-    @classmethod
-    def check_settings(cls, config) -> None:
-        """As in the base class."""
-        super().check_settings(config)
-        if config["history_length"] < 1:
-            raise CDRError(f"history_length={config['history_length']} should be at least 1.")
 
     def make_mapping(self) -> nn.Module:
         """Returns the meta network."""

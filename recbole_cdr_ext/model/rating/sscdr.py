@@ -11,7 +11,6 @@ import torch
 from pydantic import AfterValidator, Field
 from scipy.sparse import csr_matrix
 
-from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating.emcdr import EMCDR
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, Shuffled, Tables
@@ -110,16 +109,6 @@ class SSCDR(EMCDR):
             own, others = neighbourhood(ratings.user, item, tables, self.hops)
             self.register_buffer("own_share", own)
             self.register_buffer("neighbours", others)
-
-    @classmethod
-    def check_settings(cls, config) -> None:
-        """As in the base class; also the settings of L_U."""
-        super().check_settings(config)
-        if config["hops"] not in (0, 1, 2):
-            raise CDRError(f"hops={config['hops']} should be 0, 1 or 2.")
-        for key in ("unsupervised_weight", "margin"):
-            if not 0 <= config[key] < float("inf"):
-                raise CDRError(f"{key}={config[key]} should be at least 0.")
 
     def phases(self) -> list[Phase]:
         """One phase, over users."""

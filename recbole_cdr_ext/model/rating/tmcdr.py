@@ -10,7 +10,6 @@ import torch
 from pydantic import Field
 from torch.func import functional_call
 
-from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.bridge import Bridge
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, Shuffled
@@ -84,15 +83,8 @@ class TMCDR(Bridge):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        self.inner_learning_rate = float(config["inner_learning_rate"])
-        self.first_order = bool(config["first_order"])
-
-    @classmethod
-    def check_settings(cls, config) -> None:
-        """As in the base class."""
-        super().check_settings(config)
-        if config["inner_learning_rate"] < 0:
-            raise CDRError(f"inner_learning_rate={config['inner_learning_rate']} should be at least 0.")
+        settings = TMCDRSettings.of(config)
+        self.inner_learning_rate, self.first_order = settings.inner_learning_rate, settings.first_order
 
     def phases(self) -> list[Phase]:
         """One phase: the mapping, an episode a batch."""
