@@ -186,12 +186,12 @@ def _by_task(model: type) -> dict[str, type]:
 def _built_in() -> dict[str, dict[str, type]]:
     """By name and task the models in :data:`FAMILIES`."""
     compat.apply()
-    found: dict[str, dict[str, type]] = {}
+    models: dict[str, dict[str, type]] = {}
     for module in _modules():
         for cls in _classes(module):
             if _is_ours(cls):
-                found.setdefault(cls.__name__, {}).update(_by_task(cls))
-    return dict(sorted(found.items()))
+                models.setdefault(cls.__name__, {}).update(_by_task(cls))
+    return dict(sorted(models.items()))
 
 
 def _modules() -> Iterator[ModuleType]:
@@ -214,15 +214,15 @@ def _classes(module: ModuleType) -> Iterator[type]:
 
 def _plugins() -> dict[str, importlib.metadata.EntryPoint]:
     """Other packages' models by name. Not cached: a package installed meanwhile is found."""
-    found = {}
+    entries = {}
     for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
         if entry.name in _built_in():
             logging.getLogger(__name__).warning(
                 "%s (%s) is ignored: that name is taken.", entry.name, entry.value
             )
         else:
-            found[entry.name] = entry
-    return found
+            entries[entry.name] = entry
+    return entries
 
 
 def _load(entry: importlib.metadata.EntryPoint) -> type:
@@ -270,14 +270,14 @@ def recbole_modules() -> dict[str, str]:
     spec = importlib.util.find_spec("recbole")
     if spec is None or spec.origin is None:
         raise CDRError("RecBole is not installed: pip install recbole==1.2.0")
-    found = {}
+    modules = {}
     for package in RECBOLE_PACKAGES:
         folder = Path(spec.origin).parent.joinpath(*package.split(".")[1:])
         for path in folder.glob("*.py"):
             for name in re.findall(r"^class (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE):
                 if name.lower() == path.stem:
-                    found[name] = f"{package}.{path.stem}"
-    return dict(sorted(found.items()))
+                    modules[name] = f"{package}.{path.stem}"
+    return dict(sorted(modules.items()))
 
 
 def _adapt(model: type) -> type[CrossDomainRecommender]:

@@ -25,8 +25,8 @@ _INTERVAL = re.compile(rf"[\[(]\s*({_NUMBER})\s*,\s*({_NUMBER})\s*[\])]", re.IGN
 
 def _intervals(value: Any) -> bool:
     """Whether a text is RecBole's intervals: it only warns of others, and filters nothing."""
-    found = [_INTERVAL.fullmatch(part.strip()) for part in str(value).split(";")]
-    return all(match and float(match[1]) <= float(match[2]) for match in found)
+    matches = [_INTERVAL.fullmatch(part.strip()) for part in str(value).split(";")]
+    return all(match and float(match[1]) <= float(match[2]) for match in matches)
 
 
 _INTERVALS = ("user_inter_num_interval", "item_inter_num_interval")
@@ -132,16 +132,16 @@ def check_domain_settings(
     Raises:
         CDRError: a domain or a setting is unknown, or would be ignored.
     """
-    for name, own in (settings.get("domain_settings") or {}).items():
+    for name, overrides in (settings.get("domain_settings") or {}).items():
         if name not in settings["domains"]:
             raise CDRError(
                 f"domain_settings: unknown domain '{name}'.{did_you_mean(name, settings['domains'])}"
             )
-        if own is not None and not isinstance(own, Mapping):
+        if overrides is not None and not isinstance(overrides, Mapping):
             raise CDRError(
-                f"domain_settings: '{name}' has {own!r}, and should have settings: {{key: value}}."
+                f"domain_settings: '{name}' has {overrides!r}, and should have settings: {{key: value}}."
             )
-        for key, value in (own or {}).items():
+        for key, value in (overrides or {}).items():
             if key not in known:
                 raise CDRError(
                     f"Unknown setting '{key}' of domain '{name}'.{suggestion(key, known, renamed)}"
@@ -153,8 +153,8 @@ def check_domain_settings(
                 )
                 raise CDRError(f"{key}={value!r} of domain '{name}' has no effect: {reason}.")
         where = f"domain_settings of '{name}': "
-        check_ranges({key: (own or {}).get(key) for key in _INTERVALS}, where)
-        check_load_col((own or {}).get("load_col"), where)
+        check_ranges({key: (overrides or {}).get(key) for key in _INTERVALS}, where)
+        check_load_col((overrides or {}).get("load_col"), where)
     for key in ("source", "target"):
         if settings.get(key) is not None and settings[key] not in settings["domains"]:
             raise CDRError(f"{key}={settings[key]} is none of the domains {', '.join(settings['domains'])}.")

@@ -52,18 +52,21 @@ UNUSED: Mapping[str, str] = {
 UNDECLARED = {"encoding": "utf-8"}
 
 
-def check_unused(given: Mapping[str, Any], defaults: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+def check_unused(
+    external: Mapping[str, Any], defaults: Mapping[str, Any], origins: Mapping[str, str]
+) -> None:
     """Checks that the user sets nothing that would be ignored; a default, said again, passes.
 
     Args:
+        external: the user's settings.
         origins: where each setting was given, for the message.
 
     Raises:
         CDRError: a setting of :data:`UNUSED` has another value than RecBole's default.
     """
-    for key in given.keys() & UNUSED.keys():
-        if given[key] not in (None, defaults.get(key, UNDECLARED.get(key))):
-            raise CDRError(f"{key}={given[key]!r} ({origins[key]}) has no effect here: {UNUSED[key]}.")
+    for key in external.keys() & UNUSED.keys():
+        if external[key] not in (None, defaults.get(key, UNDECLARED.get(key))):
+            raise CDRError(f"{key}={external[key]!r} ({origins[key]}) has no effect here: {UNUSED[key]}.")
 
 
 def check_load_col(columns: Any, where: str) -> None:
