@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from recbole_cdr_ext.registry.models import ModelInfo, list_models
+from recbole_cdr_ext.settings.model_help import property_file_rows
 from recbole_cdr_ext.settings.paths import model_property_file
-from recbole_cdr_ext.settings.reading import documented_keys
 from recbole_cdr_ext.studies.definition import shipped_studies
 
 PAGES = ROOT / "docs" / "models"
@@ -56,7 +56,7 @@ def settings(info: ModelInfo) -> list[str]:
     if path is None:
         return ["None of its own; those of all runs are in `properties/overall.yaml`."]
     lines = ["| key | default | type | meaning |", "|---|---|---|---|"]
-    for key in documented_keys(path).values():
+    for key in property_file_rows(path.stem).values():
         cells = (f"`{key.key}`", f"`{key.default or 'see the file'}`", key.types, key.meaning)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return lines

@@ -14,11 +14,14 @@ import functools
 import types
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+
+if TYPE_CHECKING:
+    from recbole.data.dataset import Dataset
 
 # The Python types that numpy 1 offered under these names. RecBole reads float, bool, long and str; its plug-ins and
 # the models derived from it read the others.
@@ -102,7 +105,7 @@ def fill_missing_values() -> None:
 
 def _filling_first(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
-    def fill_nan(dataset: Any) -> None:
+    def fill_nan(dataset: Dataset) -> None:
         for name in dataset.feat_name_list:
             _fill_columns(getattr(dataset, name), dataset.field2type)
         # What is left for RecBole's own code are the sequence fields, which it assigns.

@@ -10,11 +10,9 @@ import torch
 from configs import configure, refusal
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.settings.checks import RULES
-from recbole_cdr_ext.settings.config import RUNTIME_KEYS, CDRConfig
+from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.paths import properties_dir
 from recbole_cdr_ext.settings.reading import (
-    documented_keys,
     find_config_file,
     parse_arguments,
     parse_value,
@@ -222,22 +220,3 @@ def test_a_fingerprint_of_some_keys():
     keys = ["split", "split_seed"]
     assert configure("--seed=1").fingerprint(keys) == configure("--seed=2").fingerprint(reversed(keys))
     assert configure("--split_seed=1").fingerprint(keys) != configure("--split_seed=2").fingerprint(keys)
-
-
-# -- the property files themselves ----------------------------------------------------------------------------------
-
-
-def test_every_key_of_overall_has_a_type_and_a_meaning_and_a_default_that_fits():
-    path = properties_dir() / "overall.yaml"
-    documented = documented_keys(path)
-    assert list(documented) == list(read_mapping(path))
-    assert [
-        key for key, told in documented.items() if not (told.types and told.meaning and told.section)
-    ] == []
-
-
-def test_rules_and_runtime_keys_name_settings_that_exist():
-    rating = CDRConfig("TGT", "toy").to_dict()
-    known = set(configure().to_dict()) | set(rating) | {"config_files"}
-    assert set(RULES) - known == set()
-    assert RUNTIME_KEYS - known == set()

@@ -223,7 +223,7 @@ def test_only_the_mapping_learns(root, model_name, biases):
 
 def test_a_mapping_that_is_neither_is_an_error(root):
     for model in ("EMCDR", "SSCDR"):
-        with pytest.raises(CDRError, match="mapping=spline should be one of mlp, linear"):
+        with pytest.raises(CDRError, match="mapping='spline' should be one of mlp, linear"):
             rating_config(root, NAMES, model, mapping="spline")
 
 

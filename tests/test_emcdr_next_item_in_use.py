@@ -245,9 +245,9 @@ def test_a_domain_without_validation_keeps_its_last_epoch(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"latent_factor_model": "SVD"}, "latent_factor_model=SVD should be one of BPR, MF"),
-        ({"mapping": "cubic"}, "mapping=cubic should be one of mlp, linear"),
-        ({"map_users": "all"}, "map_users=all should be one of cold, overlap"),
+        ({"latent_factor_model": "SVD"}, "latent_factor_model='SVD' should be one of BPR, MF"),
+        ({"mapping": "cubic"}, "mapping='cubic' should be one of mlp, linear"),
+        ({"map_users": "all"}, "map_users='all' should be one of cold, overlap"),
         ({"map_min_items": 0}, "map_min_items=0 should be at least 1"),
         ({"map_batch_size": 0}, "map_batch_size=0 should be at least 1"),
         ({"reg_weight": -1.0}, "reg_weight=-1.0 should be at least 0"),

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from recbole_cdr_ext.cli.main import main
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.registry import models as model_registry
@@ -50,6 +51,43 @@ def install(folder, entries: str) -> None:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: far-away\nVersion: 1.0\n", encoding="utf-8")
     (info / "entry_points.txt").write_text(f"[{model_registry.ENTRY_POINTS}]\n{entries}", encoding="utf-8")
+
+
+DECLARED = PLUGIN.replace(
+    "class Constant(CrossDomainRecommender):",
+    """class ConstantSettings(Settings):
+    constant: Share = Field(1, description="The score.")
+
+
+class Constant(CrossDomainRecommender):
+    settings_class = ConstantSettings
+""",
+).replace(
+    "import torch",
+    "import torch\nfrom pydantic import Field\nfrom recbole_cdr_ext.settings.declaration import Settings, Share",
+    1,
+)
+
+
+def test_another_packages_model_may_be_one_file_that_declares_its_settings(plugin, capsys):
+    (plugin / "constant.py").write_text(DECLARED, encoding="utf-8")
+    (plugin / "Constant.yaml").unlink()
+    assert CDRConfig("Constant", "toy")["constant"] == 1
+    assert CDRConfig("Constant", "toy", argv=["--constant=0.25"])["constant"] == 0.25
+    with pytest.raises(CDRError, match="constant=2 should be between 0 and 1"):
+        CDRConfig("Constant", "toy", argv=["--constant=2"])
+    with pytest.raises(CDRError, match="Did you mean 'constant'"):
+        CDRConfig("Constant", "toy", argv=["--constnat=0"])
+    assert main(["run", "--help", "--model=Constant"]) == 0
+    assert "--constant=1                    (float) The score." in capsys.readouterr().out
+
+
+def test_a_file_beside_another_packages_module_overrides_what_its_class_declares(plugin):
+    (plugin / "constant.py").write_text(DECLARED, encoding="utf-8")
+    assert CDRConfig("Constant", "toy")["constant"] == 0.5
+    (plugin / "Constant.yaml").write_text("constant: half\n", encoding="utf-8")
+    with pytest.raises(CDRError, match=r"constant='half' \(.*Constant\.yaml\) should be of type float"):
+        CDRConfig("Constant", "toy")
 
 
 def test_own_models_are_found_by_their_class_name():
@@ -99,7 +137,7 @@ def test_recbole_models_come_in_their_adapter(name):
 
 def test_every_name_of_recbole_is_a_class_of_recbole():
     """The names are read from source files: each must be importable under that very name."""
-    names = set(model_registry._recbole())
+    names = set(model_registry.recbole_modules())
     assert {"BPR", "SASRec", "Random", "LightGCN", "GRU4Rec"} <= names
     for name in names:
         assert model_registry.recbole_class(name).__name__ == name

@@ -33,8 +33,6 @@ from recbole_cdr_ext.splits.interaction_split import Split
 from recbole_cdr_ext.splits.training_data import TrainingData
 from recbole_cdr_ext.splits.user_items import users_as_instances
 
-INPUTS = ("own", "both")
-
 
 class BagMultiVAE(MultiVAE):
     """RecBole's MultiVAE over bags.
@@ -101,11 +99,7 @@ class MultiVAEBaseline(UserBaseline):
 
     @classmethod
     def check_settings(cls, config: CDRConfig) -> None:
-        """The input, and the range of the noise."""
-        if config["input"] not in INPUTS:
-            raise CDRError(f"input={config['input']!r} should be one of {', '.join(INPUTS)}.")
-        if config["noise_std"] < 0:
-            raise CDRError(f"noise_std={config['noise_std']} is a deviation: at least 0.")
+        """Refuses a latent that does not hold mean and deviation."""
         if config["latent_dimension"] < 2 or config["latent_dimension"] % 2:
             raise CDRError(
                 f"latent_dimension={config['latent_dimension']} holds mean and deviation together: an even number."

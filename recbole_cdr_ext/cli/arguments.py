@@ -6,15 +6,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.settings.checks import check_type
 from recbole_cdr_ext.settings.command_options import ANALYSIS_OPTIONS, STUDY_OPTIONS, TUNE_OPTIONS
-from recbole_cdr_ext.settings.paths import properties_dir
+from recbole_cdr_ext.settings.declaration import documented
 from recbole_cdr_ext.settings.reading import (
     Documented,
-    documented_keys,
     parse_arguments,
     types_in,
 )
+from recbole_cdr_ext.settings.run_settings import RunSettings
+from recbole_cdr_ext.settings.value_types import check_type
 
 PROGRAM = "recbole-cdr"
 
@@ -67,7 +67,7 @@ _SHARED: Mapping[str, tuple[str, ...]] = {
 
 def command_keys(command: str) -> dict[str, Documented]:
     """The keys of a command: a few of its own and of the settings; for `run` all settings."""
-    settings = documented_keys(properties_dir() / "overall.yaml")
+    settings = documented(RunSettings)
     if command == "run":
         return settings
     keys = {key.key: key for key in OWN_KEYS.get(command, ())}

@@ -6,16 +6,12 @@ import inspect
 import shutil
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 
 from recbole_cdr_ext.cli.arguments import OWN_KEYS, PROGRAM, command_keys
-from recbole_cdr_ext.settings.paths import model_property_file, properties_dir
-from recbole_cdr_ext.settings.reading import (
-    TASKS,
-    Documented,
-    documented_keys,
-    parse_arguments,
-)
+from recbole_cdr_ext.settings.declaration import documented
+from recbole_cdr_ext.settings.model_help import described_models
+from recbole_cdr_ext.settings.reading import Documented, parse_arguments
+from recbole_cdr_ext.settings.task_settings import TASK_SETTINGS
 
 
 def overview(commands: Mapping[str, Callable[..., object]]) -> str:
@@ -41,17 +37,17 @@ def command_help(name: str, command: Callable[..., object], words: Sequence[str]
     text = [inspect.getdoc(command) or ""]
     model = parse_arguments([word for word in words if word.startswith("--")]).get("model")
     if name == "run" and model:
-        for path in _model_files(model):
-            of_task = "" if path.stem == model else f", task {path.stem.removeprefix(f'{model}_')}"
-            text += ["", f"Settings of {model}{of_task}:", *_describe(documented_keys(path).values())]
+        for stem, rows in described_models(model).items():
+            of_task = "" if stem == model else f", task {stem.removeprefix(f'{model}_')}"
+            text += ["", f"Settings of {model}{of_task}:", *_describe(rows.values())]
     if name == "study" and words and not words[0].startswith("--"):
         from recbole_cdr_ext.studies.listing import summary
 
         text += ["", summary(words[0])]
     if name == "run":
-        for path in sorted((properties_dir() / "task").glob("*.yaml")):
-            text += ["", f"Settings of task {path.stem}, and its defaults for those of all runs:"]
-            text += _describe(documented_keys(path).values())
+        for task, settings in TASK_SETTINGS.items():
+            text += ["", f"Settings of task {task}, and its defaults for those of all runs:"]
+            text += _describe(documented(settings).values())
     section = None
     keys_of = f"{name} {words[0]}" if words and f"{name} {words[0]}" in OWN_KEYS else name
     for key in command_keys(keys_of).values():
@@ -64,23 +60,6 @@ def command_help(name: str, command: Callable[..., object], words: Sequence[str]
 
 def _summary(command: Callable[..., object]) -> str:
     return (inspect.getdoc(command) or "").split("\n", 1)[0]
-
-
-def _model_files(model: str) -> list[Path]:
-    """The property files of a model, for all of its tasks; the registry, which imports models, is asked only if it
-    must be.
-    """
-    own = (model_property_file(properties_dir() / "model", model, task) for task in TASKS)
-    if files := list(dict.fromkeys(path for path in own if path)):
-        return files
-    from recbole_cdr_ext.registry import models as model_registry
-
-    classes = model_registry.model_classes(model).items()
-    return list(
-        dict.fromkeys(
-            path for task, cls in classes for path in model_registry.property_files(model, cls, task)
-        )
-    )
 
 
 def _describe(keys: Iterable[Documented]) -> list[str]:

@@ -14,6 +14,7 @@ from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.model.parts.losses import sampled_softmax_loss_of_several, softmax_loss_of_several
 from recbole_cdr_ext.model.phase import Loss, Phase, Stage
 from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.settings.declaration import SettingsClass
 from recbole_cdr_ext.splits.training_data import AnySplit, TrainingData
 
 # What a model is trained and asked with: a Batch of instances, or a RatingBatch.
@@ -37,6 +38,7 @@ class CrossDomainRecommender(AbstractRecommender, Generic[AnyBatch, AnySplit]):
         needs_overlap: whether training needs users with a history in several domains.
         domains: how many domains it takes, in words ("any number", "two", "one").
         paper: where it was published.
+        settings_class: the class that declares its settings; None: it has none of its own.
         needs_negatives, needs_merged, needs_pseudo: what its batches hold (see :class:`Batch`).
     """
 
@@ -48,6 +50,7 @@ class CrossDomainRecommender(AbstractRecommender, Generic[AnyBatch, AnySplit]):
     needs_overlap: ClassVar[bool] = False
     domains: ClassVar[str] = "any number"
     paper: ClassVar[str] = ""
+    settings_class: ClassVar[SettingsClass | None] = None
 
     needs_negatives: bool = False
     needs_merged: bool = False

@@ -6,8 +6,8 @@ A package brings a model by an entry point in the group ``recbole_cdr_ext.models
     recbole_cdr_ext.models =
         MyModel = my_package.my_model:MyModel
 
-Its defaults stand in ``MyModel.yaml`` beside the module (see :func:`property_files`). Nothing is imported before a
-model is asked for.
+Its class names the class that declares its settings (see :func:`settings_class`); their defaults may also stand in
+``MyModel.yaml`` beside the module (see :func:`property_files`). Nothing is imported before a model is asked for.
 
 One name may stand for a class per task, as EMCDR does for ratings and for next items; the task says which is meant.
 """
@@ -30,6 +30,7 @@ from recbole_cdr_ext import compat
 from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.registry import entry_points
 from recbole_cdr_ext.registry.classes import concrete_classes
+from recbole_cdr_ext.settings.declaration import Settings
 from recbole_cdr_ext.settings.paths import model_property_file, properties_dir
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ ENTRY_POINTS = f"{PACKAGE}.models"
 FAMILIES = (f"{PACKAGE}.model.next_item", f"{PACKAGE}.model.rating")
 BASE = f"{PACKAGE}.model.recommender:CrossDomainRecommender"
 ADAPTER = f"{PACKAGE}.baselines.adapter:adapt"
+BASELINE_SETTINGS = f"{PACKAGE}.baselines.settings:SETTINGS"
 # The families of RecBole's models that rank items from interactions alone.
 RECBOLE_PACKAGES = ("recbole.model.general_recommender", "recbole.model.sequential_recommender")
 
@@ -96,15 +98,20 @@ def model_classes(name: str | type) -> dict[str, type]:
         return _built_in()[name]
     if name in (plugins := _plugins()):
         return _by_task(_checked(entry_points.load(plugins[name], "model")))
-    if name in _recbole():
+    if name in recbole_modules():
         compat.apply()
-        return _by_task(getattr(importlib.import_module(_recbole()[name]), name))
+        return _by_task(getattr(importlib.import_module(recbole_modules()[name]), name))
     raise CDRError(f"Unknown model '{name}'.{did_you_mean(name, model_names())}")
 
 
 def model_names() -> list[str]:
     """The names that :func:`get_model` knows: this package's, other packages', RecBole's."""
-    return list(dict.fromkeys([*_built_in(), *_plugins(), *_recbole()]))
+    return list(dict.fromkeys([*_built_in(), *_plugins(), *recbole_modules()]))
+
+
+def own_model_names() -> list[str]:
+    """Returns the names of this package's own models."""
+    return list(_built_in())
 
 
 def list_models() -> list[ModelInfo]:
@@ -120,11 +127,12 @@ def list_models() -> list[ModelInfo]:
 
 
 def property_files(name: str, model: type, task: str) -> list[Path]:
-    """The property files with a model's defaults, in the order in which they are read.
+    """Returns the property files with a model's defaults, in the order in which they are read.
 
     RecBole's own, this package's ``properties/model/NAME.yaml``, and ``NAME.yaml`` beside the module of a model from
     another package. Where a folder holds a file of the task, ``NAME_TASK.yaml``, that one is read in place of
-    ``NAME.yaml``. A model without any has no settings of its own.
+    ``NAME.yaml``. They override the defaults of :func:`settings_class`; a model with neither has no settings of its
+    own.
 
     Args:
         model: the class as it was written, not RecBole's in its adapter.
@@ -139,6 +147,18 @@ def property_files(name: str, model: type, task: str) -> list[Path]:
         folders.append(Path(source).parent)
     files = (model_property_file(folder, name, task) for folder in folders)
     return [path for path in files if path]
+
+
+def settings_class(name: str, model: type) -> type[Settings] | None:
+    """Returns the class that declares a model's settings, None if there is none.
+
+    Args:
+        model: the class as it was written, not RecBole's in its adapter.
+    """
+    declaration = getattr(model, "settings_class", None)
+    if declaration is None and not _is_ours(model):
+        declaration = pkgutil.resolve_name(BASELINE_SETTINGS).get(name)
+    return declaration
 
 
 def _resolve(name: str | type, task: str | None) -> type:
@@ -203,7 +223,7 @@ def _is_ours(model: type) -> bool:
 
 
 @cache
-def _recbole() -> dict[str, str]:
+def recbole_modules() -> dict[str, str]:
     """RecBole's models and their modules, found in its source without importing a single one of them.
 
     A RecBole model's module has its name in lower case.

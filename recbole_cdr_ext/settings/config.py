@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import inspect
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import numpy as np
-import recbole
 import torch
 from recbole.config import Config
 from recbole.utils import ModelType
@@ -24,57 +19,45 @@ from recbole_cdr_ext import compat
 from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.registry import metrics as metric_registry
 from recbole_cdr_ext.registry import models as model_registry
+from recbole_cdr_ext.settings.blocks import BLOCKS, dataset_of_blocks, expand_blocks
 from recbole_cdr_ext.settings.checks import (
+    check_declared,
     check_domain_settings,
     check_eval_args,
-    check_load_col,
     check_metrics,
     check_ranges,
     check_sizes,
     check_split,
-    check_type,
-    check_unused,
     suggestion,
 )
-from recbole_cdr_ext.settings.paths import dataset_property_files, prepared_order, properties_dir
+from recbole_cdr_ext.settings.declaration import Declared, Settings
+from recbole_cdr_ext.settings.defaults import Layer, model_layers, shared_layers
+from recbole_cdr_ext.settings.paths import dataset_property_files, prepared_order
+from recbole_cdr_ext.settings.plain_values import plain
 from recbole_cdr_ext.settings.reading import (
     TASKS,
     Loader,
-    documented_keys,
     file_names,
     find_config_file,
     parse_arguments,
     parse_value,
     read_mapping,
-    types_in,
 )
+from recbole_cdr_ext.settings.recbole_hooks import DERIVED_KEYS, DOMAIN_KEYS, RENAMED, UNDECLARED_KEYS
+from recbole_cdr_ext.settings.recbole_settings import keys_read_by
+from recbole_cdr_ext.settings.run_settings import RunSettings
+from recbole_cdr_ext.settings.unused import check_load_col, check_unused
+from recbole_cdr_ext.settings.value_types import check_type, type_of
+
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import AbstractRecommender
+
+    from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 
 compat.apply()
 
-BLOCKS = ("source_domain", "target_domain")
+S = TypeVar("S", bound=Settings)
 
-# Keys that RecBole or this library reads and that no property file declares.
-UNDECLARED_KEYS = {
-    "model", "dataset", "config_files", "encoding", "benchmark_filename", "tail_ratio", "shuffle",
-    "local_rank", "nproc", "world_size", "offset", "ip", "port", *BLOCKS,
-}  # fmt: skip
-# Keys of a dataset's property file that describe it and are no settings.
-DESCRIPTION_KEYS = {"homepage", *TASKS}
-# Keys of RecBole-CDR's domain blocks that RecBole itself doesn't know.
-DOMAIN_KEYS = {"data_path", "drop_filter_field", "drop_preload_weight", "encoding", "seq_separator"}
-# What RecBole and RecBole-CDR called settings that have another name here.
-RENAMED = {
-    "neg_sampling": "train_neg_num",
-    "training_neg_sample_num": "train_neg_num",
-    "train_epochs": "epochs",
-    "max_len": "max_history_length",
-}
-# What RecBole computes from the settings, or finds on the machine: no settings of their own.
-DERIVED_KEYS = {
-    "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type", "valid_metric_bigger", "valid_neg_sample_args",
-    "test_neg_sample_args", "device", "single_spec", "local_rank", "nproc", "world_size", "offset", "ip", "port",
-    "data_root",
-}  # fmt: skip
 # What changes where and how a run runs, and not what it computes.
 RUNTIME_KEYS = {
     "data_path", "raw", "download", "allow_simulated", "checkpoint_dir", "cache_dir", "run_id", "resume",
@@ -82,14 +65,16 @@ RUNTIME_KEYS = {
     "worker", "max_seconds", "max_processor_seconds", "metric_decimal_place", "loss_decimal_place", "log_wandb",
     "wandb_project", "save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path", "config_files",
 }  # fmt: skip
+# Keys of a dataset's property file that describe it and are no settings.
+DESCRIPTION_KEYS = {"homepage", *TASKS}
 
 
 class CDRConfig(Config):
     """RecBole's ``Config`` over a list of domains.
 
-    Later sources override earlier ones: RecBole's defaults, ``properties/overall.yaml``, the model's property files
-    (RecBole's, then ours), ``properties/dataset/NAME.yaml``, the user's files, ``config_dict``, ``argv``. The
-    command line of the process is never looked at.
+    Later sources override earlier ones: RecBole's defaults, ``properties/overall.yaml``, the task's, the model's
+    (RecBole's, then ours; see :mod:`~recbole_cdr_ext.settings.defaults`), ``properties/dataset/NAME.yaml``, the
+    user's files, ``config_dict``, ``argv``. The command line of the process is never looked at.
 
     On top of RecBole's ``Config``: an unknown key, a value of the wrong type or outside of its range, and an
     ``eval_args`` that contradicts ``split`` are errors; values are read as YAML and never evaluated; RecBole-CDR's
@@ -113,6 +98,8 @@ class CDRConfig(Config):
         CDRError: any of the errors above; an unknown model, dataset or metric; a file that can't be read.
     """
 
+    model_class: type[CrossDomainRecommender]
+
     def __init__(
         self,
         model: str | type | None = None,
@@ -122,48 +109,52 @@ class CDRConfig(Config):
         argv: Iterable[str] | None = None,
     ):
         self._arguments = parse_arguments(argv or ())
-        self._given = dict(config_dict or {})
+        self._variables = dict(config_dict or {})
         self._origin: dict[str, str] = {}  # of each external key, for messages
         self._described: dict[str, Any] = {}  # the description of a dataset among the user's files
-        super().__init__(model, dataset, file_names(config_file_list), self._given)
+        super().__init__(model, dataset, file_names(config_file_list), self._variables)
         self.final_config_dict["eval_args"] = {"mode": self.final_config_dict["eval_args"]["mode"]}
         self.model_class.check_settings(self)
 
+    def settings_of(self, declaration: type[S]) -> S:
+        """Returns the settings that a class declares, typed, as this configuration has them."""
+        return declaration.of(self)
+
     # -- external sources (RecBole's hooks, in the order in which it calls them) -------------------------------------
 
-    def _init_parameters_category(self):
+    def _init_parameters_category(self) -> None:
         super()._init_parameters_category()
         # Copies: RecBole's own code appends to its module's lists, for all configurations to come.
         self.parameters = {category: list(keys) for category, keys in self.parameters.items()}
 
-    def _build_yaml_loader(self):
+    def _build_yaml_loader(self) -> type[Loader]:
         return Loader
 
-    def _load_config_files(self, file_list):
-        named = [*file_list, *file_names(self._given.get("config_files"))]
+    def _load_config_files(self, file_list: Sequence[str | Path]) -> dict[str, Any]:
+        named = [*file_list, *file_names(self._variables.get("config_files"))]
         named += file_names(self._arguments.get("config_files"))
         settings: dict[str, Any] = {}
         for name in named:
             path = find_config_file(name)
             content = read_mapping(path)
             self._described |= {
-                key: content.pop(key) for key in list(content) if _describes(key, content[key])
+                key: content.pop(key) for key in list(content) if _describes_dataset(key, content[key])
             }
             settings.update(content)
             self._origin.update(dict.fromkeys(content, str(path)))
         return settings
 
-    def _load_variable_config_dict(self, config_dict):
+    def _load_variable_config_dict(self, config_dict: Mapping[str, Any]) -> dict[str, Any]:
         settings = {key: value for key, value in config_dict.items() if key != "config_files"}
         self._origin.update(dict.fromkeys(settings, "config_dict"))
         return settings
 
-    def _load_cmd_line(self):
+    def _load_cmd_line(self) -> dict[str, Any]:
         settings = {key: value for key, value in self._arguments.items() if key != "config_files"}
         self._origin.update(dict.fromkeys(settings, "command line"))
         return settings
 
-    def _get_model_and_dataset(self, model, dataset):
+    def _get_model_and_dataset(self, model: str | type | None, dataset: str | None) -> tuple[str, type, str]:
         external = self.external_config_dict
         model = external.get("model") if model is None else model
         if model is None:
@@ -171,64 +162,48 @@ class CDRConfig(Config):
         for block in BLOCKS:
             if isinstance(external.get(block), str):
                 external[block] = parse_value(external[block])
-        dataset = dataset or external.get("dataset") or _dataset_of_blocks(external)
+        dataset = dataset or external.get("dataset") or dataset_of_blocks(external)
         if dataset is None:
             raise CDRError("No dataset is given: say --dataset=NAME. `recbole-cdr datasets` lists them.")
         self.description = {**_description(str(dataset)), **self._described}
         classes = model_registry.model_classes(model)
         self._task = self._infer_task(str(getattr(model, "__name__", model)), list(classes))
         # The class as its author wrote it says of which of RecBole's types the model is; its adapter can't.
-        self._written_class = classes[self._task]
+        self._written_class: type[AbstractRecommender] = classes[self._task]
         return self._written_class.__name__, model_registry.get_model(self._written_class), str(dataset)
 
     # -- internal sources -------------------------------------------------------------------------------------------
 
-    def _load_internal_config_dict(self, model, model_class, dataset):
+    def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         self._types: dict[str, set[type | None]] = {}
-        self._foreign: set[str] = set()
+        self._declared: list[Mapping[str, Declared]] = []
         self.internal_config_dict = {}
-        for path in self._shared_files(model, self._task):
-            self._add_defaults(read_mapping(path), path)
-        shared = set(self.internal_config_dict)
-        for path in model_registry.property_files(model, self._written_class, self._task):
-            self._refuse_other_meanings(model, path)
-            keys = read_mapping(path).keys()
-            ours = path.parent.parent == properties_dir()
-            self._foreign = self._foreign - keys if ours else self._foreign | (keys - shared)
-            self._add_defaults(read_mapping(path), path)
+        for layer in shared_layers(model, self._written_class.type, self._task):
+            self._add_layer(layer)
+        for layer in model_layers(model, self._written_class, self._task):
+            self._refuse_other_meanings(model, layer)
+            self._add_layer(layer)
         self.internal_config_dict["MODEL_TYPE"] = self._written_class.type
         self._add_description(dataset, self._task)
 
-    def _shared_files(self, model: str, task: str) -> list[Path]:
-        """The files that hold for all models of a task, the general ones first."""
-        own = properties_dir() / "task" / f"{task}.yaml"
-        root = Path(recbole.__file__).parent / "properties"
-        return [
-            root / "overall.yaml",
-            root / "dataset" / "sample.yaml",
-            *(root / "quick_start_config" / name for name in _type_files(model, self._written_class.type)),
-            properties_dir() / "overall.yaml",
-            *([own] if own.is_file() else []),
-        ]
-
-    def _refuse_other_meanings(self, model: str, path: Path) -> None:
+    def _refuse_other_meanings(self, model: str, layer: Layer) -> None:
         """Refuses a model that calls something else by the name of a setting of all runs, as RecBole's LINE does."""
-        own = documented_keys(properties_dir() / "overall.yaml")
-        for key, value in read_mapping(path).items():
+        for key in layer.values.keys() & RunSettings.model_fields.keys():
             try:
-                check_type(key, value, self._types[key] if key in own else (), str(path), is_text=False)
+                check_type(key, layer.values[key], self._types[key], layer.origin, is_text=False)
             except CDRError as error:
                 raise CDRError(
                     f"{model} can't be used here, its '{key}' means something else: {error}"
                 ) from error
 
-    def _add_defaults(self, settings: Mapping[str, Any], path: Path) -> None:
-        self.internal_config_dict.update(settings)
-        documented = documented_keys(path)
-        for key, value in settings.items():
-            written = types_in(documented[key].types) if key in documented else set()
-            # A None that no comment explains says nothing about the type.
-            self._types[key] = written | {_kind(value)} if written or value is not None else set()
+    def _add_layer(self, layer: Layer) -> None:
+        self.internal_config_dict.update(layer.values)
+        self._declared.append(layer.declared)
+        for key, value in layer.values.items():
+            if key in layer.types:
+                self._types[key] = set(layer.types[key])
+            elif value is not None:
+                self._types[key] = self._types.get(key, set()) | {type_of(value)}
 
     def _add_description(self, dataset: str, task: str) -> None:
         """Adds the dataset's settings, those of its block for the task last."""
@@ -257,47 +232,47 @@ class CDRConfig(Config):
         Raises:
             CDRError: none is left, or several are.
         """
-        asked = self.external_config_dict.get("task")
-        if asked in ("None", "~"):
-            asked = None
+        requested: str | None = self.external_config_dict.get("task")
+        if requested in ("None", "~"):
+            requested = None
         of_data: str | Sequence[str] | None = self.description.get("task")
         left = [task for task in of_model if of_data is None or task in _as_list(of_data)]
-        if asked is not None and asked not in TASKS:
-            raise CDRError(f"task={asked!r} should be one of {', '.join(TASKS)}.")
-        if asked is not None and asked not in left:
+        if requested is not None and requested not in TASKS:
+            raise CDRError(f"task={requested!r} should be one of {', '.join(TASKS)}.")
+        if requested is not None and requested not in left:
             raise CDRError(
-                f"task={asked}: {name} does {' and '.join(of_model)}, the data serve {of_data or TASKS}."
+                f"task={requested}: {name} does {' and '.join(of_model)}, the data serve {of_data or TASKS}."
             )
-        if asked is None and not left:
+        if requested is None and not left:
             raise CDRError(
                 f"{name} does {' and '.join(of_model)}, for which this dataset can't be used ({of_data})."
             )
-        if asked is None and len(left) > 1:
+        if requested is None and len(left) > 1:
             raise CDRError(f"Both tasks are possible: choose --task={' or --task='.join(left)}.")
-        return asked or left[0]
+        return requested or left[0]
 
     # -- putting it together ----------------------------------------------------------------------------------------
 
-    def _get_final_config_dict(self):
+    def _get_final_config_dict(self) -> dict[str, Any]:
         external = self._checked_external()
         settings = {**self.internal_config_dict, **external}
-        given_args = external.get("eval_args", {})
+        user_args = external.get("eval_args", {})
         if "eval_args" in external:
             origin = self._origin["eval_args"]
-            check_eval_args(given_args, settings["split"], origin)
+            check_eval_args(user_args, settings["split"], origin)
             # Merged and not replaced: an eval_args without a mode keeps the default's.
-            settings["eval_args"] = {**self.internal_config_dict["eval_args"], **given_args}
+            settings["eval_args"] = {**self.internal_config_dict["eval_args"], **user_args}
         # RecBole-CDR's order and split have no say here; its defaults would only contradict `split` in print.
         settings["eval_args"] = {"mode": settings["eval_args"].get("mode", "full")}
         check_unused(external, self.internal_config_dict, self._origin)
-        self._expand_blocks(settings, external)
+        expand_blocks(settings, external)
         self._infer_from_folder(settings, external)
         self._drop_negatives_of_ce(settings, external)
         if self._described:
             self.description |= {key: settings[key] for key in ("domains", "order")}
-        # What a model of another package calls by a name that this one uses for something else, elsewhere.
-        check_ranges({key: value for key, value in settings.items() if key not in self._foreign})
-        check_sizes(settings)
+        check_ranges(settings)
+        check_declared(settings, self._declared)
+        check_sizes(settings, {key for rows in self._declared for key in rows})
         check_load_col(settings["load_col"], "")
         check_domain_settings(settings, self._known_keys() | DOMAIN_KEYS, RENAMED)
         check_split(settings, self.internal_config_dict)
@@ -305,7 +280,7 @@ class CDRConfig(Config):
         return settings
 
     def _checked_external(self) -> dict[str, Any]:
-        """The external settings, each known and of its type."""
+        """Returns the external settings, each known and of its type."""
         known = self._known_keys()
         checked: dict[str, Any] = {}
         for key, value in self.external_config_dict.items():
@@ -320,34 +295,9 @@ class CDRConfig(Config):
 
     def _known_keys(self) -> set[str]:
         lists = (key for keys in self.parameters.values() for key in keys)
-        return {*lists, *self.internal_config_dict, *UNDECLARED_KEYS, *_keys_read_by(self._written_class)} - {
+        return {*lists, *self.internal_config_dict, *UNDECLARED_KEYS, *keys_read_by(self._written_class)} - {
             "MODEL_TYPE"
         }
-
-    def _expand_blocks(self, settings: dict[str, Any], external: Mapping[str, Any]) -> None:
-        """Turns RecBole-CDR's two blocks into ``domains``, ``source``, ``target`` and ``domain_settings``."""
-        blocks = [settings.pop(block, None) for block in BLOCKS]
-        if blocks == [None, None]:
-            return
-        for name, block in zip(BLOCKS, blocks, strict=True):
-            if not isinstance(block, Mapping) or not isinstance(block.get("dataset"), str):
-                raise CDRError(
-                    f"{name}: should be a block with 'dataset: NAME' in it; both blocks are needed."
-                )
-        names = [block["dataset"] for block in blocks]
-        expanded: dict[str, Any] = {"domains": names, "source": names[0], "target": names[1]}
-        for key, value in expanded.items():
-            if external.get(key) not in (None, value):
-                raise CDRError(
-                    f"{key}={external[key]} contradicts the blocks {' and '.join(BLOCKS)}: {value}."
-                )
-        settings.update(expanded)
-        own = {
-            block["dataset"]: {key: value for key, value in block.items() if key != "dataset"}
-            for block in blocks
-        }
-        more = settings.get("domain_settings") or {}
-        settings["domain_settings"] = {name: {**own[name], **(more.get(name) or {})} for name in names}
 
     def _infer_from_folder(self, settings: dict[str, Any], external: Mapping[str, Any]) -> None:
         """Takes domains, and the order at its preparation, of a dataset without a property file from its folder.
@@ -369,16 +319,17 @@ class CDRConfig(Config):
             )
 
     def _drop_negatives_of_ce(self, settings: dict[str, Any], external: Mapping[str, Any]) -> None:
-        """RecBole refuses its own default of negatives beside a sequential model's full softmax."""
+        """Leaves out RecBole's own default of negatives, which it refuses beside a sequential model's full softmax."""
         sequential = settings["MODEL_TYPE"] == ModelType.SEQUENTIAL and settings.get("loss_type") == "CE"
         if sequential and "train_neg_sample_args" not in external:
             settings["train_neg_sample_args"] = None
 
     # -- what RecBole derives ---------------------------------------------------------------------------------------
 
-    def _set_default_parameters(self):
+    def _set_default_parameters(self) -> None:
         root = self.final_config_dict["data_path"]
-        adapted, self.model_class = self.model_class, self._written_class
+        adapted = self.model_class
+        self.model_class = cast("type[CrossDomainRecommender]", self._written_class)
         metrics, valid_metric = self.final_config_dict["metrics"], self.final_config_dict["valid_metric"]
         # RecBole knows its own metrics alone: one of the same kind stands for each.
         self.final_config_dict["metrics"] = [metric_registry.recbole_counterpart(name) for name in metrics]
@@ -392,21 +343,21 @@ class CDRConfig(Config):
         self.final_config_dict["data_path"] = os.path.join(root, self.dataset)
         self.final_config_dict["data_root"] = root
 
-    def _init_device(self):
+    def _init_device(self) -> None:
         super()._init_device()
         if not self.final_config_dict["use_gpu"]:  # which RecBole 1.2.0 declares and doesn't read
             self.final_config_dict["device"] = torch.device("cpu")
 
-    def _set_train_neg_sample_args(self):
+    def _set_train_neg_sample_args(self) -> None:
         with _refusals():
             super()._set_train_neg_sample_args()
 
     # -- for others -------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON values; ``CDRConfig(config_dict=...)`` of them gives the same settings again."""
+        """Returns the settings as plain JSON values, of which ``CDRConfig(config_dict=...)`` makes the same again."""
         settings = {
-            key: _plain(value) for key, value in self.final_config_dict.items() if key not in DERIVED_KEYS
+            key: plain(value) for key, value in self.final_config_dict.items() if key not in DERIVED_KEYS
         }
         settings["data_path"] = str(self.final_config_dict["data_root"])
         negatives = settings.get("train_neg_sample_args")
@@ -432,7 +383,7 @@ class CDRConfig(Config):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _describes(key: str, value: Any) -> bool:
+def _describes_dataset(key: str, value: Any) -> bool:
     """Whether a key of a file describes a dataset, and is no setting."""
     return (
         key in DESCRIPTION_KEYS
@@ -441,37 +392,9 @@ def _describes(key: str, value: Any) -> bool:
     )
 
 
-def _dataset_of_blocks(settings: Mapping[str, Any]) -> str | None:
-    blocks = [settings.get(block) for block in BLOCKS]
-    names = [str(block["dataset"]) for block in blocks if isinstance(block, Mapping) and "dataset" in block]
-    return "_".join(names) if len(names) == 2 else None
-
-
 def _description(dataset: str) -> dict[str, Any]:
     path = dataset_property_files().get(dataset)
     return read_mapping(path) if path else {}
-
-
-def _type_files(model: str, model_type: ModelType) -> list[str]:
-    """RecBole's files of defaults for a type of models."""
-    if model_type != ModelType.SEQUENTIAL:
-        return []
-    if model in ("DIN", "DIEN"):
-        return ["sequential_DIN.yaml"]
-    return ["sequential_embedding_model.yaml" if model in ("GRU4RecKG", "KSR") else "sequential.yaml"]
-
-
-def _keys_read_by(model: type) -> set[str]:
-    """The keys that a model's module reads from its configuration: RecBole's models don't declare all of theirs."""
-    try:
-        source = inspect.getsource(inspect.getmodule(model) or model)
-    except (OSError, TypeError):  # a class made in an interpreter has no source
-        return set()
-    return set(re.findall(r"config\[[\"'](\w+)[\"']\]", source))
-
-
-def _kind(value: Any) -> type | None:
-    return None if value is None else type(value)
 
 
 def _as_list(value: str | Sequence[str]) -> list[str]:
@@ -483,25 +406,6 @@ def _check_metrics(settings: dict[str, Any]) -> None:
     settings["metrics"] = _as_list(metrics)
     settings["topk"] = [topk] if isinstance(topk, int) else list(topk)
     check_metrics(settings["metrics"], settings["topk"], settings["valid_metric"])
-
-
-def _plain(value: Any) -> Any:
-    """Returns a value as JSON can hold it."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted((_plain(item) for item in value), key=str)
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Enum):
-        return value.name
-    return f"{value.__module__}.{value.__qualname__}" if isinstance(value, type) else str(value)
 
 
 @contextmanager

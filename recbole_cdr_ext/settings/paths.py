@@ -12,7 +12,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def properties_dir() -> Path:
-    """The folder of property files: inside the package in a wheel, beside it in a checkout.
+    """Returns the folder of property files: inside the package in a wheel, beside it in a checkout.
 
     Raises:
         CDRError: neither exists, so the installation is damaged.
@@ -27,18 +27,18 @@ def properties_dir() -> Path:
 
 
 def model_property_file(folder: Path, name: str, task: str) -> Path | None:
-    """The property file of a model in ``folder``: NAME_TASK.yaml, else NAME.yaml, None without either."""
-    found = (folder / f"{stem}.yaml" for stem in (f"{name}_{task}", name))
-    return next((path for path in found if path.is_file()), None)
+    """Returns the property file of a model in ``folder``: NAME_TASK.yaml, else NAME.yaml, None without either."""
+    candidates = (folder / f"{stem}.yaml" for stem in (f"{name}_{task}", name))
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def dataset_property_files() -> dict[str, Path]:
-    """The property file of each described dataset, by dataset name, in alphabetical order."""
+    """Returns the property file of each described dataset, by dataset name, in alphabetical order."""
     return {path.stem: path for path in sorted((properties_dir() / "dataset").glob("*.yaml"))}
 
 
 def dataset_property_file(name: str) -> Path:
-    """The property file of one dataset.
+    """Returns the property file of one dataset.
 
     Raises:
         CDRError: there is none of that name (with the nearest known name).
@@ -56,6 +56,7 @@ def prepared_order(folder: str | Path) -> str | None:
     """Returns the order that a prepared dataset was described with; None where nothing says so."""
     try:
         report = json.loads((Path(folder) / PREPARED).read_text(encoding="utf-8"))
-        return report["order"]
+        order: str = report["order"]
+        return order
     except (OSError, ValueError, TypeError, KeyError):  # atomic files that someone else wrote
         return None

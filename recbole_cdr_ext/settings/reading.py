@@ -1,4 +1,4 @@
-"""Reading settings: property files, command-line words, values, and the comments that document each key.
+"""Reading settings: property files, command-line words, values, and the words for their types.
 
 Imports nothing heavy, so that ``recbole-cdr --help`` answers at once.
 """
@@ -34,7 +34,8 @@ class Loader(_SafeLoader):
                     None, None, f"the key '{key.value}' stands here a second time", key.start_mark
                 )
             seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
+        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 # YAML 1.1 takes 1e-4 for text because it has no dot; RecBole's users write it everywhere.
@@ -160,7 +161,7 @@ def words_in(text: Any) -> list[str]:
 
 
 def file_names(files: Sequence[str | Path] | str | Path | None) -> list[str | Path]:
-    """The names of files given as a list, or as text with commas or blanks between them."""
+    """Returns the names of files given as a list, or as text with commas or blanks between them."""
     if files is None:
         return []
     if isinstance(files, Path):
@@ -172,7 +173,7 @@ def file_names(files: Sequence[str | Path] | str | Path | None) -> list[str | Pa
 
 @dataclass(frozen=True)
 class Documented:
-    """A key of a property file as its comment describes it.
+    """A setting or an option as help texts and pages describe it.
 
     Attributes:
         section: the heading above it.
@@ -188,35 +189,13 @@ class Documented:
     section: str
 
 
-_KEY = re.compile(r"^(\w+):[ \t]*(.*?)[ \t]*(?:#[ \t]*(?:\(([^)]*)\))?[ \t]*(.*))?$")
-
-
-def documented_keys(path: str | Path) -> dict[str, Documented]:
-    """Returns the top-level keys of a property file with their comments, in the file's order."""
-    found: dict[str, Documented] = {}
-    section, last, previous = "", "", ""
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        if match := _KEY.match(line):
-            last, default, types, meaning = (part or "" for part in match.groups())
-            found[last] = Documented(last, default, types, meaning, section)
-        elif line.startswith("# ") and not previous:
-            section, last = line[2:], ""
-        elif last and line.lstrip().startswith("# ") and line != line.lstrip():
-            old = found[last]
-            found[last] = Documented(
-                last, old.default, old.types, f"{old.meaning} {line.strip(' #')}", old.section
-            )
-        previous = line.strip()
-    return found
-
-
 _KINDS: Mapping[str, type | None] = {
     "int": int, "float": float, "str": str, "string": str, "bool": bool, "list": list, "dict": dict, "None": None,
 }  # fmt: skip
 
 
 def types_in(text: str) -> set[type | None]:
-    """Returns the types that a comment such as ``list of int or None`` names; words it doesn't know are skipped."""
+    """Returns the types that words such as ``list of int or None`` names; words it doesn't know are skipped."""
     words: Iterable[str] = re.split(r"\s+or\s+|,", text)
     heads = [word.split()[0] for word in words if word.split()]
     return {_KINDS[head] for head in heads if head in _KINDS}

@@ -12,7 +12,8 @@ import yaml
 
 from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.settings.paths import dataset_property_files, prepared_order, properties_dir
-from recbole_cdr_ext.settings.reading import TASKS, documented_keys
+from recbole_cdr_ext.settings.reading import TASKS
+from recbole_cdr_ext.settings.run_settings import RunSettings
 
 ORDERS = ("clock", "merged", "none")
 LAYOUTS = ("users", "rows")
@@ -131,9 +132,8 @@ _KEYS = ("domains", "task", "order", "source", "homepage")
 
 def _checked(name: str, content: Mapping[str, Any], origin: str) -> Description:
     # The file may hold any setting of a run as well, which the run checks; only a slip in one of these is found here.
-    settings = documented_keys(properties_dir() / "overall.yaml")
     for key in content:
-        hint = "" if key in (*_KEYS, *TASKS, *settings) else did_you_mean(str(key), _KEYS)
+        hint = "" if key in (*_KEYS, *TASKS, *RunSettings.model_fields) else did_you_mean(str(key), _KEYS)
         if hint:
             raise CDRError(f"{origin}: unknown key '{key}'.{hint}")
     domains = tuple(str(domain) for domain in _as_list(content.get("domains")))

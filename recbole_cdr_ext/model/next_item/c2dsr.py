@@ -32,11 +32,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from logging import getLogger
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
@@ -62,6 +63,7 @@ from recbole_cdr_ext.model.parts.whole_sequences import (
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.settings.declaration import BelowOne, Count, Positive, Settings, Size
 from recbole_cdr_ext.splits.audit import audit_edges
 from recbole_cdr_ext.splits.interaction_split import Split
 from recbole_cdr_ext.splits.training_data import TrainingData
@@ -89,9 +91,40 @@ class Stream(NamedTuple):
     places: torch.Tensor
 
 
+class C2DSRSettings(Settings):
+    """C2DSR (Cao et al., CIKM 2022), with the values of its published code."""
+
+    embedding_size: Size = Field(256, description="Width d of items and states.")
+    n_layers: Size = Field(2, description="Self-attention layers of each encoder.")
+    n_heads: Size = Field(1, description="Heads of the self-attention.")
+    inner_size: Size = Field(256, description="Width of the encoders' feed-forward layers.")
+    n_graph_layers: Count = Field(
+        1, description="Layers of propagation over the graphs of successive items; 0: none."
+    )
+    dropout: BelowOne = Field(0.2, description="Dropout in the propagation and in the encoders.")
+    softmax_negatives: Count = Field(
+        0,
+        description=(
+            "0: a softmax over all of the domain's items; else over the target and this many items that "
+            "the batch shares, which is faster."
+        ),
+    )
+    max_history_length: Size = Field(
+        15, description="T: the most recent events of the merged sequence that are read."
+    )
+    next_item_weight: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.7, description="Weight λ of the next-item losses, in (0, 1]; the infomax losses have 1 - λ."
+    )
+    train_batch_size: Size = Field(
+        2560, description="Targets in a batch of sequences: the code's 256 sequences of ten positions."
+    )
+    learning_rate: Positive = Field(0.001, description="Step size.")
+
+
 class C2DSR(CrossDomainRecommender[Batch, Split]):
     """Single-domain and merged views of a sequence; settings and defaults in ``properties/model/C2DSR.yaml``."""
 
+    settings_class = C2DSRSettings
     cold_start = True
     paper = "C2DSR (Cao et al., CIKM 2022)"
 
@@ -151,16 +184,12 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
 
     @classmethod
     def check_settings(cls, config: CDRConfig) -> None:
-        """Every position is a target and one pass trains them; weights and widths that can be."""
+        """Every position is a target and one pass trains them."""
         if config["train_targets"] != "all" or config["targets_per_sequence"] or not config["one_pass"]:
             raise CDRError(
                 "C2DSR trains all positions of a sequence in one pass: it takes train_targets=all, "
                 "targets_per_sequence=0 and one_pass=True."
             )
-        if not 0 < config["next_item_weight"] <= 1:
-            raise CDRError(f"next_item_weight={config['next_item_weight']!r} should be above 0, at most 1.")
-        if config["n_graph_layers"] < 0:
-            raise CDRError(f"n_graph_layers={config['n_graph_layers']!r} should be 0 or more.")
 
     def phases(self) -> list[Phase]:
         """One phase, over whole sequences."""

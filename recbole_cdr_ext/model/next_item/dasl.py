@@ -27,10 +27,11 @@ too; Adam.
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from recbole.model.init import xavier_normal_initialization
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -40,6 +41,7 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.layers import Dropout, Modules, left_aligned
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.settings.declaration import BelowOne, NonNegative, Positive, Settings, Size, Sizes
 from recbole_cdr_ext.splits.interaction_split import Split
 from recbole_cdr_ext.splits.training_data import TrainingData
 
@@ -55,9 +57,45 @@ class Terms(NamedTuple):
     orthogonality: torch.Tensor
 
 
+class DASLSettings(Settings):
+    """DASL (Li et al., KDD 2021). Sizes, window, dropout and the clipping of gradients are those of the authors'
+    code. The code trains with plain SGD, step 0.01, on batches of 32; learner, step size, batch and both
+    weights are ours.
+    """
+
+    embedding_size: Size = Field(
+        128, description="Width d of the states; item and user vectors have half of it."
+    )
+    attention_size: Size = Field(20, description="Inner size of the attention over steps.")
+    mlp_hidden_size: Sizes = Field([80, 40], description="Sizes of the scoring MLP's hidden layers.")
+    dropout: BelowOne = Field(
+        0.1, description="Share of the attended preference that is dropped in training."
+    )
+    user_embedding: bool = Field(
+        True, description="Whether users have vectors of their own; False serves users unknown to training."
+    )
+    attend_cross: bool = Field(
+        True, description="Whether the other domain's states are summed, or weigh in the softmax alone."
+    )
+    map_weight: NonNegative = Field(
+        0.1, description="Weight λ_m of the error of the map between the domains' user vectors."
+    )
+    orthogonality_weight: NonNegative = Field(
+        0.001, description="Weight λ_o of the map's distance from an orthogonal one."
+    )
+    max_history_length: Size = Field(10, description="The most recent items of each domain that are read.")
+    train_neg_num: Size = Field(1, description="Negatives drawn per training instance, anew each epoch.")
+    train_batch_size: Size = Field(512, description="Instances in a training batch.")
+    learning_rate: Positive = Field(0.001, description="Step size of Adam.")
+    clip_grad_norm: dict[str, Any] | None = Field(
+        {"max_norm": 1.0}, description="Bound on the gradient's norm."
+    )
+
+
 class DASL(CrossDomainRecommender[Batch, Split]):
     """Dual embedding and dual attention; settings and their defaults are in ``properties/model/DASL.yaml``."""
 
+    settings_class = DASLSettings
     cold_start = True
     domains = "two"
     paper = "DASL (Li et al., KDD 2021)"
@@ -102,7 +140,7 @@ class DASL(CrossDomainRecommender[Batch, Split]):
 
     @classmethod
     def check_settings(cls, config: CDRConfig) -> None:
-        """Ranges, and that user vectors get trained."""
+        """Even widths, a hidden layer, and that user vectors get trained."""
         if config["user_embedding"] and config["split"] == "user" and not config["train_on_histories"]:
             raise CDRError(
                 "train_on_histories=False leaves the evaluated users without vectors. "
@@ -112,12 +150,8 @@ class DASL(CrossDomainRecommender[Batch, Split]):
             raise CDRError(
                 f"embedding_size={config['embedding_size']!r} should be even: tables get half of it."
             )
-        for key in ("map_weight", "orthogonality_weight"):
-            if config[key] < 0:
-                raise CDRError(f"{key}={config[key]!r} should not be negative.")
-        sizes = config["mlp_hidden_size"]
-        if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
-            raise CDRError(f"mlp_hidden_size={sizes!r} should be a list of sizes, such as [80, 40].")
+        if not config["mlp_hidden_size"]:
+            raise CDRError("mlp_hidden_size=[] should be a list of sizes, such as [80, 40].")
 
     # -- users --------------------------------------------------------------------------------------------------
 

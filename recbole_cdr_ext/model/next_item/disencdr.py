@@ -28,15 +28,15 @@ the last layer of every encoder; negatives are never training items; the best ep
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from recbole.data.interaction import Interaction
 from torch import nn
 
-from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.layers import Dropout, Gaussian, kl
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.variational_graph import (
@@ -52,6 +52,7 @@ from recbole_cdr_ext.model.variational_graph import (
     sampled,
 )
 from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.settings.declaration import BelowOne, Count, NonNegative, Positive, Settings, Share, Size
 from recbole_cdr_ext.splits.interaction_split import Split
 from recbole_cdr_ext.splits.training_data import TrainingData
 
@@ -65,9 +66,49 @@ class Terms(NamedTuple):
     alignment: torch.Tensor
 
 
+class DisenCDRSettings(Settings):
+    """DisenCDR (Cao et al., SIGIR 2022). The authors' values, but for the deviation of the latents, the weight
+    of the KL terms and the batch, which stand in DisenCDR_paper.yaml; see docs/models/DisenCDR.md.
+    """
+
+    embedding_size: Size = Field(128, description="Width d of embeddings and latents.")
+    n_layers: Size = Field(2, description="Layers of each encoder, the last one Gaussian.")
+    dropout: BelowOne = Field(0.3, description="Dropout on the input of each layer.")
+    leaky_slope: BelowOne = Field(0.1, description="Slope of the LeakyReLU below zero.")
+    alignment_weight: Share = Field(
+        0.9,
+        description=(
+            "β: weight of the shared latent's alignment with what each domain alone says of it; 1 - β is "
+            "that of its KL to the prior."
+        ),
+    )
+    kl_weight: NonNegative = Field(0.01, description="Factor of all KL terms; 1 as published.")
+    deviation: Literal["published", "softplus"] = Field(
+        "softplus",
+        description="Of a Gaussian: published, exp(0.1 + 0.9 softplus(s)), or softplus(s), which may shrink.",
+    )
+    official_noise: bool = Field(
+        False,
+        description=(
+            "Whether prior and noise are those of the authors' code: the prior of s = 1, noise times "
+            "exp(deviation)."
+        ),
+    )
+    warmup_epochs: Count = Field(
+        9, description="Epochs in which the specific part is trained alone, before `epochs` of everything."
+    )
+    train_neg_num: Size = Field(1, description="Negatives per positive.")
+    train_batch_size: Size = Field(
+        8192, description="Pairs in a batch; the graphs are propagated once per batch, whatever its size."
+    )
+    epochs: Count = Field(50, description="The most epochs after the warm-up.")
+    learning_rate: Positive = Field(0.001, description="Step size.")
+
+
 class DisenCDR(PairwiseGraphModel):
     """Disentangled graph encoders; settings and their defaults are in ``properties/model/DisenCDR.yaml``."""
 
+    settings_class = DisenCDRSettings
     paper = "DisenCDR (Cao et al., SIGIR 2022)"
 
     def __init__(self, config: CDRConfig, data: TrainingData[Split]):
@@ -83,15 +124,6 @@ class DisenCDR(PairwiseGraphModel):
         self.register_buffer("prior_logvar", prior.logvar, persistent=False)
 
     prior_logvar: torch.Tensor
-
-    @classmethod
-    def check_settings(cls, config: CDRConfig) -> None:
-        """As its base; β is a share."""
-        super().check_settings(config)
-        if not 0 <= config["alignment_weight"] <= 1:
-            raise CDRError(f"alignment_weight={config['alignment_weight']!r} should be from 0 to 1.")
-        if config["warmup_epochs"] < 0:
-            raise CDRError(f"warmup_epochs={config['warmup_epochs']!r} should be at least 0.")
 
     def phases(self) -> list[Phase]:
         """The specific part alone for ``warmup_epochs``, whose last is kept; then everything."""

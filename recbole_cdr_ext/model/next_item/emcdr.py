@@ -29,11 +29,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from logging import getLogger
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from recbole.data.interaction import Interaction
 from recbole.model.init import xavier_normal_initialization
 from torch import nn
@@ -45,15 +46,10 @@ from recbole_cdr_ext.model.parts.layers import mapping
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender, gathered_product
 from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.settings.declaration import BelowOne, Count, NonNegative, Positive, Settings, Size
 from recbole_cdr_ext.splits.interaction_split import Split
 from recbole_cdr_ext.splits.sampler import Candidates, CrossDomainSampler
 from recbole_cdr_ext.splits.training_data import TrainingData
-
-CHOICES = {
-    "latent_factor_model": ("BPR", "MF"),
-    "mapping": ("mlp", "linear"),
-    "map_users": ("cold", "overlap"),
-}
 
 
 class FactorLoss(NamedTuple):
@@ -61,6 +57,44 @@ class FactorLoss(NamedTuple):
 
     error: torch.Tensor
     l2: torch.Tensor
+
+
+class EMCDRSettings(Settings):
+    """EMCDR for next items; EMCDR.yaml is the one for ratings. The paper searches step sizes and penalties, and
+    gives none.
+    """
+
+    embedding_size: Size = Field(128, description="Size d of the vectors (paper: 20, 50, 100).")
+    latent_factor_model: Literal["BPR", "MF"] = Field(
+        "BPR",
+        description="How the factors are learned: BPR, or MF (squared error, sampled items count as 0).",
+    )
+    reg_weight: NonNegative = Field(0.03, description="L2 weight on the vectors of a batch of pairs.")
+    mapping: Literal["mlp", "linear"] = Field(
+        "mlp", description="mlp (one hidden layer, tanh), or linear: one matrix without bias."
+    )
+    mapping_hidden_size: Size = Field(256, description="Hidden units of the mlp; 2 d in the paper.")
+    map_reg_weight: NonNegative = Field(
+        0.01, description="L2 weight on the linear mapping, against the error summed over all its users."
+    )
+    map_users: Literal["cold", "overlap"] = Field(
+        "cold",
+        description=(
+            "Who gets the mapped vector: cold (users without an own one, the paper), or overlap: also "
+            "users of both domains, as in RecBole-CDR."
+        ),
+    )
+    map_min_items: Size = Field(
+        1, description="Fewest training items in each domain of a user who fits the mapping."
+    )
+    map_validation: BelowOne = Field(
+        0.1, description="Share of those users who choose the mapping's epoch instead; 0: the last epoch."
+    )
+    map_batch_size: Size = Field(100, description="Users in a batch of a mapping phase.")
+    map_learning_rate: Positive = Field(0.001, description="Step size of the mapping phases.")
+    train_batch_size: Size = Field(2048, description="Pairs in a batch of a factor phase.")
+    learning_rate: Positive = Field(0.003, description="Step size of the factor phases.")
+    epochs: Count = Field(300, description="The most epochs of each phase.")
 
 
 class EMCDR(CrossDomainRecommender[Batch, Split]):
@@ -73,6 +107,7 @@ class EMCDR(CrossDomainRecommender[Batch, Split]):
     ``users``, ``items`` and ``maps`` are indexed by domain; ``maps[X]`` takes vectors of Y to vectors of X.
     """
 
+    settings_class = EMCDRSettings
     cold_start = True
     domains = "two"
     paper = "Cross-Domain Recommendation: An Embedding and Mapping Approach, IJCAI 2017"
@@ -102,20 +137,7 @@ class EMCDR(CrossDomainRecommender[Batch, Split]):
 
     @classmethod
     def check_settings(cls, config: CDRConfig) -> None:
-        """Refuses unknown choices, shares out of range, and a split whose users do not train."""
-        for key, known in CHOICES.items():
-            if config[key] not in known:
-                raise CDRError(f"{key}={config[key]} should be one of {', '.join(known)}.")
-        for key in ("mapping_hidden_size", "map_min_items"):
-            if config[key] < 1:
-                raise CDRError(f"{key}={config[key]} should be at least 1.")
-        for key in ("reg_weight", "map_reg_weight"):
-            if config[key] < 0:
-                raise CDRError(f"{key}={config[key]} should be at least 0.")
-        if not config["map_learning_rate"] > 0:
-            raise CDRError(f"map_learning_rate={config['map_learning_rate']} should be above 0.")
-        if not 0 <= config["map_validation"] < 1:
-            raise CDRError(f"map_validation={config['map_validation']} should be at least 0 and below 1.")
+        """Refuses a split whose users do not train."""
         if config["split"] == "user" and not config["train_on_histories"]:
             raise CDRError(
                 "EMCDR knows users by a vector learned from what they did, and train_on_histories=False leaves "

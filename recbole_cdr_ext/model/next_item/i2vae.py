@@ -40,6 +40,7 @@ from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.data.instances import Batch, random_recall
 from recbole_cdr_ext.data.sequences import SequenceBatch, TrainingSequences
 from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.model.next_item.i2vae_settings import I2VAESettings
 from recbole_cdr_ext.model.parts.histories import HistoryEncoder
 from recbole_cdr_ext.model.parts.latent_meter import LatentMeter
 from recbole_cdr_ext.model.parts.layers import (
@@ -134,6 +135,7 @@ class Terms(NamedTuple):
 class I2VAE(CrossDomainRecommender[Batch, Split]):
     """Variational augmentation of interests; settings and their defaults are in ``properties/model/I2VAE.yaml``."""
 
+    settings_class = I2VAESettings
     cold_start = True
     domains = "two or more"
     paper = "i²VAE (Ning et al., UAI 2025)"

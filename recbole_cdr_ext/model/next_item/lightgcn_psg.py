@@ -21,11 +21,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import AfterValidator, Field
 from recbole.data.interaction import Interaction
 from recbole.model.init import xavier_uniform_initialization
 from torch import nn
@@ -37,6 +38,7 @@ from recbole_cdr_ext.model.parts.propagation import BipartiteGraph
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender, Progress
 from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.settings.declaration import Condition, Count, Positive, Settings, Size
 from recbole_cdr_ext.splits.audit import audit_edges
 from recbole_cdr_ext.splits.interaction_split import PARTS, Split
 from recbole_cdr_ext.splits.sampler import CrossDomainSampler
@@ -51,6 +53,34 @@ class Terms(NamedTuple):
     l2: torch.Tensor
 
 
+ValidationEdges = Annotated[
+    float,
+    AfterValidator(Condition(lambda share: 0 < share < 1, "between 0 and 1: the epoch is chosen on them")),
+]
+
+
+class LightGCNPSGSettings(Settings):
+    """LightGCN-PSG: LightGCN's published defaults over the graph of all domains, then iterative recall."""
+
+    embedding_size: Size = Field(64, description="Width of the embeddings.")
+    n_layers: Count = Field(3, description="Propagation layers.")
+    reg_weight: float = Field(0.0001, description="L2 weight on the embeddings of a batch.")
+    learning_rate: Positive = Field(0.001, description="Learning rate.")
+    train_batch_size: Size = Field(2048, description="Edges in a batch.")
+    epochs: Count = Field(100, description="At most so many epochs; the best on the held-out edges is kept.")
+    stopping_step: Count = Field(
+        100, description="No early stopping: on sparse data the first epochs fall before they rise."
+    )
+    validation_edges: ValidationEdges = Field(
+        0.2, description="Share of the edges held out to choose the epoch."
+    )
+    recall_rounds: Size = Field(4, description="R: rounds of recalling and propagating again.")
+    recall_size: Size = Field(5, description="n: items recalled in a round, per user and domain.")
+    max_history_length: Size = Field(
+        200, description="The most recent items of each domain that make a user's vector."
+    )
+
+
 class LightGCNPSG(CrossDomainRecommender[Interaction, Split]):
     """LightGCN over the union of the domains; also recalls pseudo-sequences (:meth:`augment`).
 
@@ -58,6 +88,7 @@ class LightGCNPSG(CrossDomainRecommender[Interaction, Split]):
     ``validation_edges`` (the held-out share of the edges).
     """
 
+    settings_class = LightGCNPSGSettings
     cold_start = True
     paper = "LightGCN-PSG of I2VAE (Ning et al., UAI 2025); LightGCN (He et al., SIGIR 2020)"
 
@@ -102,12 +133,6 @@ class LightGCNPSG(CrossDomainRecommender[Interaction, Split]):
     def check_settings(cls, config: CDRConfig) -> None:
         """What decides the graph and the recall."""
         super().check_settings(config)
-        if not 0 < config["validation_edges"] < 1:
-            raise CDRError(
-                f"validation_edges={config['validation_edges']} should be between 0 and 1: the epoch is chosen on them."
-            )
-        if config["recall_rounds"] < 1:
-            raise CDRError(f"recall_rounds={config['recall_rounds']} should be at least 1.")
         if config["train_neg_num"] != 1:
             raise CDRError(
                 f"train_neg_num={config['train_neg_num']}: LightGCNPSG draws one negative per edge, as BPR does."

@@ -27,14 +27,18 @@ domains, h^Y_j comes from the encoder of y_j's domain, and the filter unit reads
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from recbole_cdr_ext.data.dataset import Events
 from recbole_cdr_ext.data.instances import Batch
-from recbole_cdr_ext.data.sequences import SequenceBatch, TrainingSequences
-from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.data.sequences import (
+    SequenceBatch,
+    TrainingSequences,
+)
 from recbole_cdr_ext.model.parts.layers import Dropout
 from recbole_cdr_ext.model.parts.whole_sequences import (
     WholeSequences,
@@ -45,6 +49,7 @@ from recbole_cdr_ext.model.parts.whole_sequences import (
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.settings.declaration import BelowOne, Count, Learner, Positive, Settings, Size
 from recbole_cdr_ext.splits.interaction_split import Split
 from recbole_cdr_ext.splits.training_data import TrainingData
 
@@ -62,9 +67,49 @@ class Encoded:
     latest: list[torch.Tensor]
 
 
+class PiNetSettings(Settings):
+    """PiNet (Ma et al., SIGIR 2019). Sizes, dropout and step size are those of the authors' code."""
+
+    embedding_size: Size = Field(100, description="Width d of items, members and states.")
+    n_members: Size = Field(4, description="K, the members that share an account.")
+    dropout: BelowOne = Field(
+        0.2, description="Dropout on inputs and states of every recurrent unit, and before the output layer."
+    )
+    cold_start_mask_prob: BelowOne = Field(
+        0.0, description="Share of training sequences whose own history is hidden, to train the cold path."
+    )
+    softmax_negatives: Count = Field(
+        0,
+        description=(
+            "0: a softmax over all of the domain's items; else over the target and this many items that "
+            "the batch shares, which is faster."
+        ),
+    )
+    max_history_length: Size = Field(
+        50,
+        description=(
+            "T: the most recent events of the merged timeline that are read; with order none, of each domain."
+        ),
+    )
+    train_batch_size: Size = Field(
+        1024,
+        description=(
+            "Positions in a batch of sequences, about the 128 sequences of the code; instances where "
+            "train_targets is last."
+        ),
+    )
+    epochs: Count = Field(50, description="The most epochs.")
+    learner: Learner = Field("adam", description="The learner.")
+    learning_rate: Positive = Field(0.001, description="Step size.")
+    clip_grad_norm: dict[str, Any] | None = Field(
+        {"max_norm": 5.0}, description="Gradients are scaled down to this norm."
+    )
+
+
 class PiNet(CrossDomainRecommender[Batch, Split]):
     """Parallel recurrent recommenders that share filtered states; settings in ``properties/model/PiNet.yaml``."""
 
+    settings_class = PiNetSettings
     cold_start = True
     domains = "two or more"
     paper = "π-Net (Ma et al., SIGIR 2019)"
@@ -95,16 +140,6 @@ class PiNet(CrossDomainRecommender[Batch, Split]):
         self.training_sequences: WholeSequences[TrainingSequences] | None = None
         if trains_whole_sequences(config):
             self.training_sequences = WholeSequences(config, data.split.train_events, self._sequences)
-
-    @classmethod
-    def check_settings(cls, config: CDRConfig) -> None:
-        """One member or more, and a probability from 0 below 1."""
-        if config["n_members"] < 1:
-            raise CDRError(f"n_members={config['n_members']!r} should be at least 1.")
-        if not 0 <= config["cold_start_mask_prob"] < 1:
-            raise CDRError(
-                f"cold_start_mask_prob={config['cold_start_mask_prob']!r} should be at least 0 and below 1."
-            )
 
     def phases(self) -> list[Phase]:
         """One phase, over whole sequences or over instances."""

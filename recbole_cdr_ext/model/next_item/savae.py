@@ -23,11 +23,12 @@ are trained in one run; users of one domain alone train too. Decisions are on th
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from recbole.model.init import xavier_normal_initialization
 from torch import nn
 
@@ -39,11 +40,10 @@ from recbole_cdr_ext.model.parts.layers import Gaussian, kl
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.settings.declaration import BelowOne, Count, NonNegative, Positive, Settings, Share, Size
 from recbole_cdr_ext.splits.interaction_split import Split
 from recbole_cdr_ext.splits.training_data import TrainingData
 from recbole_cdr_ext.splits.user_items import users_as_instances
-
-ALIGNMENTS = ("soft", "rigid")
 
 
 class Terms(NamedTuple):
@@ -81,9 +81,53 @@ class Decoder(nn.Module):
         return multinomial_loss(self(z), self.items.weight, self.items.bias, bags)
 
 
+class SAVAESettings(Settings):
+    """SA-VAE (Salah, Tran & Lauw, RecSys 2021), whose sizes and settings are not known: MultVAE's (Liang et al.,
+    WWW 2018).
+    """
+
+    alignment: Literal["soft", "rigid"] = Field(
+        "soft",
+        description=(
+            "soft (SA-VAE): the target's own posterior is held to the source's; rigid (RA-VAE): the "
+            "source's posterior is the target's."
+        ),
+    )
+    align_weight: NonNegative = Field(
+        1.0, description="Weight of that KL, on top of the annealed one (search 0.1, 0.3, 1, 3)."
+    )
+    decode_source_prob: Share = Field(
+        0.0, description="Share of users with both domains whose target is decoded from the source's latent."
+    )
+    warm_start: bool = Field(
+        False, description="Whether a target starts from its domain's own VAE of the first phase, or afresh."
+    )
+    embedding_size: Size = Field(128, description="Size d of the latent.")
+    hidden_size: Size = Field(600, description="Size of the hidden layer in encoder and decoder.")
+    dropout: BelowOne = Field(0.5, description="Dropout of the input.")
+    anneal_cap: NonNegative = Field(0.2, description="Largest weight β of the KL divergence.")
+    total_anneal_steps: Count = Field(
+        2000,
+        description=(
+            "β is updates/total_anneal_steps until the cap is reached, in each phase anew; 0: the cap "
+            "from the start."
+        ),
+    )
+    learning_rate: Positive = Field(0.001, description="Step size.")
+    train_batch_size: Size = Field(512, description="Users in a batch.")
+    max_history_length: Size = Field(
+        200,
+        description=(
+            "A bag that is scored holds at most the latest of these; with train_targets all, training "
+            "bags are whole."
+        ),
+    )
+
+
 class SAVAE(CrossDomainRecommender[Batch, Split]):
     """Source-aligned variational autoencoders; settings are in ``properties/model/SAVAE.yaml``."""
 
+    settings_class = SAVAESettings
     cold_start = True
     domains = "two"
     paper = "SA-VAE (Salah, Tran & Lauw, RecSys 2021)"
@@ -123,14 +167,7 @@ class SAVAE(CrossDomainRecommender[Batch, Split]):
 
     @classmethod
     def check_settings(cls, config: CDRConfig) -> None:
-        """The alignment, and the ranges of weights and shares."""
-        if config["alignment"] not in ALIGNMENTS:
-            raise CDRError(f"alignment={config['alignment']!r} should be one of {', '.join(ALIGNMENTS)}.")
-        for key in ("align_weight", "anneal_cap"):
-            if not 0 <= config[key] < float("inf"):
-                raise CDRError(f"{key}={config[key]} should be at least 0.")
-        if not 0 <= config["decode_source_prob"] <= 1:
-            raise CDRError(f"decode_source_prob={config['decode_source_prob']} should be between 0 and 1.")
+        """Refuses a share that rigid alignment would not look at."""
         if config["alignment"] == "rigid" and config["decode_source_prob"]:
             raise CDRError(
                 "decode_source_prob is for alignment=soft; rigid always decodes the source's latents."

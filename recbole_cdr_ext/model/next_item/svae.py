@@ -38,11 +38,12 @@ k_t (there the number of targets at the first step, for all steps); no noise at 
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import nn
 
 from recbole_cdr_ext.data.dataset import Events
@@ -65,11 +66,9 @@ from recbole_cdr_ext.model.parts.whole_sequences import (
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.settings.declaration import Count, NonNegative, Positive, Settings, Size
 from recbole_cdr_ext.splits.interaction_split import Split
 from recbole_cdr_ext.splits.training_data import TrainingData
-
-CHOICES = {"input": ("own", "merged"), "kl_reduction": ("mean", "sum")}
-SIZES = ("embedding_size", "rnn_size", "hidden_size", "latent_size", "next_k")
 
 
 class Terms(NamedTuple):
@@ -79,9 +78,55 @@ class Terms(NamedTuple):
     kl: torch.Tensor
 
 
+class SVAESettings(Settings):
+    """SVAE (Sachdeva et al., WSDM 2019), with the values of the authors' code, whose batches are one user each."""
+
+    embedding_size: Size = Field(256, description="Width of the item vectors that are read.")
+    rnn_size: Size = Field(200, description="Width of the GRU's states.")
+    hidden_size: Size = Field(150, description="Width of the hidden layers of encoder and decoder.")
+    latent_size: Size = Field(64, description="Width of the latent.")
+    next_k: Size = Field(
+        4, description="Items behind a position that it is to predict; 1 where instances are trained on."
+    )
+    bos: bool = Field(
+        True,
+        description=(
+            "Whether a learned start token stands before each sequence: the first item is a target too, "
+            "and a user without a history gets what the token predicts."
+        ),
+    )
+    input: Literal["own", "merged"] = Field(
+        "own", description="own (one net per domain) or merged (one net over all domains' items)."
+    )
+    kl_reduction: Literal["mean", "sum"] = Field(
+        "mean", description="KL of a user's steps: their mean, or their sum, which is the proper bound."
+    )
+    anneal_cap: NonNegative = Field(0.2, description="Largest weight of the KL divergence.")
+    total_anneal_steps: Count = Field(
+        200000,
+        description="Weight of the KL divergence: users seen / this, up to the cap; 0: the cap at once.",
+    )
+    softmax_negatives: Count = Field(
+        0,
+        description=(
+            "0: a softmax over all of the domain's items; else over the target and this many items that "
+            "the batch shares, which is faster."
+        ),
+    )
+    max_history_length: Size = Field(
+        1000, description="The most recent items that are read, the start token among them."
+    )
+    train_batch_size: Size = Field(
+        512, description="Targets in a batch of sequences; instances where these are trained on."
+    )
+    learning_rate: Positive = Field(0.001, description="Step size.")
+    weight_decay: NonNegative = Field(0.005, description="L2 penalty.")
+
+
 class SVAE(CrossDomainRecommender[Batch, Split]):
     """A variational auto-encoder per step; settings and their defaults are in ``properties/model/SVAE.yaml``."""
 
+    settings_class = SVAESettings
     paper = "SVAE (Sachdeva et al., WSDM 2019)"
 
     def __init__(self, config: CDRConfig, data: TrainingData[Split]):
@@ -129,16 +174,7 @@ class SVAE(CrossDomainRecommender[Batch, Split]):
 
     @classmethod
     def check_settings(cls, config: CDRConfig) -> None:
-        """Choices, sizes from 1, weights from 0; instances hold one next item."""
-        for key, known in CHOICES.items():
-            if config[key] not in known:
-                raise CDRError(f"{key}={config[key]!r} should be one of {', '.join(known)}.")
-        for key in SIZES:
-            if config[key] < 1:
-                raise CDRError(f"{key}={config[key]!r} should be at least 1.")
-        for key in ("anneal_cap", "total_anneal_steps"):
-            if config[key] < 0:
-                raise CDRError(f"{key}={config[key]!r} should be at least 0.")
+        """Instances hold one next item."""
         if config["next_k"] > 1 and config["train_targets"] == "all" and not trains_whole_sequences(config):
             raise CDRError(
                 f"next_k={config['next_k']} needs whole sequences (one_pass=True and targets_per_sequence=0): "

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from pydantic import Field
 from torch.nn import functional as F
 
-from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.bridge import Bridge
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating.sscdr import liking_threshold
 from recbole_cdr_ext.model.rating_recommender import RatingBatch
 from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.settings.declaration import NonNegative, Positive, Settings
 from recbole_cdr_ext.splits.rating_split import RatingSplit
 from recbole_cdr_ext.splits.training_data import TrainingData
 
@@ -23,6 +24,23 @@ class ContrastiveLoss(NamedTuple):
     rating: torch.Tensor
     users: torch.Tensor
     items: torch.Tensor
+
+
+class CLCDRSettings(Settings):
+    """CLCDR on the vectors that all bridges share; our definition, see docs/models/CLCDR.md. The paper's text:
+    --config_files=properties/model/CLCDR_paper.yaml
+    """
+
+    user_weight: NonNegative = Field(
+        0.1, description="Weight of the contrastive loss between users of both domains."
+    )
+    item_weight: NonNegative = Field(
+        0.1, description="Weight of the contrastive loss between users and the items they like."
+    )
+    temperature: Positive = Field(0.2, description="Cosines are divided by it.")
+    learn_source_users: bool = Field(
+        False, description="Whether the overlapping users' source vectors learn with the mapping."
+    )
 
 
 class CLCDR(Bridge):
@@ -46,6 +64,7 @@ class CLCDR(Bridge):
     vectors may learn (``learn_source_users``).
     """
 
+    settings_class = CLCDRSettings
     paper = "CLCDR: Contrastive Learning for Cross-Domain Recommendation to Cold-Start Users, ICONIP 2022"
 
     liking_threshold: torch.Tensor
@@ -54,24 +73,15 @@ class CLCDR(Bridge):
     def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
         self.learns_source_users = bool(config["learn_source_users"])
         super().__init__(config, data)
-        self.user_weight, self.item_weight = float(config["user_weight"]), float(config["item_weight"])
-        self.temperature = float(config["temperature"])
+        settings = CLCDRSettings.of(config)
+        self.user_weight, self.item_weight = settings.user_weight, settings.item_weight
+        self.temperature = settings.temperature
         split = data.split
         threshold = torch.from_numpy(liking_threshold(split.train[split.target], split))
         self.register_buffer("liking_threshold", threshold, persistent=False)
         # What D^o holds, as sorted numbers user * n_items + item: a look-up needs no users x items table.
         pairs = self._pair(self._shared.user, self._shared.item).unique()
         self.register_buffer("rated_pairs", pairs, persistent=False)
-
-    @classmethod
-    def check_settings(cls, config: CDRConfig) -> None:
-        """As in the base class; also the settings of the contrastive losses."""
-        super().check_settings(config)
-        for key in ("user_weight", "item_weight"):
-            if not 0 <= config[key] < float("inf"):
-                raise CDRError(f"{key}={config[key]} should be at least 0.")
-        if not 0 < config["temperature"] < float("inf"):
-            raise CDRError(f"temperature={config['temperature']} should be above 0.")
 
     def phases(self) -> list[Phase]:
         """One phase, on D^o."""

@@ -8,6 +8,7 @@ from logging import getLogger
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.phase import Phase
@@ -20,6 +21,7 @@ from recbole_cdr_ext.model.rating_recommender import (
     whole_batch,
 )
 from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.settings.declaration import Count, Learner, Positive, Reduction, Settings, Share, Size
 from recbole_cdr_ext.splits.rating_split import RatingSplit
 from recbole_cdr_ext.splits.training_data import TrainingData
 
@@ -27,6 +29,24 @@ from recbole_cdr_ext.splits.training_data import TrainingData
 @dataclass(frozen=True)
 class JointRatings(RatingBatch):
     """B ratings of both domains; ``item`` counts the source's items first, then the target's."""
+
+
+class CMFSettings(Settings):
+    """CMF: one table of users for both domains, learned in one phase. The paper's form is CMF_paper.yaml."""
+
+    source_weight: Share = Field(
+        0.5, description="Weight w of a source rating, between 0 and 1; one of the target's has 1 - w."
+    )
+    reduction: Reduction = Field(
+        "sum", description="sum or mean of a batch's losses; with sum the step is one per rating."
+    )
+    learner: Learner = Field("sgd", description="adam, adamw, sgd, adagrad, rmsprop or sparse_adam.")
+    learning_rate: Positive = Field(0.01, description="Step size of the learner.")
+    train_batch_size: Size = Field(256, description="Ratings in a batch, of both domains.")
+    epochs: Count = Field(100, description="The most epochs; without biases it learns slowly.")
+    stopping_step: Count = Field(
+        10, description="Training stops after more than so many validations without improvement."
+    )
 
 
 class CMF(RatingRecommender):
@@ -46,6 +66,7 @@ class CMF(RatingRecommender):
     per rating and weighted with it (so that w = 0 is TGT), and biases, which ``biases=False`` leaves out.
     """
 
+    settings_class = CMFSettings
     paper = "Relational Learning via Collective Matrix Factorization, KDD 2008"
     needs_overlap = True
 
@@ -76,8 +97,6 @@ class CMF(RatingRecommender):
     def check_settings(cls, config: CDRConfig) -> None:
         """As in the base class."""
         super().check_settings(config)
-        if not 0 <= config["source_weight"] <= 1:
-            raise CDRError(f"source_weight={config['source_weight']} should be between 0 and 1.")
         if config["backbone"] != "MF":
             raise CDRError(f"backbone={config['backbone']}: CMF factorises ratings, leave it at MF.")
         if config["learner"] in SPARSE_LEARNERS and config["weight_decay"]:

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import nn
 
-from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.bridge import Bridge
 from recbole_cdr_ext.model.parts.layers import mapping
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, Shuffled
-from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.settings.declaration import Count, Positive, Settings, SettingsClass
+
+
+class EMCDRSettings(Settings):
+    """EMCDR on the vectors that all bridges share."""
+
+    mapping: Literal["mlp", "linear"] = Field("mlp", description="mlp, or linear: one matrix without bias.")
+    learning_rate: Positive = Field(
+        0.1, description="Step size; the loss is a mean over users and dimensions."
+    )
+    epochs: Count = Field(100, description="The most epochs.")
+    stopping_step: Count = Field(
+        10, description="Training stops after more than so many validations without improvement."
+    )
 
 
 class EMCDR(Bridge):
@@ -26,14 +40,8 @@ class EMCDR(Bridge):
     for the validation users' ratings.
     """
 
+    settings_class: ClassVar[SettingsClass | None] = EMCDRSettings
     paper = "Cross-Domain Recommendation: An Embedding and Mapping Approach, IJCAI 2017"
-
-    @classmethod
-    def check_settings(cls, config: CDRConfig) -> None:
-        """As in the base class; also the kind of mapping."""
-        super().check_settings(config)
-        if config["mapping"] not in ("mlp", "linear"):
-            raise CDRError(f"mapping={config['mapping']} should be one of mlp, linear.")
 
     def make_mapping(self) -> nn.Module:
         """As in the base class, or one matrix."""

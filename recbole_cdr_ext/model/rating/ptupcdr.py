@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import nn
 
-from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.bridge import Bridge
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.settings.declaration import Count, Learner, Positive, Reduction, Settings, Size
 from recbole_cdr_ext.splits.rating_split import Ratings, RatingSplit
 from recbole_cdr_ext.splits.training_data import TrainingData
 
@@ -59,6 +60,26 @@ class MetaNetwork(nn.Module):
         return bridges
 
 
+class PTUPCDRSettings(Settings):
+    """PTUPCDR: a meta network makes a bridge for each user. The paper's form is PTUPCDR_paper.yaml."""
+
+    history_length: Size = Field(
+        20, description="The most liked source items that a bridge is made from, the last ones."
+    )
+    positive_rating: float = Field(3.0, description="Items rated above this are liked.")
+    meta_init_scale: float = Field(0.01, description="Factor on the weights that g's last layer starts with.")
+    reduction: Reduction = Field("mean", description="sum or mean of a batch's losses.")
+    learner: Learner = Field("adam", description="adam, adamw, sgd, adagrad, rmsprop or sparse_adam.")
+    learning_rate: Positive = Field(0.001, description="Step size of the learner.")
+    epochs: Count = Field(50, description="The most epochs of the meta network.")
+    stopping_step: Count = Field(
+        2,
+        description=(
+            "Training stops after more than so many validations without improvement; it over-fits early."
+        ),
+    )
+
+
 class PTUPCDR(Bridge):
     """Personalized Transfer of User Preferences for Cross-domain Recommendation (Zhu et al., WSDM 2022).
 
@@ -79,6 +100,7 @@ class PTUPCDR(Bridge):
     starts from the biases alone, and base models other than matrix factorisation come from ``backbone``.
     """
 
+    settings_class = PTUPCDRSettings
     paper = "Personalized Transfer of User Preferences for Cross-domain Recommendation, WSDM 2022"
 
     history: torch.Tensor
@@ -100,13 +122,6 @@ class PTUPCDR(Bridge):
             mean_vectors(ratings.take(has_none[ratings.user]), self.n_users, offset, self.source_items),
             persistent=False,
         )
-
-    @classmethod
-    def check_settings(cls, config: CDRConfig) -> None:
-        """As in the base class."""
-        super().check_settings(config)
-        if config["history_length"] < 1:
-            raise CDRError(f"history_length={config['history_length']} should be at least 1.")
 
     def make_mapping(self) -> nn.Module:
         """Returns the meta network."""

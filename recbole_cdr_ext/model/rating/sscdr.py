@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import AfterValidator, Field
 from scipy.sparse import csr_matrix
 
-from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating.emcdr import EMCDR
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, Shuffled, Tables
 from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.settings.declaration import Condition, Count, NonNegative, Positive, Settings
 from recbole_cdr_ext.splits.rating_split import Ratings, RatingSplit
 from recbole_cdr_ext.splits.training_data import TrainingData
 
@@ -43,6 +44,37 @@ class PairedUsers(RatingBatch):
     paired: torch.Tensor
 
 
+Hops = Annotated[int, AfterValidator(Condition(lambda value: value in (0, 1, 2), "0, 1 or 2"))]
+
+
+class SSCDRSettings(Settings):
+    """SSCDR on the vectors that all bridges share: EMCDR's loss, and what source items say of it. The paper's
+    text: --config_files=properties/model/SSCDR_paper.yaml
+    """
+
+    mapping: Literal["mlp", "linear"] = Field("mlp", description="mlp, or linear: one matrix without bias.")
+    unsupervised_weight: NonNegative = Field(
+        0.25, description="Weight lambda of the unsupervised loss; 0: EMCDR."
+    )
+    margin: NonNegative = Field(
+        1.0, description="Margin m of the unsupervised loss, between squared distances."
+    )
+    hops: Hops = Field(
+        0,
+        description=(
+            "What is mapped: 0: the user's source vector; 1: its mean with those of the user's source "
+            "items; 2: that of users who share them as well."
+        ),
+    )
+    learning_rate: Positive = Field(
+        0.1, description="Step size; the loss is a mean over users (and, supervised, dimensions)."
+    )
+    epochs: Count = Field(100, description="The most epochs.")
+    stopping_step: Count = Field(
+        10, description="Training stops after more than so many validations without improvement."
+    )
+
+
 class SSCDR(EMCDR):
     """Semi-Supervised Learning for Cross-Domain Recommendation to Cold-Start Users (Kang et al., CIKM 2019).
 
@@ -61,6 +93,7 @@ class SSCDR(EMCDR):
     averages of users' and items' vectors (``hops``) mean less here, and are off by default.
     """
 
+    settings_class = SSCDRSettings
     paper = "Semi-Supervised Learning for Cross-Domain Recommendation to Cold-Start Users, CIKM 2019"
 
     own_share: torch.Tensor
@@ -81,16 +114,6 @@ class SSCDR(EMCDR):
             own, others = neighbourhood(ratings.user, item, tables, self.hops)
             self.register_buffer("own_share", own)
             self.register_buffer("neighbours", others)
-
-    @classmethod
-    def check_settings(cls, config: CDRConfig) -> None:
-        """As in the base class; also the settings of L_U."""
-        super().check_settings(config)
-        if config["hops"] not in (0, 1, 2):
-            raise CDRError(f"hops={config['hops']} should be 0, 1 or 2.")
-        for key in ("unsupervised_weight", "margin"):
-            if not 0 <= config[key] < float("inf"):
-                raise CDRError(f"{key}={config[key]} should be at least 0.")
 
     def phases(self) -> list[Phase]:
         """One phase, over users."""

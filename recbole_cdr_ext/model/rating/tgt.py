@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from logging import getLogger
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import nn
 
 from recbole_cdr_ext.data.dataset import hash_arrays
@@ -23,6 +24,7 @@ from recbole_cdr_ext.model.rating_recommender import (
 )
 from recbole_cdr_ext.model.recommender import Progress
 from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.settings.declaration import Settings
 from recbole_cdr_ext.splits.rating_split import RatingSplit
 from recbole_cdr_ext.splits.training_data import TrainingData
 
@@ -67,6 +69,17 @@ class _Parts(NamedTuple):
     penalty: torch.Tensor
 
 
+class TGTSettings(Settings):
+    """Matrix factorisation of one domain. Its training is what the settings pretrain_* and rho_pretrain say."""
+
+    factorized: Literal["source", "target"] = Field(
+        "target", description="target; source when it runs before a bridge."
+    )
+    cold_user: Literal["untrained", "mean"] = Field(
+        "untrained", description="Without biases, the vector of a user without ratings: untrained, or mean."
+    )
+
+
 class TGT(RatingRecommender):
     """Probabilistic matrix factorisation (Salakhutdinov & Mnih, NeurIPS 2007), on the target domain alone.
 
@@ -83,6 +96,7 @@ class TGT(RatingRecommender):
     number of users and items. With the others a step propagates once, forward and backward, whatever its sharpness.
     """
 
+    settings_class = TGTSettings
     cold_start = False
     paper = "Probabilistic Matrix Factorization, NeurIPS 2007"
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch.func import functional_call
 
-from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.bridge import Bridge
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, Shuffled
 from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.settings.declaration import NonNegative, Settings
 from recbole_cdr_ext.splits.rating_split import RatingSplit
 from recbole_cdr_ext.splits.training_data import TrainingData
 
@@ -52,6 +53,17 @@ class Episodes:
             )
 
 
+class TMCDRSettings(Settings):
+    """TMCDR: the mapping of all bridges, trained by episodes. The paper's form is TMCDR_paper.yaml."""
+
+    inner_learning_rate: NonNegative = Field(
+        0.01, description="Step size of the inner step, on one half of a batch's users; 0: no step."
+    )
+    first_order: bool = Field(
+        False, description="Whether the outer gradient leaves out that of the inner step."
+    )
+
+
 class TMCDR(Bridge):
     """Transfer-Meta Framework for Cross-domain Recommendation to Cold-Start Users (Zhu et al., SIGIR 2021).
 
@@ -69,19 +81,13 @@ class TMCDR(Bridge):
     (``learner=adam`` as an option), and the epoch is the best one for the validation users.
     """
 
+    settings_class = TMCDRSettings
     paper = "Transfer-Meta Framework for Cross-domain Recommendation to Cold-Start Users, SIGIR 2021"
 
     def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
         super().__init__(config, data)
-        self.inner_learning_rate = float(config["inner_learning_rate"])
-        self.first_order = bool(config["first_order"])
-
-    @classmethod
-    def check_settings(cls, config: CDRConfig) -> None:
-        """As in the base class."""
-        super().check_settings(config)
-        if config["inner_learning_rate"] < 0:
-            raise CDRError(f"inner_learning_rate={config['inner_learning_rate']} should be at least 0.")
+        settings = TMCDRSettings.of(config)
+        self.inner_learning_rate, self.first_order = settings.inner_learning_rate, settings.first_order
 
     def phases(self) -> list[Phase]:
         """One phase: the mapping, an episode a batch."""
