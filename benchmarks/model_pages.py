@@ -3,7 +3,7 @@
     python benchmarks/model_pages.py [--check]
 
 Three sections of a next-item model's docs/models/NAME.md are made: "At a glance" (what the class says of itself),
-"Settings" (its property file) and "Result" (its rows in studies/); of a rating model the last only.
+"Settings" (its property file) and "Result" (its rows in results/); of a rating model the last only.
 All else on a page is written by hand. `--check` writes nothing, and fails if a page is missing or what its code says is
 out of date.
 """
@@ -96,7 +96,7 @@ def results(info: ModelInfo) -> list[str]:
 def all_rows() -> Iterator[tuple[str, str, dict]]:
     """Every row of next-item results: its dataset and split, what made it, and label, command and test table."""
     for name in sorted(shipped_studies()):
-        path = ROOT / "studies" / name / "cells.jsonl"
+        path = ROOT / "results" / name / "cells.jsonl"
         for line in read_rows(path, lambda line: line["key"]).values():
             result = line["result"]
             if line["settings"]["task"] == "next_item" and line["varied"] is None:  # else of thinned data
@@ -145,7 +145,7 @@ def floor_results() -> list[str]:
 def rating_lines() -> Iterator[tuple[str, dict]]:
     """The runs of one direction, with the studies that they stand in."""
     for study in RATING_STUDIES:
-        path = ROOT / "studies" / study / "cells.jsonl"
+        path = ROOT / "results" / study / "cells.jsonl"
         for line in read_rows(path, lambda line: line["key"]).values():
             if line["scene"] == RATING_SCENE:
                 yield study, line
@@ -165,7 +165,7 @@ def _rating_table(found: dict[tuple[str, str], dict[float, list[dict]]]) -> list
         lines += [
             "",
             f"{RATING_SCENE}, MAE / RMSE of cold-start users by their share β (seeds after the name; made by",
-            f"`recbole-cdr study {study}`, [all of it](../../studies/{study}/tables.md)):",
+            f"`recbole-cdr study {study}`, [all of it](../../results/{study}/tables.md)):",
             "",
             "| | " + " | ".join(f"β = {beta}" for beta in betas) + " |",
             "|---|" + "---|" * len(betas),

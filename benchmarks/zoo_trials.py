@@ -47,7 +47,7 @@ def write_page(found: dict[str, dict]) -> None:
         "",
         "food_kitchen, split=user: NDCG@10 in percent of the validation targets against 999 negatives, mean over",
         "the domains, one seed; the step size of the model's property file, a third of it, and three times it. The",
-        "best is bold, and studies/i2vae_groups has each model with that one. At most five minutes of processor time a",
+        "best is bold, and results/i2vae_groups has each model with that one. At most five minutes of processor time a",
         "trial (⏱: it ended the trial). The test targets were not looked at. Made by `python",
         "benchmarks/zoo_trials.py`. I2VAE, and SASRec with I2VAE's levers, have a log of their own,",
         "[i2vae_log.md](i2vae_log.md).",

@@ -74,10 +74,10 @@ def test_finished_runs_are_adopted_where_their_settings_are_the_same(here):
         result = json.loads((folder / "result.json").read_text())
         (folder / "result.json").write_text(json.dumps({**result, "settings": dict(cell.settings)}))
         folder.rename(folder.with_name(f"mine-{number}"))
-    shutil.rmtree("studies")
+    shutil.rmtree("results")
     expected = go(TWO, "--adopt", "--seeds=1,2")
     assert not calls() and "4 of 4 runs" in expected
-    shutil.rmtree("studies")
+    shutil.rmtree("results")
     go(TWO.replace("k: 5", "k: 6"), "--adopt")
     assert len(found := calls()) == 2 and all("--k=6" in words for words in found)
 
@@ -86,12 +86,12 @@ def test_settings_that_a_kept_run_is_older_than_count_as_their_defaults(here):
     go(TWO)
     assert len(calls()) == 4
     shutil.rmtree("saved")
-    path = Path("studies/mine/cells.jsonl")
+    path = Path("results/mine/cells.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for line in lines:
         del line["settings"]["density"]
         line["key"] = line["identity"] = line["key"][::-1]
-    for line, name in zip(lines, sorted(Path("studies/mine/instances").glob("run-*")), strict=True):
+    for line, name in zip(lines, sorted(Path("results/mine/instances").glob("run-*")), strict=True):
         name.rename(name.with_name(f"run-{line['key'][:12]}.npz"))
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     go(TWO)
@@ -127,8 +127,8 @@ def test_studies_share_what_they_share(here):
     table = go(TWO, name="third")  # from what stands beside it
     assert not calls() and "**" in table
     assert table.splitlines()[3:] == go(TWO).splitlines()[3:]
-    kept = sorted(path.name for path in Path("studies/third/instances").iterdir())
-    assert kept == sorted(path.name for path in Path("studies/mine/instances").iterdir())
+    kept = sorted(path.name for path in Path("results/third/instances").iterdir())
+    assert kept == sorted(path.name for path in Path("results/mine/instances").iterdir())
 
 
 def test_a_failing_run_leaves_the_others(here, capsys):
@@ -153,7 +153,7 @@ def test_a_failing_run_leaves_the_others(here, capsys):
 
 def test_seeds_that_are_missing_are_said(here):
     go(TWO, "--only=seed 1")
-    table = (here / "studies/mine/tables.md").read_text()
+    table = (here / "results/mine/tables.md").read_text()
     assert len(calls()) == 2 and "4 runs" in table and "2 of 4 runs" in table
     assert "There is no run yet of: Popular (seeds 2); Neighbours (seeds 2)." in table
     assert study("mine.yaml", {"dry_run": True, "data_path": str(ROOT / "dataset_atomic")})["done"] == 2
@@ -161,14 +161,14 @@ def test_seeds_that_are_missing_are_said(here):
 
 def test_a_run_that_ended_unseen_counts(here):
     go(TWO)
-    lines = Path("studies/mine/cells.jsonl").read_text().splitlines(keepends=True)
-    Path("studies/mine/cells.jsonl").write_text(
+    lines = Path("results/mine/cells.jsonl").read_text().splitlines(keepends=True)
+    Path("results/mine/cells.jsonl").write_text(
         "".join(lines[:2]) + lines[2][:99]
     )  # killed while it was written
     calls()
-    before = Path("studies/mine/tables.md").read_text()
+    before = Path("results/mine/tables.md").read_text()
     assert go(TWO) == before and not calls()
-    kept = Path("studies/mine/cells.jsonl").read_text().splitlines()
+    kept = Path("results/mine/cells.jsonl").read_text().splitlines()
     assert len(kept) == 5 and sum(json.loads(line) is not None for line in kept if line[-1] == "}") == 4
 
 
@@ -189,18 +189,31 @@ def test_a_dry_run_runs_and_writes_nothing(here, capsys):
 
 def test_a_quick_look_leaves_the_study_alone(here):
     go(TWO)
-    before = Path("studies/mine/tables.md").read_text()
+    before = Path("results/mine/tables.md").read_text()
     assert main(["study", "mine.yaml", *QUIET, "--epochs=3"]) == 0
-    assert Path("studies/mine/tables.md").read_text() == before
-    look = Path("studies/mine-epochs=3/tables.md").read_text()
+    assert Path("results/mine/tables.md").read_text() == before
+    look = Path("results/mine-epochs=3/tables.md").read_text()
     assert "mine.yaml --epochs=3`" in look and "--seed=1 --k=5 --task=next_item --epochs=3\n" in look
 
 
+def test_a_study_that_lies_in_the_former_place_goes_on_there(here, capsys):
+    before = go(TWO)
+    calls()
+    shutil.rmtree("saved")
+    Path("results").rename("studies")
+    assert main(["study", "mine.yaml", *QUIET]) == 0 and not calls() and not Path("results").exists()
+    assert "Goes on in studies/mine" in capsys.readouterr().out
+    assert Path("studies/mine/tables.md").read_text() == before
+    Path("results/mine").mkdir(parents=True)
+    assert main(["study", "mine.yaml", *QUIET, "--dry_run"]) == 0  # which means what lies in the new place
+    assert "4 runs, 4 to do. Folder: results/mine" in capsys.readouterr().out
+
+
 def test_two_calls_at_once(here, capsys):
-    Path("studies/mine").mkdir(parents=True)
-    with locked(Path("studies/mine"), "study"):
+    Path("results/mine").mkdir(parents=True)
+    with locked(Path("results/mine"), "study"):
         assert main(["study", written(here, TWO), *QUIET]) == 2
-    assert "Another study is at work in studies/mine" in capsys.readouterr().err and not calls()
+    assert "Another study is at work in results/mine" in capsys.readouterr().err and not calls()
 
 
 def test_from_python(here):
@@ -246,7 +259,7 @@ def test_where_data_are_not_prepared_what_is_kept_counts(here):
     calls()
     shutil.rmtree("saved")
     assert main(["study", "mine.yaml", "--data_path=nowhere", "--show_progress=False"]) == 0
-    assert Path("studies/mine/tables.md").read_text().splitlines()[3:] == before and not calls()
+    assert Path("results/mine/tables.md").read_text().splitlines()[3:] == before and not calls()
 
 
 def test_splits_by_seed_are_tested_together(here):
@@ -292,7 +305,7 @@ def test_what_is_varied_stands_side_by_side(here):
     )
     assert "NDCG" not in table and "tailed" not in table
     assert table.count("recbole-cdr run --model=Pop --dataset=toy --seed=1") == 2 and "--seed=2" not in table
-    folder = Path("studies/mine")
+    folder = Path("results/mine")
     assert (folder / "figure.png").stat().st_size > 10_000
     html = (folder / "report.html").read_text()
     assert "data:image/png;base64," in html and "toy, by density: all" in html
@@ -301,9 +314,9 @@ def test_what_is_varied_stands_side_by_side(here):
 
 def test_a_line_is_small_and_instances_are_kept_once(here):
     go(TWO)
-    lines = Path("studies/mine/cells.jsonl").read_text().splitlines()
+    lines = Path("results/mine/cells.jsonl").read_text().splitlines()
     assert all(len(line) < 6000 and '"history"' not in line for line in lines)
-    kept = [path.name for path in Path("studies/mine/instances").iterdir()]
+    kept = [path.name for path in Path("results/mine/instances").iterdir()]
     assert len([name for name in kept if name.startswith("set-")]) == 1 and len(kept) == 5
 
 
@@ -370,6 +383,6 @@ def test_an_analysis_that_fails_is_said(here, capsys):
     assert "Failed" not in go(ANALYSED)
     (words,) = calls()
     assert words.startswith("analyse fgsm")
-    shutil.rmtree("studies")
+    shutil.rmtree("results")
     shutil.rmtree("saved")
     assert "there is no run of SCDR, books → films, seed 0" in go(ANALYSED, status=1)

@@ -90,7 +90,7 @@ def test_what_is_wrong_in_a_study_is_one_error_before_any_run(here, capsys, text
     error = capsys.readouterr().err
     assert re.search(message, error), error
     assert "mine.yaml" in error and "(command line)" not in error and len(error.splitlines()) == 1
-    assert not calls() and not Path("studies").exists()
+    assert not calls() and not Path("results").exists()
 
 
 @pytest.mark.parametrize(
