@@ -203,7 +203,7 @@ def test_a_study_that_lies_in_the_former_place_goes_on_there(here, capsys):
     Path("results").rename("studies")
     assert main(["study", "mine.yaml", *QUIET]) == 0 and not calls() and not Path("results").exists()
     assert "Goes on in studies/mine" in capsys.readouterr().out
-    assert Path("studies/mine/tables.md").read_text() == before
+    assert Path("studies/mine/tables.md").read_text().splitlines()[3:] == before.splitlines()[3:]
     Path("results/mine").mkdir(parents=True)
     assert main(["study", "mine.yaml", *QUIET, "--dry_run"]) == 0  # which means what lies in the new place
     assert "4 runs, 4 to do. Folder: results/mine" in capsys.readouterr().out
