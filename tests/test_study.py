@@ -5,23 +5,20 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
-from study_runs import QUIET, RATED, ROOT, TWO, VARIED, calls, cells, go, state, written
+from study_runs import QUIET, RATED, ROOT, TWO, VARIED, calls, go, state, written
 
 from recbole_cdr_ext.cli.main import main
-from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation.instance_table import write_instances
 from recbole_cdr_ext.files import locked
 from recbole_cdr_ext.reports.groups import collect
 from recbole_cdr_ext.reports.tables import tables_of
-from recbole_cdr_ext.runs.finished import Run
 from recbole_cdr_ext.studies import study
 from recbole_cdr_ext.studies.definition import read_study
-from recbole_cdr_ext.studies.store import Store
+from recbole_cdr_ext.studies.instance_store import InstanceStore
 from recbole_cdr_ext.studies.study_tables import matrices, tables_by_group
 
 # -- running ---------------------------------------------------------------------------------------------------------
@@ -91,8 +88,9 @@ def test_settings_that_a_kept_run_is_older_than_count_as_their_defaults(here):
     for line in lines:
         del line["settings"]["density"]
         line["key"] = line["identity"] = line["key"][::-1]
-    for line, name in zip(lines, sorted(Path("results/mine/instances").glob("run-*")), strict=True):
-        name.rename(name.with_name(f"run-{line['key'][:12]}.npz"))
+    with closing(sqlite3.connect("results/mine/instances.sqlite")) as file, file:
+        for line in lines:
+            file.execute("UPDATE runs SET key = ? WHERE key = ?", (line["key"], line["key"][::-1]))
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     go(TWO)
     assert not calls()
@@ -127,8 +125,7 @@ def test_studies_share_what_they_share(here):
     table = go(TWO, name="third")  # from what stands beside it
     assert not calls() and "**" in table
     assert table.splitlines()[3:] == go(TWO).splitlines()[3:]
-    kept = sorted(path.name for path in Path("results/third/instances").iterdir())
-    assert kept == sorted(path.name for path in Path("results/mine/instances").iterdir())
+    assert InstanceStore(Path("results/third")).keys() == InstanceStore(Path("results/mine")).keys()
 
 
 def test_a_failing_run_leaves_the_others(here, capsys):
@@ -310,36 +307,6 @@ def test_what_is_varied_stands_side_by_side(here):
     html = (folder / "report.html").read_text()
     assert "data:image/png;base64," in html and "toy, by density: all" in html
     assert (folder / "tables.tex").read_text().count(r"\begin{table*}") == 4
-
-
-def test_a_line_is_small_and_instances_are_kept_once(here):
-    go(TWO)
-    lines = Path("results/mine/cells.jsonl").read_text().splitlines()
-    assert all(len(line) < 6000 and '"history"' not in line for line in lines)
-    kept = [path.name for path in Path("results/mine/instances").iterdir()]
-    assert len([name for name in kept if name.startswith("set-")]) == 1 and len(kept) == 5
-
-
-def test_ranks_of_fifteen_thousand_instances_take_little(tmp_path):
-    rng, n = np.random.default_rng(0), 15_000
-    frame = pd.DataFrame(
-        {"part": "test", "user": [f"u{i}" for i in range(n)], "domain": "books", "target": "i"}
-    )
-    frame = frame.assign(all=True, candidates=1000, rank=rng.integers(1, 1001, n), fallback=False)
-    write_instances(frame, tmp_path)
-    cell = cells(tmp_path, TWO)[0]
-    result = {"model": "Pop", "dataset": "toy", "split": "user", "seed": 1, "run_id": "x", "settings": {}}
-    result["test"] = {"books": {"all": {"n": n, "ndcg@10": 0.5}}}
-    store = Store(tmp_path / "out")
-    line = store.add(cell, "data", Run(tmp_path, result))
-    (path,) = (tmp_path / "out" / "instances").glob("run-*.npz")
-    assert path.stat().st_size < 25_000
-    again = Store(tmp_path / "out").run(cell, line).instances
-    assert (again["rank"] == frame["rank"]).all() and (again["user"] == frame["user"]).all()
-    assert again["hit@10"].sum() == (frame["rank"] <= 10).sum()
-    path.unlink()
-    with pytest.raises(CDRError, match="can't be read"):
-        _ = Store(tmp_path / "out").run(cell, line).instances
 
 
 ANALYSED = f"{RATED}analyses:\n  fgsm: {{epsilons: [0, 1]}}\n  sensitivity: {{rhos: [1, 5]}}\n"

@@ -19,7 +19,7 @@ from recbole_cdr_ext.pages.html import POLICY, Markup, json_element, plotly_scri
 from recbole_cdr_ext.reports.charts import figures
 from recbole_cdr_ext.reports.groups import Collection, Group, differing
 from recbole_cdr_ext.reports.tables import Block, Cell, Row, Table, warnings_of
-from recbole_cdr_ext.runs.finished import Run
+from recbole_cdr_ext.runs.finished import FinishedRun
 from recbole_cdr_ext.settings.reading import short, text_of
 
 
@@ -270,7 +270,7 @@ def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _run(label: str, run: Run, seconds: Mapping[str, Any]) -> Markup:
+def _run(label: str, run: FinishedRun, seconds: Mapping[str, Any]) -> Markup:
     settings = yaml.safe_dump(dict(run.settings), sort_keys=True, allow_unicode=True, width=110)
     versions = ", ".join(f"{k} {v}" for k, v in _mapping(run.result.get("versions")).items())
     spent = ", ".join(f"{name} {text_of(value)}" for name, value in seconds.items())
@@ -294,7 +294,7 @@ def _skipped(skipped: Sequence[tuple[Path, str]]) -> Markup | None:
     return tag("details", tag("summary", what), _plain_table(rows, "Skipped runs"), class_="warning")
 
 
-def _versions(runs: Iterable[Run]) -> Markup | None:
+def _versions(runs: Iterable[FinishedRun]) -> Markup | None:
     """Which versions the runs were made with, and how many with each."""
     counts: dict[str, Counter[str]] = {}
     for run in runs:

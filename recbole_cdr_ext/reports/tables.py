@@ -14,7 +14,7 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation.result_table import spelt
 from recbole_cdr_ext.evaluation.significance import Spread, align, compare
 from recbole_cdr_ext.reports.groups import Group
-from recbole_cdr_ext.runs.finished import Run
+from recbole_cdr_ext.runs.finished import FinishedRun
 
 LEVELS = ((0.01, 2), (0.05, 1))  # p below, marks
 BETTER, WORSE = "*", "↓"
@@ -197,7 +197,7 @@ def _floors(group: Group, popularity: str) -> dict[str, list[Mapping]]:
     return {name: list(of_seed.values()) for name, of_seed in found.items()}
 
 
-def _fell_back(run: Run, domain: str) -> bool:
+def _fell_back(run: FinishedRun, domain: str) -> bool:
     counts = run.result.get("fallback")
     for key in ("test", domain, "all"):
         counts = counts.get(key) if isinstance(counts, Mapping) else None
@@ -251,7 +251,7 @@ def _mark(table: Table, group: Group) -> None:
             cell.mark = (BETTER if one.better else WORSE) * level
 
 
-def _has(runs: Sequence[Run], metric: str) -> bool:
+def _has(runs: Sequence[FinishedRun], metric: str) -> bool:
     return all(
         metric in cell for r in runs for groups in r.result["test"].values() for cell in groups.values()
     )

@@ -7,7 +7,7 @@ import glob
 import json
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,17 +30,22 @@ class Unusable(Exception):
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished run.
+class FinishedRun:
+    """A finished run, in its folder or in what a study has stored of it.
 
     Attributes:
+        folder: of the run; of one that is only stored, it need not exist.
         result: what ``result.json`` holds, checked as far as it is read.
         unknown: settings that the run is older than, and that cannot be told (:func:`find_unknown`).
+        stored_command: the command that made it, where that is stored; None: it follows from the settings.
+        stored_instances: reads its per-instance table from where it is stored; None: it lies in the folder.
     """
 
     folder: Path
     result: Mapping[str, Any]
     unknown: set[str] = field(default_factory=set, compare=False)
+    stored_command: str | None = None
+    stored_instances: Callable[[], pd.DataFrame] | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -86,7 +91,7 @@ class Run:
         Raises:
             CDRError: there is none, or it can't be read.
         """
-        return read_instances(self.folder)
+        return read_instances(self.folder) if self.stored_instances is None else self.stored_instances()
 
     def value(self, key: str) -> Any:
         """A setting; if the run is older than the setting, today's default, or UNKNOWN."""
@@ -100,6 +105,8 @@ class Run:
 
     def command(self) -> str:
         """The command that makes such a run; without what lies on the machine, such as folders."""
+        if self.stored_command is not None:
+            return self.stored_command
         defaults = self.defaults()
         # Folders and other run-time settings are the reader's own.
         passed = RUNTIME_KEYS - CAPS | {"model", "dataset", "seed", "simulated"}
@@ -166,7 +173,7 @@ def _is_run(folder: Path) -> bool:
     return (folder / RESULT).exists() or (folder / SETTINGS).exists()
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> FinishedRun:
     """Reads a finished run.
 
     Raises:
@@ -181,7 +188,7 @@ def read_run(folder: Path) -> Run:
     except (OSError, ValueError, RecursionError) as error:
         raise Unusable(f"{RESULT} can't be read: {' '.join(str(error).split())}") from error
     check_result(result)
-    return Run(folder, result)
+    return FinishedRun(folder, result)
 
 
 def check_result(result: Any) -> None:

@@ -21,6 +21,7 @@ from recbole_cdr_ext.studies.analyses import analyses_of
 from recbole_cdr_ext.studies.cells import MACHINE_KEYS, make_cells
 from recbole_cdr_ext.studies.definition import Study, read_study
 from recbole_cdr_ext.studies.drive import do
+from recbole_cdr_ext.studies.instance_store import FORMER_INSTANCES
 from recbole_cdr_ext.studies.processes import ends_on_sigterm
 from recbole_cdr_ext.studies.state import State, chosen, line_of
 from recbole_cdr_ext.studies.store import CELLS
@@ -52,6 +53,11 @@ def run_study(name: str | Path, options: Mapping[str, Any]) -> dict[str, Any]:
     with locked(folder, "study"), ends_on_sigterm():
         state = State.of(*place)
         state.command = _command(name, changed, passed)
+        if n := state.store.import_former():
+            print(
+                f"The per-instance data of {n} runs are in {state.store.instances.path} now; "
+                f"{folder / FORMER_INSTANCES} is not needed any more."
+            )
         writer = _Writer(state)
         try:
             if own["adopt"]:

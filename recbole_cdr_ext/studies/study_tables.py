@@ -9,10 +9,10 @@ from typing import Any
 from recbole_cdr_ext.evaluation.significance import Spread
 from recbole_cdr_ext.reports.groups import Group, notes_of, shared_settings
 from recbole_cdr_ext.reports.tables import Block, Cell, Row, Table, tables_of, written
+from recbole_cdr_ext.runs.finished import FinishedRun
 from recbole_cdr_ext.settings.reading import text_of
 from recbole_cdr_ext.studies.cells import Cell as StudyCell
 from recbole_cdr_ext.studies.state import State
-from recbole_cdr_ext.studies.store import StoredRun
 
 Pair = tuple[Group, list[Table]]
 Place = tuple[str, str | None]
@@ -78,7 +78,7 @@ def _group(state: State, place: Place, rows: Mapping[str, Sequence[StudyCell]]) 
     return group
 
 
-def _as_shown(state: State, run: StoredRun) -> StoredRun:
+def _as_shown(state: State, run: FinishedRun) -> FinishedRun:
     """The run with the metrics and groups that the study shows, in its order."""
     metrics, groups = state.study.metrics, state.study.groups
 
