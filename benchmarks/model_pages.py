@@ -11,6 +11,7 @@ out of date.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections import defaultdict
@@ -18,7 +19,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from rows import read_rows
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -97,12 +97,19 @@ def all_rows() -> Iterator[tuple[str, str, dict]]:
     """Every row of next-item results: its dataset and split, what made it, and label, command and test table."""
     for name in sorted(shipped_studies()):
         path = ROOT / "results" / name / "cells.jsonl"
-        for line in read_rows(path, lambda line: line["key"]).values():
+        for line in read_lines(path):
             result = line["result"]
-            if line["settings"]["task"] == "next_item" and line["varied"] is None:  # else of thinned data
+            # Else of thinned data, or of the validation part.
+            if line["settings"]["task"] == "next_item" and line["varied"] is None and "part" not in line:
                 scene = f"{result['dataset']}, split={result['split']}"
                 row = {"label": line["row"], "command": line["command"], "test": result["test"]}
                 yield scene, f"recbole-cdr study {path.parent.name}", row
+
+
+def read_lines(path: Path) -> list[dict]:
+    """What a study has kept of its runs; of several lines of one run the last."""
+    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.exists() else [])
+    return list({line["key"]: line for line in lines}.values())
 
 
 def _mean(rows: list[dict], column: tuple[str, str], metric: str) -> str:
@@ -146,7 +153,7 @@ def rating_lines() -> Iterator[tuple[str, dict]]:
     """The runs of one direction, with the studies that they stand in."""
     for study in RATING_STUDIES:
         path = ROOT / "results" / study / "cells.jsonl"
-        for line in read_rows(path, lambda line: line["key"]).values():
+        for line in read_lines(path):
             if line["scene"] == RATING_SCENE:
                 yield study, line
 

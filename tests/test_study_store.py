@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from study_runs import TWO, cells, go, state
+from study_runs import TWO, calls, cells, go, state
 
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation.instance_table import write_instances
@@ -113,3 +113,24 @@ os.kill(os.getpid(), 9)
     assert path.with_name("instances.sqlite-journal").exists()
     ready = state(TWO)
     assert all(len(ready.run(cell).instances) == 120 for cell in ready.cells)
+
+
+def test_validation_scores_and_test_scores_do_not_stand_for_one_another(here):
+    searched = TWO.replace("seeds:", "part: valid\nseeds:")
+    table = go(searched, name="search")
+    assert len(found := calls()) == 4 and all("--evaluate_test=False" in words for words in found)
+    assert "Scores of the validation part; the test part was not evaluated." in table
+    assert "4 of 4 runs" in table and "is not compared" not in table
+    assert re.search(r"\| Popular \(2\) \| .*\d\.\d\d ± ", table)
+    assert not Path("results/search/instances.sqlite").exists()
+    assert go(searched, name="search") == table and not calls()
+    go(TWO)
+    assert len(found := calls()) == 4 and not any("evaluate_test" in words for words in found)
+    shutil.rmtree("saved")
+    go(TWO, name="third")
+    go(searched, name="fourth")
+    assert not calls()
+    parts = [
+        json.loads(line).get("part") for line in Path("results/fourth/cells.jsonl").read_text().splitlines()
+    ]
+    assert parts == ["valid"] * 4

@@ -109,15 +109,17 @@ class Table:
 # -- from runs ------------------------------------------------------------------------------------------------------
 
 
-def tables_of(group: Group, baseline: str | None = None) -> list[Table]:
+def tables_of(group: Group, baseline: str | None = None, *, compared: bool = True) -> list[Table]:
     """Returns the table of a group; under split=published also the one among the items of the test file.
 
     Args:
         baseline: a label, or a model that has one label here; None, or one that has no run here: none.
+        compared: whether the models are compared by significance tests.
     """
     against, notes = baseline_of(group, baseline)
     table = Table(group.title, _blocks(group, "test", "popularity"), baseline=against, notes=notes)
-    _mark(table, group)
+    if compared:
+        _mark(table, group)
     found = [table]
     second = "test_among_test_items"
     if all(second in run.result for run in group.runs):

@@ -173,8 +173,11 @@ def _is_run(folder: Path) -> bool:
     return (folder / RESULT).exists() or (folder / SETTINGS).exists()
 
 
-def read_run(folder: Path) -> FinishedRun:
+def read_run(folder: Path, part: str = "test") -> FinishedRun:
     """Reads a finished run.
+
+    Args:
+        part: the part that its scores are wanted of, "test" or "valid".
 
     Raises:
         Unusable: it isn't finished, or its result isn't one; says why.
@@ -187,12 +190,15 @@ def read_run(folder: Path) -> FinishedRun:
         result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise Unusable(f"{RESULT} can't be read: {' '.join(str(error).split())}") from error
-    check_result(result)
+    check_result(result, part)
     return FinishedRun(folder, result)
 
 
-def check_result(result: Any) -> None:
+def check_result(result: Any, part: str = "test") -> None:
     """Checks what is read of a result.
+
+    Args:
+        part: the part that it must have scores of, "test" or "valid".
 
     Raises:
         Unusable: it isn't one; says why.
@@ -200,14 +206,20 @@ def check_result(result: Any) -> None:
     if not isinstance(result, dict):
         raise Unusable(f"{RESULT} holds no result")
     kinds: Mapping[str, type] = {
-        "model": str, "dataset": str, "split": str, "seed": int, "test": dict, "settings": dict,
+        "model": str, "dataset": str, "split": str, "seed": int, part: dict, "settings": dict,
     }  # fmt: skip
+    if (
+        part not in result
+        and isinstance(result.get("settings"), dict)
+        and result["settings"].get("evaluate_test") is False
+    ):
+        raise Unusable("its test part was not evaluated (evaluate_test=False)")
     for key, kind in kinds.items():
         if not isinstance(result.get(key), kind):
             raise Unusable(f"{RESULT} is damaged: '{key}' is missing or is no {kind.__name__}")
     if result.get("task") not in (None, *TASKS):
         raise Unusable(f"{RESULT}: the task '{result['task']}' is unknown here")
-    for name in ("test", "popularity", "test_among_test_items", "popularity_among_test_items"):
+    for name in (part, "popularity", "test_among_test_items", "popularity_among_test_items"):
         if name in result:
             _check_table(name, result[name])
     floors = result.get("floors") or {}

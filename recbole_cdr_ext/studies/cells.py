@@ -35,6 +35,7 @@ _OWN = {
     "resume",
     "result_file",
     "save_instances",
+    "evaluate_test",
     "allow_simulated",
     "tensorboard",
 }
@@ -57,6 +58,7 @@ class Cell:
         machine: the words of where and how it runs.
         settings: all of its settings, as its result would hold them.
         identity: a hash of the settings that decide its result.
+        part: the part that is evaluated, "test" or "valid".
     """
 
     row: str
@@ -68,6 +70,7 @@ class Cell:
     settings: Settings = field(repr=False)
     identity: str = field(repr=False)
     source: Source
+    part: str = "test"
 
     @property
     def place(self) -> tuple[str, str | None]:
@@ -90,8 +93,9 @@ class Cell:
         return metrics_of(self.settings).names
 
     def key(self, data: str) -> str:
-        """What decides its result: settings, and the digest of the data."""
-        return hashlib.sha256(f"{self.identity} {data}".encode()).hexdigest()
+        """What decides its result: settings, the digest of the data, and which part is evaluated."""
+        part = "" if self.part == "test" else f" {self.part}"
+        return hashlib.sha256(f"{self.identity} {data}{part}".encode()).hexdigest()
 
     def run_id(self, data: str) -> str:
         """The name of its run's folder."""
@@ -187,6 +191,8 @@ def _of_all_seeds(
         texts["config_files"] = ",".join(files)
     machine = {key: text for key, text in {**QUIET, **given}.items() if key in MACHINE_KEYS}
     words = {key: text for key, text in texts.items() if key not in ("model", "dataset", *MACHINE_KEYS)}
+    if study.part == "valid":
+        words["evaluate_test"] = "False"
     resolved: CDRConfig | None = None
     for seed in study.seeds_of(scene):
         of_seed = {"seed": str(seed), **dict.fromkeys(seeded, str(seed))}
@@ -209,6 +215,7 @@ def _of_all_seeds(
                 "rows" if settings["split"] == "published" else "users",
                 tuple(settings["domains"]),
             ),
+            part=study.part,
         )
 
 

@@ -112,7 +112,7 @@ class State:
         paths = sorted(self.checkpoint_dir.glob(f"*/{RESULT}"), key=lambda path: path.stat().st_mtime)
         for path in reversed(paths):
             try:
-                run = read_run(path.parent)
+                run = read_run(path.parent, self.study.part)
             except Unusable:
                 continue
             finished.setdefault((run.model, run.result["dataset"], run.seed), []).append(run)
@@ -132,7 +132,7 @@ class State:
         if folder is None or not (folder / RESULT).exists():
             return False
         try:
-            self.store.add(cell, self.data(cell), read_run(folder))
+            self.store.add(cell, self.data(cell), read_run(folder, cell.part))
         except Unusable as reason:
             self.failed[cell.name] = f"{reason}: delete {folder} to make it anew"
             return False

@@ -25,6 +25,8 @@ from recbole_cdr_ext.studies.instance_store import InstanceRecord, InstanceStore
 
 CELLS = "cells.jsonl"
 ERROR_UNIT = 0.001  # of a rating point
+# Of a result, what is left out where the validation part alone is looked at.
+_OF_TEST = ("test", "popularity", "test_among_test_items", "popularity_among_test_items", "floors")
 _LARGE = ("history", "settings", "report")  # of a result; a line has the settings that decide
 _ASKED = ("domain", "user", "target", "candidates", "ratings", "asked")
 Line = Mapping[str, Any]
@@ -56,7 +58,7 @@ class Store:
         """
         wanted = deciding(cell.settings)
         for line in reversed(self._lines.get((wanted["model"], wanted["dataset"], cell.seed), [])):
-            if data is not None and line["data"] != data:
+            if (data is not None and line["data"] != data) or part_of(line) != cell.part:
                 continue
             if line["identity"] == cell.identity or same_settings(line["settings"], wanted):
                 return line
@@ -65,7 +67,8 @@ class Store:
     def add(self, cell: Cell, data: str, run: FinishedRun) -> Line:
         """Keeps a finished run."""
         key = cell.key(data)
-        result = {name: value for name, value in run.result.items() if name not in _LARGE}
+        left_out = _LARGE if cell.part == "test" else (*_LARGE, *_OF_TEST)
+        result = {name: value for name, value in run.result.items() if name not in left_out}
         if run.leaks:
             result["report"] = {f"leak: {what}": n for what, n in run.leaks.items()}
         return self._append(
@@ -73,7 +76,8 @@ class Store:
                 "key": key, "identity": cell.identity, "data": data, "row": cell.row, "scene": cell.scene,
                 "varied": cell.varied, "seed": cell.seed, "command": cell.command,
                 "settings": deciding(cell.settings), "result": result,
-                "instances": self._keep_instances(key, run),
+                "instances": self._keep_instances(key, run) if cell.part == "test" else None,
+                **({} if cell.part == "test" else {"part": cell.part}),
             }
         )  # fmt: skip
 
@@ -112,12 +116,14 @@ class Store:
         return stored or former_record(self.folder, line["key"], line["instances"])
 
     def run(self, cell: Cell, line: Line, groups: tuple[str, ...] | None = None) -> FinishedRun:
-        """Returns the run that a line is of.
+        """Returns the run that a line is of; of one that was validated alone, reports show the validation part.
 
         Args:
             groups: the user groups that tests compare; None: all.
         """
         result = {**line["result"], "settings": cell.settings}
+        if cell.part == "valid":
+            result |= {"test": result["valid"], "fallback": {"test": result.get("fallback", {}).get("valid")}}
         return FinishedRun(
             Path(str(result["run_id"])),
             result,
@@ -208,9 +214,14 @@ def check_line(line: Any) -> None:
     if not isinstance(line["instances"], str | None):
         raise TypeError("a line has the digest of its instances, or None")
     try:
-        check_result({**line["result"], "settings": {}})
+        check_result({**line["result"], "settings": {}}, part_of(line))
     except Unusable as error:
         raise ValueError(str(error)) from error
+
+
+def part_of(line: Line) -> str:
+    """Returns the part that a line has the scores of, "test" or "valid"."""
+    return str(line.get("part", "test"))
 
 
 def same_settings(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
