@@ -55,7 +55,7 @@ class FinishedRun:
     @property
     def model(self) -> str:
         """The model's name."""
-        return self.result["model"]
+        return str(self.result["model"])
 
     @property
     def task(self) -> str:
@@ -65,12 +65,13 @@ class FinishedRun:
     @property
     def seed(self) -> int:
         """The seed of training."""
-        return self.result["seed"]
+        return int(self.result["seed"])
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """All settings."""
-        return self.result["settings"]
+        settings: Mapping[str, Any] = self.result["settings"]
+        return settings
 
     @property
     def notes(self) -> list[str]:

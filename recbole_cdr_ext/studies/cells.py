@@ -229,7 +229,7 @@ def _resolve(
     """Returns the settings of a run, from the very words that it will be told."""
     try:
         config = CDRConfig(argv=_as_words(told))
-        metrics_of(config)
+        metrics_of(config.to_dict())
         if needs_bridges(study):
             check_bridge(f"{config['model']} can't be analysed", config.model_class, config.to_dict())
     except CDRError as error:
@@ -245,7 +245,8 @@ def _resolve(
 def deciding(settings: Settings) -> dict[str, Any]:
     """The settings that decide a run's result, as JSON has them."""
     decides = {key: value for key, value in settings.items() if key not in RUNTIME_KEYS - DECIDING}
-    return json.loads(json.dumps(decides, sort_keys=True))
+    plain: dict[str, Any] = json.loads(json.dumps(decides, sort_keys=True))
+    return plain
 
 
 def _identity(settings: Settings) -> str:
