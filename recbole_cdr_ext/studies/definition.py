@@ -206,9 +206,9 @@ def _read(path: Path, content: Mapping[str, Any]) -> Study:
 
 
 def _part(content: Mapping[str, Any]) -> str:
-    part = content.get("part", "test")
+    part = str(content.get("part", "test"))
     if part not in PARTS:
-        raise CDRError(f"part: {part} should be one of {', '.join(PARTS)}.{did_you_mean(str(part), PARTS)}")
+        raise CDRError(f"part: {part} should be one of {', '.join(PARTS)}.{did_you_mean(part, PARTS)}")
     if part == "valid" and content.get("analyses"):
         raise CDRError(
             "analyses: they are of the test part, and 'part: valid' leaves it alone: leave out one of them."
