@@ -130,7 +130,7 @@ COUNTS = {
     "i2vae_density": 4 * 4 * 6, "i2vae_overlap": 4 * 4 * 6,
     "i2vae_sensitivity": 25 * 5, "scdr_results": 4 * 17 * 3 * 3, "scdr_robustness": 2 * 5, "scdr_backbones": 6 * 3 * 3,
     "scdr_ablation": 4 * 6 * 3 * 3, "scdr_sensitivity": 2, "i2vae_tuned": 6 * 5,
-    "i2vae_user": 6 * 5, "i2vae_tuned_ablation": 6 * 3,
+    "i2vae_user": 6 * 5, "i2vae_tuned_ablation": 6 * 3, "zoo_trials": 12 * 3, "rating_trials": 19 * 3,
 }  # fmt: skip
 
 
