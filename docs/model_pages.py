@@ -94,8 +94,9 @@ def next_item_rows() -> Iterator[tuple[str, str, dict]]:
     """Every row of next-item results: its dataset and split, its study, and label, command and test table."""
     for study in sorted(shipped_studies()):
         for cell in study_cells(study):
-            result = cell["result"]
-            if cell["settings"]["task"] == "next_item" and cell["varied"] is None:  # else of thinned data
+            # Else of thinned data, or of the validation part.
+            if cell["settings"]["task"] == "next_item" and cell["varied"] is None and "part" not in cell:
+                result = cell["result"]
                 row = {"label": cell["row"], "command": cell["command"], "test": result["test"]}
                 yield f"{result['dataset']}, split={result['split']}", study, row
 

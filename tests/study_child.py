@@ -48,6 +48,9 @@ def main() -> int:
         "report": {"leak: made up": 1, "users": 3}, "versions": {"python": "3"},
         **({"source": "books", "target": "films", "beta": 0.5} if rating else {}),
     }  # fmt: skip
+    if words.get("evaluate_test") == "False":
+        result["valid"] = result.pop("test")
+        result["settings"]["evaluate_test"] = False
     with (folder / "instances.csv").open("w") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

@@ -51,7 +51,7 @@ def go(text: str, *words: str, name: str = "mine", status: int = 0) -> str:
     """Runs a study to its end; returns its Markdown."""
     assert main(["study", written(Path.cwd(), text, name), *QUIET, *words]) == status
     out = next(
-        (word.removeprefix("--out=") for word in words if word.startswith("--out=")), f"studies/{name}"
+        (word.removeprefix("--out=") for word in words if word.startswith("--out=")), f"results/{name}"
     )
     return (Path(out) / "tables.md").read_text(encoding="utf-8")
 
@@ -62,7 +62,7 @@ def cells(tmp_path: Path, text: str, **passed):
     )
 
 
-def state(text: str, out: str = "studies/mine") -> State:
+def state(text: str, out: str = "results/mine") -> State:
     found = read_study(written(Path.cwd(), text))
     made = make_cells(found, {"data_path": str(ROOT / "dataset_atomic")})
     return State.of(found, made, Path(out), Path("saved"))

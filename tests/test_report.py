@@ -15,7 +15,7 @@ from recbole_cdr_ext.cli.main import main
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.reports.groups import collect
 from recbole_cdr_ext.reports.tables import tables_of
-from recbole_cdr_ext.runs.finished import Run, find_folders
+from recbole_cdr_ext.runs.finished import FinishedRun, find_folders
 from recbole_cdr_ext.settings.config import RUNTIME_KEYS, CDRConfig
 
 # -- which runs stand together --------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def test_a_runs_command_gives_its_settings_again():
         "eval_args": {"mode": "full"}, "metrics": ["NDCG", "MRR"], "topk": [5, 10], "time_respecting": False,
     }  # fmt: skip
     settings = CDRConfig("BPR", "toy", config_dict=given).to_dict()
-    run = Run(
+    run = FinishedRun(
         Path("x"), {"model": "BPR", "dataset": "toy", "seed": 5, "settings": settings, "task": "next_item"}
     )
     words = shlex.split(run.command())

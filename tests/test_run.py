@@ -18,11 +18,39 @@ from recbole_cdr_ext.data.prepare import Ensured
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.runs import run as runs
 from recbole_cdr_ext.runs.experiment import build
+from recbole_cdr_ext.runs.finished import Unusable, read_run
+from recbole_cdr_ext.runs.folder import finished_result
 from recbole_cdr_ext.runs.run import run_recbole_cdr
 from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.splits.sampler import CrossDomainSampler
 from recbole_cdr_ext.trainer import checkpoint
 
 settings = run_toys.settings
+
+
+def test_the_test_part_is_left_alone_where_the_settings_say_so(settings, tmp_path, capsys, monkeypatch):
+    whole = go(settings, run_id="whole")
+    monkeypatch.setattr(
+        CrossDomainSampler, "candidates", refusing_the_test_part(CrossDomainSampler.candidates)
+    )
+    capsys.readouterr()
+    searched = go(settings, run_id="searched", evaluate_test=False)
+    assert not {"test", "popularity"} & set(searched) and list(searched["fallback"]) == ["valid"]
+    for key in ("valid", "best_valid_score", "epochs_run"):
+        assert searched[key] == whole[key]
+    assert "ToyMLP on toy, SIMULATED DATA: valid, split=user" in capsys.readouterr().out
+    assert finished_result(tmp_path / "saved" / "searched") == searched
+    with pytest.raises(Unusable, match="its test part was not evaluated"):
+        read_run(tmp_path / "saved" / "searched")
+    assert read_run(tmp_path / "saved" / "searched", "valid").seed == 2024
+
+
+def refusing_the_test_part(draw):
+    def candidates(self, instances, *args):
+        assert instances is not self.split.test, "the test part is looked at"
+        return draw(self, instances, *args)
+
+    return candidates
 
 
 # -- what a run leaves ---------------------------------------------------------------------------------------

@@ -5,23 +5,20 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
-from study_runs import QUIET, RATED, ROOT, TWO, VARIED, calls, cells, go, state, written
+from study_runs import QUIET, RATED, ROOT, TWO, VARIED, calls, go, state, written
 
 from recbole_cdr_ext.cli.main import main
-from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation.instance_table import write_instances
 from recbole_cdr_ext.files import locked
 from recbole_cdr_ext.reports.groups import collect
 from recbole_cdr_ext.reports.tables import tables_of
-from recbole_cdr_ext.runs.finished import Run
 from recbole_cdr_ext.studies import study
 from recbole_cdr_ext.studies.definition import read_study
-from recbole_cdr_ext.studies.store import Store
+from recbole_cdr_ext.studies.instance_store import InstanceStore
 from recbole_cdr_ext.studies.study_tables import matrices, tables_by_group
 
 # -- running ---------------------------------------------------------------------------------------------------------
@@ -74,10 +71,10 @@ def test_finished_runs_are_adopted_where_their_settings_are_the_same(here):
         result = json.loads((folder / "result.json").read_text())
         (folder / "result.json").write_text(json.dumps({**result, "settings": dict(cell.settings)}))
         folder.rename(folder.with_name(f"mine-{number}"))
-    shutil.rmtree("studies")
+    shutil.rmtree("results")
     expected = go(TWO, "--adopt", "--seeds=1,2")
     assert not calls() and "4 of 4 runs" in expected
-    shutil.rmtree("studies")
+    shutil.rmtree("results")
     go(TWO.replace("k: 5", "k: 6"), "--adopt")
     assert len(found := calls()) == 2 and all("--k=6" in words for words in found)
 
@@ -86,13 +83,14 @@ def test_settings_that_a_kept_run_is_older_than_count_as_their_defaults(here):
     go(TWO)
     assert len(calls()) == 4
     shutil.rmtree("saved")
-    path = Path("studies/mine/cells.jsonl")
+    path = Path("results/mine/cells.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for line in lines:
         del line["settings"]["density"]
         line["key"] = line["identity"] = line["key"][::-1]
-    for line, name in zip(lines, sorted(Path("studies/mine/instances").glob("run-*")), strict=True):
-        name.rename(name.with_name(f"run-{line['key'][:12]}.npz"))
+    with closing(sqlite3.connect("results/mine/instances.sqlite")) as file, file:
+        for line in lines:
+            file.execute("UPDATE runs SET key = ? WHERE key = ?", (line["key"], line["key"][::-1]))
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     go(TWO)
     assert not calls()
@@ -127,8 +125,7 @@ def test_studies_share_what_they_share(here):
     table = go(TWO, name="third")  # from what stands beside it
     assert not calls() and "**" in table
     assert table.splitlines()[3:] == go(TWO).splitlines()[3:]
-    kept = sorted(path.name for path in Path("studies/third/instances").iterdir())
-    assert kept == sorted(path.name for path in Path("studies/mine/instances").iterdir())
+    assert InstanceStore(Path("results/third")).keys() == InstanceStore(Path("results/mine")).keys()
 
 
 def test_a_failing_run_leaves_the_others(here, capsys):
@@ -153,7 +150,7 @@ def test_a_failing_run_leaves_the_others(here, capsys):
 
 def test_seeds_that_are_missing_are_said(here):
     go(TWO, "--only=seed 1")
-    table = (here / "studies/mine/tables.md").read_text()
+    table = (here / "results/mine/tables.md").read_text()
     assert len(calls()) == 2 and "4 runs" in table and "2 of 4 runs" in table
     assert "There is no run yet of: Popular (seeds 2); Neighbours (seeds 2)." in table
     assert study("mine.yaml", {"dry_run": True, "data_path": str(ROOT / "dataset_atomic")})["done"] == 2
@@ -161,14 +158,14 @@ def test_seeds_that_are_missing_are_said(here):
 
 def test_a_run_that_ended_unseen_counts(here):
     go(TWO)
-    lines = Path("studies/mine/cells.jsonl").read_text().splitlines(keepends=True)
-    Path("studies/mine/cells.jsonl").write_text(
+    lines = Path("results/mine/cells.jsonl").read_text().splitlines(keepends=True)
+    Path("results/mine/cells.jsonl").write_text(
         "".join(lines[:2]) + lines[2][:99]
     )  # killed while it was written
     calls()
-    before = Path("studies/mine/tables.md").read_text()
+    before = Path("results/mine/tables.md").read_text()
     assert go(TWO) == before and not calls()
-    kept = Path("studies/mine/cells.jsonl").read_text().splitlines()
+    kept = Path("results/mine/cells.jsonl").read_text().splitlines()
     assert len(kept) == 5 and sum(json.loads(line) is not None for line in kept if line[-1] == "}") == 4
 
 
@@ -189,18 +186,31 @@ def test_a_dry_run_runs_and_writes_nothing(here, capsys):
 
 def test_a_quick_look_leaves_the_study_alone(here):
     go(TWO)
-    before = Path("studies/mine/tables.md").read_text()
+    before = Path("results/mine/tables.md").read_text()
     assert main(["study", "mine.yaml", *QUIET, "--epochs=3"]) == 0
-    assert Path("studies/mine/tables.md").read_text() == before
-    look = Path("studies/mine-epochs=3/tables.md").read_text()
+    assert Path("results/mine/tables.md").read_text() == before
+    look = Path("results/mine-epochs=3/tables.md").read_text()
     assert "mine.yaml --epochs=3`" in look and "--seed=1 --k=5 --task=next_item --epochs=3\n" in look
 
 
+def test_a_study_that_lies_in_the_former_place_goes_on_there(here, capsys):
+    before = go(TWO)
+    calls()
+    shutil.rmtree("saved")
+    Path("results").rename("studies")
+    assert main(["study", "mine.yaml", *QUIET]) == 0 and not calls() and not Path("results").exists()
+    assert "Goes on in studies/mine" in capsys.readouterr().out
+    assert Path("studies/mine/tables.md").read_text().splitlines()[3:] == before.splitlines()[3:]
+    Path("results/mine").mkdir(parents=True)
+    assert main(["study", "mine.yaml", *QUIET, "--dry_run"]) == 0  # which means what lies in the new place
+    assert "4 runs, 4 to do. Folder: results/mine" in capsys.readouterr().out
+
+
 def test_two_calls_at_once(here, capsys):
-    Path("studies/mine").mkdir(parents=True)
-    with locked(Path("studies/mine"), "study"):
+    Path("results/mine").mkdir(parents=True)
+    with locked(Path("results/mine"), "study"):
         assert main(["study", written(here, TWO), *QUIET]) == 2
-    assert "Another study is at work in studies/mine" in capsys.readouterr().err and not calls()
+    assert "Another study is at work in results/mine" in capsys.readouterr().err and not calls()
 
 
 def test_from_python(here):
@@ -246,7 +256,7 @@ def test_where_data_are_not_prepared_what_is_kept_counts(here):
     calls()
     shutil.rmtree("saved")
     assert main(["study", "mine.yaml", "--data_path=nowhere", "--show_progress=False"]) == 0
-    assert Path("studies/mine/tables.md").read_text().splitlines()[3:] == before and not calls()
+    assert Path("results/mine/tables.md").read_text().splitlines()[3:] == before and not calls()
 
 
 def test_splits_by_seed_are_tested_together(here):
@@ -292,41 +302,11 @@ def test_what_is_varied_stands_side_by_side(here):
     )
     assert "NDCG" not in table and "tailed" not in table
     assert table.count("recbole-cdr run --model=Pop --dataset=toy --seed=1") == 2 and "--seed=2" not in table
-    folder = Path("studies/mine")
+    folder = Path("results/mine")
     assert (folder / "figure.png").stat().st_size > 10_000
     html = (folder / "report.html").read_text()
     assert "data:image/png;base64," in html and "toy, by density: all" in html
     assert (folder / "tables.tex").read_text().count(r"\begin{table*}") == 4
-
-
-def test_a_line_is_small_and_instances_are_kept_once(here):
-    go(TWO)
-    lines = Path("studies/mine/cells.jsonl").read_text().splitlines()
-    assert all(len(line) < 6000 and '"history"' not in line for line in lines)
-    kept = [path.name for path in Path("studies/mine/instances").iterdir()]
-    assert len([name for name in kept if name.startswith("set-")]) == 1 and len(kept) == 5
-
-
-def test_ranks_of_fifteen_thousand_instances_take_little(tmp_path):
-    rng, n = np.random.default_rng(0), 15_000
-    frame = pd.DataFrame(
-        {"part": "test", "user": [f"u{i}" for i in range(n)], "domain": "books", "target": "i"}
-    )
-    frame = frame.assign(all=True, candidates=1000, rank=rng.integers(1, 1001, n), fallback=False)
-    write_instances(frame, tmp_path)
-    cell = cells(tmp_path, TWO)[0]
-    result = {"model": "Pop", "dataset": "toy", "split": "user", "seed": 1, "run_id": "x", "settings": {}}
-    result["test"] = {"books": {"all": {"n": n, "ndcg@10": 0.5}}}
-    store = Store(tmp_path / "out")
-    line = store.add(cell, "data", Run(tmp_path, result))
-    (path,) = (tmp_path / "out" / "instances").glob("run-*.npz")
-    assert path.stat().st_size < 25_000
-    again = Store(tmp_path / "out").run(cell, line).instances
-    assert (again["rank"] == frame["rank"]).all() and (again["user"] == frame["user"]).all()
-    assert again["hit@10"].sum() == (frame["rank"] <= 10).sum()
-    path.unlink()
-    with pytest.raises(CDRError, match="can't be read"):
-        _ = Store(tmp_path / "out").run(cell, line).instances
 
 
 ANALYSED = f"{RATED}analyses:\n  fgsm: {{epsilons: [0, 1]}}\n  sensitivity: {{rhos: [1, 5]}}\n"
@@ -370,6 +350,6 @@ def test_an_analysis_that_fails_is_said(here, capsys):
     assert "Failed" not in go(ANALYSED)
     (words,) = calls()
     assert words.startswith("analyse fgsm")
-    shutil.rmtree("studies")
+    shutil.rmtree("results")
     shutil.rmtree("saved")
     assert "there is no run of SCDR, books → films, seed 0" in go(ANALYSED, status=1)

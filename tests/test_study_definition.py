@@ -90,7 +90,7 @@ def test_what_is_wrong_in_a_study_is_one_error_before_any_run(here, capsys, text
     error = capsys.readouterr().err
     assert re.search(message, error), error
     assert "mine.yaml" in error and "(command line)" not in error and len(error.splitlines()) == 1
-    assert not calls() and not Path("studies").exists()
+    assert not calls() and not Path("results").exists()
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ COUNTS = {
     "i2vae_density": 4 * 4 * 6, "i2vae_overlap": 4 * 4 * 6,
     "i2vae_sensitivity": 25 * 5, "scdr_results": 4 * 17 * 3 * 3, "scdr_robustness": 2 * 5, "scdr_backbones": 6 * 3 * 3,
     "scdr_ablation": 4 * 6 * 3 * 3, "scdr_sensitivity": 2, "i2vae_tuned": 6 * 5,
-    "i2vae_user": 6 * 5, "i2vae_tuned_ablation": 6 * 3,
+    "i2vae_user": 6 * 5, "i2vae_tuned_ablation": 6 * 3, "zoo_trials": 12 * 3, "rating_trials": 19 * 3,
 }  # fmt: skip
 
 
@@ -255,10 +255,12 @@ def test_a_scene_may_have_seeds_of_its_own(tmp_path):
 
 
 def test_the_zoo_has_the_best_step_size_of_its_trials():
-    trials = [json.loads(line) for line in (ROOT / "results/zoo_trials.jsonl").read_text().splitlines()]
+    lines = (ROOT / "results/zoo_trials/cells.jsonl").read_text().splitlines()
+    trials = [json.loads(line) for line in lines]
+    assert {trial["part"] for trial in trials} == {"valid"} and len(trials) == 36
     best = {}
-    for trial in sorted(trials, key=lambda trial: trial["score"]):
-        best[trial["model"]] = trial["settings"]["learning_rate"]
+    for trial in sorted(trials, key=lambda trial: trial["result"]["best_valid_score"]):
+        best[trial["settings"]["model"]] = trial["settings"]["learning_rate"]
     taken = {
         cell.row: cell.settings["learning_rate"]
         for cell in make_cells(read_study("i2vae_groups"))
@@ -266,3 +268,19 @@ def test_the_zoo_has_the_best_step_size_of_its_trials():
     }
     assert len(best) == 12
     assert taken == pytest.approx(best, rel=1e-2)
+
+
+def test_a_study_of_the_validation_part_never_evaluates_the_test_part(tmp_path):
+    told = cells(tmp_path, TWO.replace("seeds:", "part: valid\nseeds:"))
+    tested = cells(tmp_path, TWO)
+    for one, other in zip(told, tested, strict=True):
+        assert "--evaluate_test=False" in one.words and one.settings["evaluate_test"] is False
+        assert "--evaluate_test=False" not in other.words and other.settings["evaluate_test"] is True
+        # Trained alike, and yet not the same run: neither may stand for the other.
+        assert one.identity == other.identity and one.key("data") != other.key("data")
+    with pytest.raises(CDRError, match="part: train should be one of test, valid"):
+        read_study(written(tmp_path, TWO.replace("seeds:", "part: train\nseeds:")))
+    with pytest.raises(CDRError, match="'part: valid' leaves it alone"):
+        read_study(written(tmp_path, TWO.replace("seeds:", "part: valid\nanalyses: {fgsm: {}}\nseeds:")))
+    with pytest.raises(CDRError, match="'evaluate_test' is set by the study"):
+        cells(tmp_path, TWO, evaluate_test=False)

@@ -124,7 +124,7 @@ def test_an_interrupted_study_says_how_to_go_on(here, monkeypatch, capsys):
     assert re.search(
         r"interrupted with \d of 4 runs to do; the same command goes on", capsys.readouterr().err
     )
-    assert "| Popular (" in Path("studies/mine/tables.md").read_text()
+    assert "| Popular (" in Path("results/mine/tables.md").read_text()
     time.sleep(0.1)
     assert not subprocess.run(["pgrep", "-f", f"{CHILD} run"], capture_output=True).stdout
     Path("moods/ItemKNN").unlink()
@@ -153,10 +153,10 @@ def test_a_run_in_earnest(tmp_path, monkeypatch, capsys):
     (folder,) = Path("saved").glob("study-Pop-toy-*")
     result = json.loads((folder / "result.json").read_text())
     assert result["settings"]["torch_threads"] == 1 and result["seed"] == 3
-    table = Path("studies/mine/tables.md").read_text()
+    table = Path("results/mine/tables.md").read_text()
     assert f"{100 * result['test']['books']['all']['ndcg@10']:.2f}" in table
     assert "| Impossible (0) |" in table
-    (line,) = Path("studies/mine/cells.jsonl").read_text().splitlines()
+    (line,) = Path("results/mine/cells.jsonl").read_text().splitlines()
     assert json.loads(line)["key"].startswith(folder.name[-12:])
     # Its command is one that `run` takes, to the same settings.
     again = CDRConfig(argv=json.loads(line)["command"].split()[2:]).to_dict()
@@ -200,4 +200,4 @@ def test_a_killed_driver_leaves_nothing_running_and_goes_on(tmp_path):
     for log in logs():
         text = log.read_text()
         assert text.count("Resume training") == 1 and text.count("training [") <= 121
-    assert "| Long† (1) |" in (tmp_path / "studies/mine/tables.md").read_text()
+    assert "| Long† (1) |" in (tmp_path / "results/mine/tables.md").read_text()

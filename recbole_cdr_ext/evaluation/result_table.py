@@ -56,9 +56,14 @@ def result_table(result: Mapping[str, Any], part: str = "test") -> str:
 
 
 def result_tables(result: Mapping[str, Any]) -> str:
-    """Returns the test table; under split=published also the one among the items of the test file."""
+    """Returns the test table; under split=published also the one among the items of the test file.
+
+    Of a run without an evaluation of the test part, the validation table.
+    """
     if result.get("task") == "rating":
         return rating_table(result)
+    if "test" not in result:
+        return result_table(result, "valid")
     tables = [result_table(result)]
     if "test_among_test_items" in result:
         second = {
@@ -77,16 +82,16 @@ def rating_table(result: Mapping[str, Any]) -> str:
         f"{result['model']} on {result['dataset']}{simulated}: {result['source']} -> {result['target']}, "
         f"beta={result['beta']:g}, ratings of cold-start users"
     )
-    tables = {result["model"]: result["test"], **(result.get("floors") or {})}
+    tables = {result["model"]: result["test"], **(result.get("floors") or {})} if "test" in result else {}
     cells = {name: next(iter(table.values()))["cold"] for name, table in tables.items()}
-    names = [name for name in next(iter(cells.values())) if name != "n"]
-    rows = [["model", "part", "n", *(name.upper() for name in names)]]
     valid = next(iter(result["valid"].values()))["cold"]
+    names = [name for name in valid if name != "n"]
+    rows = [["model", "part", "n", *(name.upper() for name in names)]]
     rows.append([result["model"], "valid", f"{valid['n']:,}", *(_value(valid[name]) for name in names)])
     for name, cell in cells.items():
         rows.append([name, "test", f"{cell['n']:,}", *(_value(cell[metric]) for metric in names)])
     lines = [title, "", *_aligned(rows, first_of_group=len(rows))]
-    return "\n".join(lines + _footnotes({"notes": result.get("notes")}, {}, result["test"]))
+    return "\n".join(lines + _footnotes({"notes": result.get("notes")}, {}, result["valid"]))
 
 
 def _blocks(names: list[str], table: Mapping[str, Any], *, with_popularity: bool) -> list[list[str]]:

@@ -10,7 +10,7 @@ from recbole_cdr_ext.evaluation.result_table import in_percent, spelt
 from recbole_cdr_ext.pages.figure import COLOURS, plain
 from recbole_cdr_ext.reports.groups import Group
 from recbole_cdr_ext.reports.tables import Table
-from recbole_cdr_ext.runs.finished import Run
+from recbole_cdr_ext.runs.finished import FinishedRun
 
 PATTERNS = ("", "/", "x", ".")  # for more models than there are colours
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -82,7 +82,7 @@ def _curves(group: Group, looks: Mapping[str, int]) -> Figure:
     return {"data": traces, "layout": _layout("Validation while training", x, y)}
 
 
-def _history(run: Run) -> tuple[list[int], list[float], list[str]]:
+def _history(run: FinishedRun) -> tuple[list[int], list[float], list[str]]:
     """Returns the epochs that were validated, their scores, and what they are called."""
     epochs: list[int] = []
     scores: list[float] = []

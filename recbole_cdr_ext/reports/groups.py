@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.runs.finished import Run, Unusable, find_folders, read_run
+from recbole_cdr_ext.runs.finished import FinishedRun, Unusable, find_folders, read_run
 from recbole_cdr_ext.runs.folder import RESULT
 from recbole_cdr_ext.settings.config import RUNTIME_KEYS
 from recbole_cdr_ext.settings.reading import short, text_of
@@ -39,11 +39,11 @@ class Group:
     simulated: bool
     title: str
     facts: Mapping[str, Any]
-    members: dict[str, list[Run]]
+    members: dict[str, list[FinishedRun]]
     notes: list[str] = field(default_factory=list)
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[FinishedRun]:
         """All its runs."""
         return [run for runs in self.members.values() for run in runs]
 
@@ -118,7 +118,7 @@ def collect(runs: str | None, checkpoint_dir: str | Path) -> Collection:
     Raises:
         CDRError: there is no such folder, or no finished run in any.
     """
-    usable: list[Run] = []
+    usable: list[FinishedRun] = []
     skipped: list[tuple[Path, str]] = []
     for folder in find_folders(runs, checkpoint_dir):
         try:
@@ -133,25 +133,25 @@ def collect(runs: str | None, checkpoint_dir: str | Path) -> Collection:
     return Collection(groups, skipped + repeated)
 
 
-def grouped(runs: Iterable[Run]) -> tuple[list[Group], list[tuple[Path, str]]]:
+def grouped(runs: Iterable[FinishedRun]) -> tuple[list[Group], list[tuple[Path, str]]]:
     """Puts runs that can be compared together; of runs with equal settings and seed the newest counts.
 
     Returns:
         The groups, and what was left out with the reason.
     """
-    together: dict[str, list[Run]] = {}
+    together: dict[str, list[FinishedRun]] = {}
     for run in runs:
         together.setdefault(_key(run), []).append(run)
     groups, repeated = [], []
     for members in together.values():
         first, facts = members[0].result, shared_settings(members[0])
         find_unknown(members)
-        labelled: dict[str, list[Run]] = {}
+        labelled: dict[str, list[FinishedRun]] = {}
         labels = label_runs(members)
         for label, run in sorted(zip(labels, members, strict=True), key=lambda pair: (pair[0], pair[1].seed)):
             labelled.setdefault(label, []).append(run)
         for label, same in labelled.items():
-            newest: dict[int, Run] = {}
+            newest: dict[int, FinishedRun] = {}
             for run in sorted(same, key=lambda run: ((run.folder / RESULT).stat().st_mtime, run.name)):
                 if run.seed in newest:
                     older = newest[run.seed]
@@ -173,14 +173,14 @@ def grouped(runs: Iterable[Run]) -> tuple[list[Group], list[tuple[Path, str]]]:
     return groups, repeated
 
 
-def shared_settings(run: Run) -> dict[str, Any]:
+def shared_settings(run: FinishedRun) -> dict[str, Any]:
     """Returns what makes runs comparable: whatever decides what was asked, and among which candidates."""
     task = get_task(run.task)
     shared = {key: run.value(key) for key in task.shared_keys if key not in ("task", "split")}
     return {**shared, **task.questions(run.value, run.result)}
 
 
-def _key(run: Run) -> str:
+def _key(run: FinishedRun) -> str:
     counts = {d: {g: cell["n"] for g, cell in groups.items()} for d, groups in run.result["test"].items()}
     names = [run.task, run.result["dataset"], run.result["split"], bool(run.result.get("simulated"))]
     return json.dumps([names, shared_settings(run), counts], sort_keys=True, default=str)
@@ -197,7 +197,7 @@ def _title(group: Group, groups: Sequence[Group]) -> str:
     return ", ".join([group.title, *differences])
 
 
-def label_runs(runs: Sequence[Run]) -> list[str]:
+def label_runs(runs: Sequence[FinishedRun]) -> list[str]:
     """Returns what tables call each of the runs of a group: the model, and the settings that are not the usual ones.
 
     The usual value of a setting is the default, or the most frequent one if no run has the default. Seeds are
@@ -225,13 +225,13 @@ def label_runs(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def find_unknown(runs: Iterable[Run]) -> None:
+def find_unknown(runs: Iterable[FinishedRun]) -> None:
     """Finds the settings that runs are older than and that today's defaults can't stand for.
 
     A new setting's default is what was done before, as a rule. Where a run of the same model has another value than
     today's default, that can't be relied on, and the older run is no repetition of either.
     """
-    of_model: dict[str, list[Run]] = {}
+    of_model: dict[str, list[FinishedRun]] = {}
     for run in runs:
         of_model.setdefault(run.model, []).append(run)
     for same in of_model.values():
@@ -244,19 +244,19 @@ def find_unknown(runs: Iterable[Run]) -> None:
                     run.unknown.add(key)
 
 
-def differing(runs: Sequence[Run]) -> list[str]:
+def differing(runs: Sequence[FinishedRun]) -> list[str]:
     """Returns the settings that are not the same in all runs; no run-time ones, and not the seed."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     passed = RUNTIME_KEYS | {"seed", "model"}
     return [key for key in keys if key not in passed and len({text_of(run.value(key)) for run in runs}) > 1]
 
 
-def _identity(run: Run, runs: Sequence[Run]) -> str:
+def _identity(run: FinishedRun, runs: Sequence[FinishedRun]) -> str:
     same = [other for other in runs if other.model == run.model]
     return json.dumps([text_of(run.value(key)) for key in differing(same)])
 
 
-def _usual(key: str, runs: Sequence[Run]) -> str:
+def _usual(key: str, runs: Sequence[FinishedRun]) -> str:
     counts = Counter(text_of(run.value(key)) for run in runs if key not in run.unknown)
     default = text_of(runs[0].defaults().get(key))
     return default if default in counts else counts.most_common(1)[0][0]

@@ -17,7 +17,7 @@ from recbole_cdr_ext.pages.page import Drawing, render
 from recbole_cdr_ext.reports.charts import figures
 from recbole_cdr_ext.reports.groups import Collection, Group, differing
 from recbole_cdr_ext.reports.tables import Table, warnings_of
-from recbole_cdr_ext.runs.finished import Run
+from recbole_cdr_ext.runs.finished import FinishedRun
 from recbole_cdr_ext.settings.reading import short, text_of
 
 # A cell of a sortable table: a text; a number's text and the number; None for a gap.
@@ -52,7 +52,7 @@ class RunDetails:
     """What a page shows of one run."""
 
     label: str
-    run: Run
+    run: FinishedRun
     seconds: str
     versions: str
     settings: str
@@ -161,7 +161,7 @@ def _settings(group: Group) -> list[Entries]:
     return rows
 
 
-def _run(label: str, run: Run) -> Entries:
+def _run(label: str, run: FinishedRun) -> Entries:
     result, seconds = run.result, _mapping(run.result.get("seconds"))
     return {
         "model": label,
@@ -185,7 +185,7 @@ def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _details(label: str, run: Run) -> RunDetails:
+def _details(label: str, run: FinishedRun) -> RunDetails:
     seconds, versions = _mapping(run.result.get("seconds")), _mapping(run.result.get("versions"))
     return RunDetails(
         label,
@@ -196,7 +196,7 @@ def _details(label: str, run: Run) -> RunDetails:
     )
 
 
-def _versions(runs: Iterable[Run]) -> str:
+def _versions(runs: Iterable[FinishedRun]) -> str:
     """Which versions the runs were made with, and how many with each."""
     counts: dict[str, Counter[str]] = {}
     for run in runs:

@@ -12,7 +12,7 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation.result_table import in_percent, larger_is_better, spelt
 from recbole_cdr_ext.evaluation.significance import Spread, align, compare, is_per_instance
 from recbole_cdr_ext.reports.groups import Group
-from recbole_cdr_ext.runs.finished import Run
+from recbole_cdr_ext.runs.finished import FinishedRun
 
 LEVELS = ((0.01, 2), (0.05, 1))  # p below, marks
 # Numbers by domain, group and metric, as result.json has them.
@@ -119,15 +119,17 @@ def _in_percent(metrics: Sequence[str]) -> str:
 # -- from runs ------------------------------------------------------------------------------------------------------
 
 
-def tables_of(group: Group, baseline: str | None = None) -> list[Table]:
+def tables_of(group: Group, baseline: str | None = None, *, compared: bool = True) -> list[Table]:
     """Returns the table of a group; under split=published also the one among the items of the test file.
 
     Args:
         baseline: a label, or a model that has one label here; None, or one that has no run here: none.
+        compared: whether the models are compared by significance tests.
     """
     against, notes = baseline_of(group, baseline)
     table = Table(group.title, _blocks(group, "test", "popularity"), baseline=against, notes=notes)
-    _mark(table, group)
+    if compared:
+        _mark(table, group)
     tables = [table]
     second = "test_among_test_items"
     if all(second in run.result for run in group.runs):
@@ -212,7 +214,7 @@ def _floors(group: Group, popularity: str) -> dict[str, list[ResultTable]]:
     return {name: list(of_seed.values()) for name, of_seed in by_name.items()}
 
 
-def _fell_back(run: Run, domain: str) -> bool:
+def _fell_back(run: FinishedRun, domain: str) -> bool:
     counts = run.result.get("fallback")
     for key in ("test", domain, "all"):
         counts = counts.get(key) if isinstance(counts, Mapping) else None
@@ -280,7 +282,7 @@ def _mark(table: Table, group: Group) -> None:
             cell.mark = (BETTER if test.better else WORSE) * level
 
 
-def _has(runs: Sequence[Run], metric: str) -> bool:
+def _has(runs: Sequence[FinishedRun], metric: str) -> bool:
     return all(
         metric in cell for r in runs for groups in r.result["test"].values() for cell in groups.values()
     )

@@ -7,7 +7,7 @@ import glob
 import json
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,17 +30,22 @@ class Unusable(Exception):
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished run.
+class FinishedRun:
+    """A finished run, in its folder or in what a study has stored of it.
 
     Attributes:
+        folder: of the run; of one that is only stored, it need not exist.
         result: what ``result.json`` holds, checked as far as it is read.
         unknown: settings that the run is older than, and that cannot be told (:func:`find_unknown`).
+        stored_command: the command that made it, where that is stored; None: it follows from the settings.
+        stored_instances: reads its per-instance table from where it is stored; None: it lies in the folder.
     """
 
     folder: Path
     result: Mapping[str, Any]
     unknown: set[str] = field(default_factory=set, compare=False)
+    stored_command: str | None = None
+    stored_instances: Callable[[], pd.DataFrame] | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -50,7 +55,7 @@ class Run:
     @property
     def model(self) -> str:
         """The model's name."""
-        return self.result["model"]
+        return str(self.result["model"])
 
     @property
     def task(self) -> str:
@@ -60,12 +65,13 @@ class Run:
     @property
     def seed(self) -> int:
         """The seed of training."""
-        return self.result["seed"]
+        return int(self.result["seed"])
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """All settings."""
-        return self.result["settings"]
+        settings: Mapping[str, Any] = self.result["settings"]
+        return settings
 
     @property
     def notes(self) -> list[str]:
@@ -86,7 +92,7 @@ class Run:
         Raises:
             CDRError: there is none, or it can't be read.
         """
-        return read_instances(self.folder)
+        return read_instances(self.folder) if self.stored_instances is None else self.stored_instances()
 
     def value(self, key: str) -> Any:
         """A setting; if the run is older than the setting, today's default, or UNKNOWN."""
@@ -100,6 +106,8 @@ class Run:
 
     def command(self) -> str:
         """The command that makes such a run; without what lies on the machine, such as folders."""
+        if self.stored_command is not None:
+            return self.stored_command
         defaults = self.defaults()
         # Folders and other run-time settings are the reader's own.
         passed = RUNTIME_KEYS - CAPS | {"model", "dataset", "seed", "simulated"}
@@ -166,8 +174,11 @@ def _is_run(folder: Path) -> bool:
     return (folder / RESULT).exists() or (folder / SETTINGS).exists()
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path, part: str = "test") -> FinishedRun:
     """Reads a finished run.
+
+    Args:
+        part: the part that its scores are wanted of, "test" or "valid".
 
     Raises:
         Unusable: it isn't finished, or its result isn't one; says why.
@@ -180,12 +191,15 @@ def read_run(folder: Path) -> Run:
         result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise Unusable(f"{RESULT} can't be read: {' '.join(str(error).split())}") from error
-    check_result(result)
-    return Run(folder, result)
+    check_result(result, part)
+    return FinishedRun(folder, result)
 
 
-def check_result(result: Any) -> None:
+def check_result(result: Any, part: str = "test") -> None:
     """Checks what is read of a result.
+
+    Args:
+        part: the part that it must have scores of, "test" or "valid".
 
     Raises:
         Unusable: it isn't one; says why.
@@ -193,14 +207,20 @@ def check_result(result: Any) -> None:
     if not isinstance(result, dict):
         raise Unusable(f"{RESULT} holds no result")
     kinds: Mapping[str, type] = {
-        "model": str, "dataset": str, "split": str, "seed": int, "test": dict, "settings": dict,
+        "model": str, "dataset": str, "split": str, "seed": int, part: dict, "settings": dict,
     }  # fmt: skip
+    if (
+        part not in result
+        and isinstance(result.get("settings"), dict)
+        and result["settings"].get("evaluate_test") is False
+    ):
+        raise Unusable("its test part was not evaluated (evaluate_test=False)")
     for key, kind in kinds.items():
         if not isinstance(result.get(key), kind):
             raise Unusable(f"{RESULT} is damaged: '{key}' is missing or is no {kind.__name__}")
     if result.get("task") not in (None, *TASKS):
         raise Unusable(f"{RESULT}: the task '{result['task']}' is unknown here")
-    for name in ("test", "popularity", "test_among_test_items", "popularity_among_test_items"):
+    for name in (part, "popularity", "test_among_test_items", "popularity_among_test_items"):
         if name in result:
             _check_table(name, result[name])
     floors = result.get("floors") or {}

@@ -163,7 +163,11 @@ def finished_result(folder: Path) -> dict[str, Any] | None:
         result, reason = None, str(error)
     else:
         reason = "it holds no result"
-    if not isinstance(result, dict) or not {"model", "dataset", "test"} <= set(result):
+    if (
+        not isinstance(result, dict)
+        or not {"model", "dataset"} <= set(result)
+        or not {"test", "valid"} & set(result)
+    ):
         raise CDRError(f"{path} is damaged ({reason}). Delete it, and --resume={folder.name} makes it anew.")
     return result
 

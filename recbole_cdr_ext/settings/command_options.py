@@ -119,7 +119,7 @@ STUDY_OPTIONS: tuple[Documented, ...] = (
     _study_option(
         "out",
         "str or None",
-        "Folder of tables and results; None: studies/NAME, with the settings in its name where some are given.",
+        "Folder of tables and results; None: results/NAME, with the settings in its name where some are given.",
     ),
     _study_option(
         "only",

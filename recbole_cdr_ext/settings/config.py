@@ -64,6 +64,7 @@ RUNTIME_KEYS = {
     "result_file", "save_instances", "show_progress", "tensorboard", "use_gpu", "gpu_id", "torch_threads", "state",
     "worker", "max_seconds", "max_processor_seconds", "metric_decimal_place", "loss_decimal_place", "log_wandb",
     "wandb_project", "save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path", "config_files",
+    "evaluate_test",
 }  # fmt: skip
 # Keys of a dataset's property file that describe it and are no settings.
 DESCRIPTION_KEYS = {"homepage", *TASKS}

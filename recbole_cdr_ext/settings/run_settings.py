@@ -216,6 +216,10 @@ class RunSettings(Settings):
         "NDCG@10", description="The metric, averaged over domains, that early stopping watches."
     )
     metric_decimal_place: Count = Field(6, description="Decimals of the reported metrics.")
+    evaluate_test: bool = Field(
+        True,
+        description="Whether the test part is evaluated at the end; False while settings are searched for.",
+    )
     checkpoint_dir: str = Field(
         "saved",
         description="Folder of checkpoints, results and per-instance tables.",

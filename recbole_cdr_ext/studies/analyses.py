@@ -53,7 +53,7 @@ class Analysis:
             stamp = json.loads((self.folder / STAMP).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
-        return stamp == json.loads(json.dumps(self.stamp(state)))
+        return bool(stamp == json.loads(json.dumps(self.stamp(state))))
 
     def mark_done(self, state: State) -> None:
         """Notes what its files are of."""

@@ -36,6 +36,7 @@ _OWN = {
     "resume",
     "result_file",
     "save_instances",
+    "evaluate_test",
     "allow_simulated",
     "tensorboard",
 }
@@ -57,6 +58,7 @@ class Cell:
         machine: the words of where and how it runs.
         settings: all of its settings, as its result would hold them.
         identity: a hash of the settings that decide its result.
+        part: the part that is evaluated, "test" or "valid".
     """
 
     row: str
@@ -68,6 +70,7 @@ class Cell:
     settings: Settings = field(repr=False)
     identity: str = field(repr=False)
     source: Source
+    part: str = "test"
 
     @property
     def place(self) -> tuple[str, str | None]:
@@ -90,8 +93,9 @@ class Cell:
         return metrics_of(self.settings).names
 
     def key(self, data: str) -> str:
-        """What decides its result: settings, and the digest of the data."""
-        return hashlib.sha256(f"{self.identity} {data}".encode()).hexdigest()
+        """What decides its result: settings, the digest of the data, and which part is evaluated."""
+        part = "" if self.part == "test" else f" {self.part}"
+        return hashlib.sha256(f"{self.identity} {data}{part}".encode()).hexdigest()
 
     def run_id(self, data: str) -> str:
         """The name of its run's folder."""
@@ -187,6 +191,8 @@ def _of_all_seeds(
         texts["config_files"] = ",".join(files)
     machine = {key: text for key, text in {**QUIET, **given}.items() if key in MACHINE_KEYS}
     words = {key: text for key, text in texts.items() if key not in ("model", "dataset", *MACHINE_KEYS)}
+    if study.part == "valid":
+        words["evaluate_test"] = "False"
     resolved: CDRConfig | None = None
     for seed in study.seeds_of(scene):
         of_seed = {"seed": str(seed), **dict.fromkeys(seeded, str(seed))}
@@ -209,6 +215,7 @@ def _of_all_seeds(
                 get_split(settings["split"]).layout,
                 tuple(settings["domains"]),
             ),
+            part=study.part,
         )
 
 
@@ -222,7 +229,7 @@ def _resolve(
     """Returns the settings of a run, from the very words that it will be told."""
     try:
         config = CDRConfig(argv=_as_words(told))
-        metrics_of(config)
+        metrics_of(config.to_dict())
         if needs_bridges(study):
             check_bridge(f"{config['model']} can't be analysed", config.model_class, config.to_dict())
     except CDRError as error:
@@ -238,7 +245,8 @@ def _resolve(
 def deciding(settings: Settings) -> dict[str, Any]:
     """The settings that decide a run's result, as JSON has them."""
     decides = {key: value for key, value in settings.items() if key not in RUNTIME_KEYS - DECIDING}
-    return json.loads(json.dumps(decides, sort_keys=True))
+    plain: dict[str, Any] = json.loads(json.dumps(decides, sort_keys=True))
+    return plain
 
 
 def _identity(settings: Settings) -> str:

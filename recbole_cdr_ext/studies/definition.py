@@ -14,10 +14,11 @@ from recbole_cdr_ext.settings.reading import TASKS, read_mapping
 
 SEED = "seed"  # as a setting's value: that of training
 DEFAULT_SEEDS = (2024,)
+PARTS = ("test", "valid")
 Settings = Mapping[str, Any]
 
-KEYS = ("title", "task", "datasets", "scenes", "seeds", "settings", "models", "rows", "vary", "metrics", "groups",
-        "baseline", "analyses", "quoted", "notes")  # fmt: skip
+KEYS = ("title", "task", "part", "datasets", "scenes", "seeds", "settings", "models", "rows", "vary", "metrics",
+        "groups", "baseline", "analyses", "quoted", "notes")  # fmt: skip
 # Settings that have a place of their own in a study.
 _ELSEWHERE = {
     "model": "in a row (rows, models)",
@@ -36,6 +37,7 @@ class Study:
 
     Attributes:
         path: the file.
+        part: the part that is evaluated, "test", or "valid" where settings are searched for.
         scenes: what tables are made of, with ``dataset``, by label.
         plain: whether scenes are datasets and nothing else.
         rows: what is compared, with ``model``, by label.
@@ -64,6 +66,7 @@ class Study:
     scene_seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     quoted: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+    part: str = "test"
 
     @property
     def variations(self) -> list[tuple[str, Any] | None]:
@@ -165,6 +168,7 @@ def _read(path: Path, content: Mapping[str, Any]) -> Study:
     task = content.get("task")
     if task not in (None, *TASKS):
         raise CDRError(f"task: {task} should be one of {', '.join(TASKS)}.{did_you_mean(str(task), TASKS)}")
+    part = _part(content)
     title = content.get("title", path.stem)
     if not isinstance(title, str):
         raise CDRError(f"title: {title} should be text.")
@@ -184,6 +188,7 @@ def _read(path: Path, content: Mapping[str, Any]) -> Study:
         path=path,
         title=title,
         task=task,
+        part=part,
         scenes=scenes,
         plain="datasets" in content,
         seeds=_seeds(seeds, "seeds"),
@@ -198,6 +203,17 @@ def _read(path: Path, content: Mapping[str, Any]) -> Study:
         quoted=_quoted(content, scenes, rows),
         notes=_notes(content.get("notes") or {}, scenes),
     )
+
+
+def _part(content: Mapping[str, Any]) -> str:
+    part = str(content.get("part", "test"))
+    if part not in PARTS:
+        raise CDRError(f"part: {part} should be one of {', '.join(PARTS)}.{did_you_mean(part, PARTS)}")
+    if part == "valid" and content.get("analyses"):
+        raise CDRError(
+            "analyses: they are of the test part, and 'part: valid' leaves it alone: leave out one of them."
+        )
+    return part
 
 
 def _without_seeds(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, tuple[int, ...]]]:

@@ -21,10 +21,13 @@ from recbole_cdr_ext.studies.analyses import analyses_of
 from recbole_cdr_ext.studies.cells import MACHINE_KEYS, make_cells
 from recbole_cdr_ext.studies.definition import Study, read_study
 from recbole_cdr_ext.studies.drive import do
+from recbole_cdr_ext.studies.instance_store import FORMER_INSTANCES
 from recbole_cdr_ext.studies.processes import ends_on_sigterm
 from recbole_cdr_ext.studies.state import State, chosen, line_of
+from recbole_cdr_ext.studies.store import CELLS
 from recbole_cdr_ext.studies.study_tables import Pair, tables_by_group
 
+RESULTS, FORMER_RESULTS = Path("results"), Path("studies")
 DEFAULTS: dict[str, Any] = {key.key: parse_value(key.default) for key in OPTIONS}
 DEFAULTS |= {"checkpoint_dir": DEFAULT_CHECKPOINT_DIR, "show_progress": True}
 # While runs are at work, tables are written when that has been so many times as long ago as it takes.
@@ -37,7 +40,7 @@ def run_study(name: str | Path, options: Mapping[str, Any]) -> dict[str, Any]:
     passed = {key: value for key, value in options.items() if key not in DEFAULTS}
     study, changed, some = _changed(read_study(name), own, passed)
     cells = make_cells(study, passed)
-    folder = Path(own["out"] or Path("studies") / default_name(study, changed, passed))
+    folder = Path(own["out"]) if own["out"] else default_folder(default_name(study, changed, passed))
     wanted = [cell for cell in chosen(cells, own["only"]) if not some or cell.seed in some]
     place = study, cells, folder, Path(own["checkpoint_dir"])
     if own["dry_run"]:
@@ -50,6 +53,11 @@ def run_study(name: str | Path, options: Mapping[str, Any]) -> dict[str, Any]:
     with locked(folder, "study"), ends_on_sigterm():
         state = State.of(*place)
         state.command = _command(name, changed, passed)
+        if n := state.store.import_former():
+            print(
+                f"The per-instance data of {n} runs are in {state.store.instances.path} now; "
+                f"{folder / FORMER_INSTANCES} is not needed any more."
+            )
         writer = _Writer(state)
         try:
             if own["adopt"]:
@@ -132,6 +140,18 @@ def default_name(study: Study, own: Mapping[str, Any], passed: Mapping[str, Any]
     changes |= {key: value for key, value in passed.items() if key not in MACHINE_KEYS - {"torch_threads"}}
     told = [re.sub(r"[^\w.=-]+", "_", f"{key}={value}") for key, value in sorted(changes.items())]
     return "-".join([study.name, *told])[:120]
+
+
+def default_folder(name: str) -> Path:
+    """Where a study's results lie if nothing else is said: ``results/NAME``.
+
+    Results that an earlier version left in ``studies/NAME`` are gone on with there, so that runs that were kept count.
+    """
+    folder, former = RESULTS / name, FORMER_RESULTS / name
+    if folder.exists() or not (former / CELLS).exists():
+        return folder
+    print(f"Goes on in {former}, where an earlier version kept it; move the folder to {folder} if you like.")
+    return former
 
 
 def _command(name: str | Path, own: Mapping[str, Any], passed: Mapping[str, Any]) -> str:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.runs.finished import Run, Unusable, read_run
+from recbole_cdr_ext.runs.finished import FinishedRun, Unusable, read_run
 from recbole_cdr_ext.runs.folder import RESULT
 from recbole_cdr_ext.studies.cells import Cell, deciding
 from recbole_cdr_ext.studies.definition import Study
 from recbole_cdr_ext.studies.sources import Source, prepare
-from recbole_cdr_ext.studies.store import Line, Store, StoredRun, same_settings, siblings
+from recbole_cdr_ext.studies.store import Line, Store, same_settings, siblings
 
 
 @dataclass
@@ -48,7 +48,7 @@ class State:
         """What is kept of a cell, None if it is not done."""
         return self.store.find(cell, self.digests[cell.source])
 
-    def run(self, cell: Cell) -> StoredRun | None:
+    def run(self, cell: Cell) -> FinishedRun | None:
         """The run of a cell that is done."""
         line = self.line(cell)
         return None if line is None else self.store.run(cell, line, self.study.groups)
@@ -108,11 +108,11 @@ class State:
         Returns:
             How many.
         """
-        finished: dict[tuple[str, str, int], list[Run]] = {}
+        finished: dict[tuple[str, str, int], list[FinishedRun]] = {}
         paths = sorted(self.checkpoint_dir.glob(f"*/{RESULT}"), key=lambda path: path.stat().st_mtime)
         for path in reversed(paths):
             try:
-                run = read_run(path.parent)
+                run = read_run(path.parent, self.study.part)
             except Unusable:
                 continue
             finished.setdefault((run.model, run.result["dataset"], run.seed), []).append(run)
@@ -132,7 +132,7 @@ class State:
         if folder is None or not (folder / RESULT).exists():
             return False
         try:
-            self.store.add(cell, self.data(cell), read_run(folder))
+            self.store.add(cell, self.data(cell), read_run(folder, cell.part))
         except Unusable as reason:
             self.failed[cell.name] = f"{reason}: delete {folder} to make it anew"
             return False

@@ -1,19 +1,14 @@
 """What is kept of the runs of a study: small enough for version control, and enough for all of its tables.
 
-``cells.jsonl`` has a line per run, ``instances/`` what paired tests read: ``run-KEY.npz``, the ranks of one run's test
-instances (of ratings: the sums of each test user's absolute and squared errors, in thousandths of a rating point and
-their squares), and ``set-DIGEST.csv.xz``, the instances themselves (of ratings: the users, how many ratings
-they were asked for, and a checksum of these), once for all runs that were asked the same.
+``cells.jsonl`` has a line per run, ``instances.sqlite`` what paired tests read (:mod:`.instance_store`).
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import lzma
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,65 +18,18 @@ import pandas as pd
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation.ranking_metrics import RankingMetrics
 from recbole_cdr_ext.evaluation.significance import per_user
-from recbole_cdr_ext.files import make_folder, replacing
-from recbole_cdr_ext.runs.finished import Run, Unusable, check_result, default_settings
+from recbole_cdr_ext.files import make_folder
+from recbole_cdr_ext.runs.finished import FinishedRun, Unusable, check_result, default_settings
 from recbole_cdr_ext.studies.cells import Cell, deciding
+from recbole_cdr_ext.studies.instance_store import InstanceRecord, InstanceStore, damaged, former_record
 
-CELLS, INSTANCES = "cells.jsonl", "instances"
+CELLS = "cells.jsonl"
 ERROR_UNIT = 0.001  # of a rating point
+# Of a result, what is left out where the validation part alone is looked at.
+_OF_TEST = ("test", "popularity", "test_among_test_items", "popularity_among_test_items", "floors")
 _LARGE = ("history", "settings", "report")  # of a result; a line has the settings that decide
 _ASKED = ("domain", "user", "target", "candidates", "ratings", "asked")
-_TEXT = dict.fromkeys(("domain", "user", "target", "asked"), str)
 Line = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class StoredRun(Run):
-    """A run of which only what a store keeps may be left.
-
-    Attributes:
-        words: the command that makes it.
-        kept: its ranks or sums of errors, and its instances; None where it has none.
-        groups: the user groups to compare; None: all.
-    """
-
-    words: str = ""
-    kept: tuple[Path, Path] | None = None
-    groups: tuple[str, ...] | None = field(default=None, compare=False)
-
-    def command(self) -> str:
-        """The command that makes such a run."""
-        return self.words
-
-    @functools.cached_property
-    def instances(self) -> pd.DataFrame:
-        """The per-instance table of the test part, as far as tests read it; of ratings a row per user.
-
-        Raises:
-            CDRError: it is not there, or can't be read.
-        """
-        if self.kept is None:
-            raise CDRError(f"{self.name} has no per-instance table.")
-        values, table = _read_values(self.kept[0]), _read_table(self.kept[1])
-        rated = "ratings" in table
-        if "rating" in table:
-            raise CDRError(
-                f"{self.kept[1]} has a row per rating, as an older version kept them: delete the study's folder."
-            )
-        if len(values) != len(table) * (2 if rated else 1):
-            raise CDRError(f"{self.kept[0]} is damaged: {len(values)} values of {len(table)} instances.")
-        if self.groups is not None:
-            flags = [name for name in table if pd.api.types.is_bool_dtype(table[name])]
-            table = table.drop(columns=[name for name in flags if name not in self.groups])
-        if rated:
-            absolute, squared = values.reshape(2, -1) / table["ratings"].to_numpy()
-            return table.assign(
-                part="test",
-                item="",
-                absolute_error=absolute * ERROR_UNIT,
-                squared_error=squared * ERROR_UNIT**2,
-            )
-        return table.assign(part="test", rank=values, **RankingMetrics(self.settings).per_instance(values))
 
 
 class Store:
@@ -93,6 +41,7 @@ class Store:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.instances = InstanceStore(folder)
         self.damaged = 0
         self._lines: dict[tuple[str, str, int], list[Line]] = {}
         path = folder / CELLS
@@ -109,16 +58,17 @@ class Store:
         """
         wanted = deciding(cell.settings)
         for line in reversed(self._lines.get((wanted["model"], wanted["dataset"], cell.seed), [])):
-            if data is not None and line["data"] != data:
+            if (data is not None and line["data"] != data) or part_of(line) != cell.part:
                 continue
             if line["identity"] == cell.identity or same_settings(line["settings"], wanted):
                 return line
         return None
 
-    def add(self, cell: Cell, data: str, run: Run) -> Line:
+    def add(self, cell: Cell, data: str, run: FinishedRun) -> Line:
         """Keeps a finished run."""
         key = cell.key(data)
-        result = {name: value for name, value in run.result.items() if name not in _LARGE}
+        left_out = _LARGE if cell.part == "test" else (*_LARGE, *_OF_TEST)
+        result = {name: value for name, value in run.result.items() if name not in left_out}
         if run.leaks:
             result["report"] = {f"leak: {what}": n for what, n in run.leaks.items()}
         return self._append(
@@ -126,29 +76,95 @@ class Store:
                 "key": key, "identity": cell.identity, "data": data, "row": cell.row, "scene": cell.scene,
                 "varied": cell.varied, "seed": cell.seed, "command": cell.command,
                 "settings": deciding(cell.settings), "result": result,
-                "instances": self._keep_instances(key, run),
+                "instances": self._keep_instances(key, run) if cell.part == "test" else None,
+                **({} if cell.part == "test" else {"part": cell.part}),
             }
         )  # fmt: skip
 
     def adopt(self, other: Store, line: Line) -> Line:
         """Keeps what another study has kept."""
-        if line["instances"] is not None:
-            make_folder(self.folder / INSTANCES)
-            for path, own in zip(other._files(line), self._files(line), strict=True):
-                if path.exists():
-                    with replacing(own) as temporary:
-                        temporary.write_bytes(path.read_bytes())
+        record = other.record(line)
+        if record is not None:
+            self.instances.add(line["key"], record)
         return self._append(line)
 
-    def run(self, cell: Cell, line: Line, groups: tuple[str, ...] | None = None) -> StoredRun:
-        """Returns the run that a line is of."""
-        result = {**line["result"], "settings": cell.settings}
-        kept = self._files(line) if line["instances"] is not None else None
-        return StoredRun(Path(str(result["run_id"])), result, words=cell.command, kept=kept, groups=groups)
+    def import_former(self) -> int:
+        """Takes over the per-instance data that an earlier version kept in a folder of files, which stay as they are.
 
-    def _files(self, line: Line) -> tuple[Path, Path]:
-        inside = self.folder / INSTANCES
-        return inside / f"run-{line['key'][:12]}.npz", inside / f"set-{line['instances'][:12]}.csv.xz"
+        Returns:
+            The number of runs that were taken over.
+
+        Raises:
+            CDRError: a file can't be read, or the new one can't be written.
+        """
+        stored, n = self.instances.keys(), 0
+        for line in (line for lines in self._lines.values() for line in lines):
+            if line["key"] not in stored and (record := self.record(line)) is not None:
+                self.instances.add(line["key"], record)
+                n += 1
+        return n
+
+    def record(self, line: Line) -> InstanceRecord | None:
+        """Returns the per-instance data of a line's run, None where there are none.
+
+        Raises:
+            CDRError: they can't be read.
+        """
+        if line["instances"] is None:
+            return None
+        stored = self.instances.find(line["key"])
+        return stored or former_record(self.folder, line["key"], line["instances"])
+
+    def run(self, cell: Cell, line: Line, groups: tuple[str, ...] | None = None) -> FinishedRun:
+        """Returns the run that a line is of; of one that was validated alone, reports show the validation part.
+
+        Args:
+            groups: the user groups that tests compare; None: all.
+        """
+        result = {**line["result"], "settings": cell.settings}
+        if cell.part == "valid":
+            result |= {"test": result["valid"], "fallback": {"test": result.get("fallback", {}).get("valid")}}
+        return FinishedRun(
+            Path(str(result["run_id"])),
+            result,
+            stored_command=cell.command,
+            stored_instances=functools.partial(self._read_instances, line, cell.settings, groups),
+        )
+
+    def _read_instances(
+        self, line: Line, settings: Mapping[str, Any], groups: tuple[str, ...] | None
+    ) -> pd.DataFrame:
+        """Returns the per-instance table of the test part, as far as tests read it; of ratings a row per user.
+
+        Raises:
+            CDRError: it is not there, or can't be read.
+        """
+        record = self.record(line)
+        if record is None:
+            raise CDRError(f"{line['result']['run_id']} has no per-instance table.")
+        try:
+            values, table = record.values(), record.table()
+        except (ValueError, EOFError, lzma.LZMAError) as error:
+            raise damaged(self.instances.path, error) from error
+        rated = "ratings" in table
+        if "rating" in table:
+            raise CDRError(
+                f"{self.folder} has a row per rating, as an older version kept them: delete the study's folder."
+            )
+        if len(values) != len(table) * (2 if rated else 1):
+            raise damaged(self.instances.path, f"{len(values)} values of {len(table)} instances")
+        if groups is not None:
+            flags = [name for name in table if pd.api.types.is_bool_dtype(table[name])]
+            table = table.drop(columns=[name for name in flags if name not in groups])
+        if rated:
+            absolute, squared = values.reshape(2, -1) / table["ratings"].to_numpy()
+            return table.assign(
+                part="test",
+                item="",
+                absolute_error=absolute * ERROR_UNIT,
+                squared_error=squared * ERROR_UNIT**2,
+            )
+        return table.assign(part="test", rank=values, **RankingMetrics(settings).per_instance(values))
 
     def _take(self, line: Line) -> Line:
         check_line(line)
@@ -166,7 +182,7 @@ class Store:
             file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
         return self._take(line)
 
-    def _keep_instances(self, key: str, run: Run) -> str | None:
+    def _keep_instances(self, key: str, run: FinishedRun) -> str | None:
         try:
             frame = run.instances
         except CDRError:
@@ -184,15 +200,9 @@ class Store:
             n for n in frame if pd.api.types.is_bool_dtype(frame[n]) and n not in ("fallback", "known_item")
         ]
         asked = frame[[name for name in frame if name in _ASKED or name in flags]]
-        text = asked.to_csv(index=False, lineterminator="\n").encode()
-        digest = hashlib.sha256(text).hexdigest()
-        make_folder(self.folder / INSTANCES)
-        of_run, table = self._files({"key": key, "instances": digest})
-        if not table.exists():
-            with replacing(table) as temporary:
-                temporary.write_bytes(lzma.compress(text))
-        _write_values(values, of_run)
-        return digest
+        record = InstanceRecord.of(values, asked)
+        self.instances.add(key, record)
+        return record.digest
 
 
 def check_line(line: Any) -> None:
@@ -204,9 +214,14 @@ def check_line(line: Any) -> None:
     if not isinstance(line["instances"], str | None):
         raise TypeError("a line has the digest of its instances, or None")
     try:
-        check_result({**line["result"], "settings": {}})
+        check_result({**line["result"], "settings": {}}, part_of(line))
     except Unusable as error:
         raise ValueError(str(error)) from error
+
+
+def part_of(line: Line) -> str:
+    """Returns the part that a line has the scores of, "test" or "valid"."""
+    return str(line.get("part", "test"))
 
 
 def same_settings(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
@@ -230,28 +245,3 @@ def siblings(folder: Path) -> list[Store]:
         for path in sorted(folder.parent.glob(f"*/{CELLS}"))
         if path.parent.name != folder.name
     ]
-
-
-def _write_values(values: np.ndarray, path: Path) -> None:
-    """Writes whole numbers, of as few bytes as the largest takes; bytes of one place together compress best."""
-    smallest = values.astype(np.min_scalar_type(int(values.max(initial=0))))
-    planes = np.ascontiguousarray(smallest.view(np.uint8).reshape(len(values), -1).T)
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, planes=planes)
-
-
-def _read_values(path: Path) -> np.ndarray:
-    try:
-        with np.load(path) as file:
-            planes = file["planes"]
-        return np.ascontiguousarray(planes.T).view(f"u{len(planes)}").ravel().astype(np.int64)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CDRError(f"{path} can't be read: {' '.join(str(error).split())}") from error
-
-
-@functools.lru_cache(maxsize=8)
-def _read_table(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_csv(path, dtype=_TEXT, keep_default_na=False)
-    except (OSError, ValueError, EOFError, lzma.LZMAError) as error:
-        raise CDRError(f"{path} can't be read: {' '.join(str(error).split())}") from error

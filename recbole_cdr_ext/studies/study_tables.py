@@ -9,10 +9,10 @@ from typing import Any
 from recbole_cdr_ext.evaluation.significance import Spread
 from recbole_cdr_ext.reports.groups import Group, notes_of, shared_settings
 from recbole_cdr_ext.reports.tables import Block, Row, Table, TableCell, tables_of, written
+from recbole_cdr_ext.runs.finished import FinishedRun
 from recbole_cdr_ext.settings.reading import text_of
 from recbole_cdr_ext.studies.cells import Cell as StudyCell
 from recbole_cdr_ext.studies.state import State
-from recbole_cdr_ext.studies.store import StoredRun
 
 Pair = tuple[Group, list[Table]]
 Place = tuple[str, str | None]
@@ -34,7 +34,7 @@ def tables_by_group(state: State) -> list[Pair]:
     for place, rows in places(state).items():
         group = _group(state, place, rows)
         if group is not None:
-            tables = tables_of(group, state.study.baseline)
+            tables = tables_of(group, state.study.baseline, compared=state.study.part == "test")
             for table in tables:
                 _add_gaps(table, list(rows))
             _quote(tables[0], {label: of.get(place[0], {}) for label, of in state.study.quoted.items()})
@@ -67,18 +67,24 @@ def _group(state: State, place: Place, rows: Mapping[str, Sequence[StudyCell]]) 
     )
     if scene in state.study.notes:
         group.notes.append(" ".join(state.study.notes[scene].split()))
+    if state.study.part == "valid":
+        group.notes.append("Scores of the validation part; the test part was not evaluated.")
     group.notes += notes_of(group)
     if missing:
         group.notes.append(f"There is no run yet of: {'; '.join(missing)}.")
     if len({run.value("split_seed") for run in group.runs}) > 1:
         group.notes.append(
-            "Each seed has a split of its own: spreads are over both, the numbers of instances are those of the first, "
-            "and tests are over the users of all splits, each of whom counts once."
+            "Each seed has a split of its own: spreads are over both, the numbers of instances are those of the first"
+            + (
+                ", and tests are over the users of all splits, each of whom counts once."
+                if state.study.part == "test"
+                else "."
+            )
         )
     return group
 
 
-def _as_shown(state: State, run: StoredRun) -> StoredRun:
+def _as_shown(state: State, run: FinishedRun) -> FinishedRun:
     """The run with the metrics and groups that the study shows, in its order."""
     metrics, groups = state.study.metrics, state.study.groups
 

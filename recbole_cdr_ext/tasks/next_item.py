@@ -85,26 +85,38 @@ class NextItemExperiment(Experiment):
 
     def outcome(self) -> tuple[dict[str, Any], pd.DataFrame]:
         """Returns what ``result.json`` says of the trained model, and its per-instance table."""
-        ranks = {part: self.rank(part) for part in HELD_OUT}
-        tables = {part: self.table(part, ranks[part]) for part in HELD_OUT}
-        popularity = self.table("test", self.rank_by_popularity("test"))
-        second_pool = self.among_test_items()
+        parts = self.evaluated_parts
+        ranks = {part: self.rank(part) for part in parts}
+        tables = {part: self.table(part, ranks[part]) for part in parts}
         result = {
             "best_valid_score": mean_over_domains(tables["valid"], self.metrics.valid_metric),
             **tables,
-            "popularity": popularity,
-            **({} if second_pool is None else dict(zip(TEST_ITEMS, second_pool, strict=True))),
-            "fallback": {part: self.fallbacks(part, ranks[part]) for part in HELD_OUT},
+            **(self._beside_the_test() if "test" in parts else {}),
+            "fallback": {part: self.fallbacks(part, ranks[part]) for part in parts},
         }
-        frames = [self.instance_frame(part, ranks[part]) for part in HELD_OUT]
+        frames = [self.instance_frame(part, ranks[part]) for part in parts]
         return result, pd.concat(frames, ignore_index=True)
+
+    @property
+    def evaluated_parts(self) -> tuple[str, ...]:
+        """The held-out parts that are evaluated at the end: "valid" and, unless the settings say no, "test"."""
+        return HELD_OUT if self.config["evaluate_test"] else HELD_OUT[:1]
+
+    def _beside_the_test(self) -> dict[str, Any]:
+        """What stands in the result beside the test table: popularity, and both among the items of the test file."""
+        second_pool = self.among_test_items()
+        return {
+            "popularity": self.table("test", self.rank_by_popularity("test")),
+            **({} if second_pool is None else dict(zip(TEST_ITEMS, second_pool, strict=True))),
+        }
 
     def notes(self) -> list[str]:
         """Returns what a reader of the result must know about its data."""
         notes, dataset, split = [], self.dataset, self.split
-        candidates = self.candidates("test")
+        part = self.evaluated_parts[-1]
+        candidates, instances = self.candidates(part), split.part(part)
         most = {
-            name: int(candidates.counts[split.test.domain == k].max(initial=0))
+            name: int(candidates.counts[instances.domain == k].max(initial=0))
             for k, name in enumerate(dataset.domains)
         }
         few = {name: count for name, count in most.items() if 0 < count < COMPARABLE_CANDIDATES}

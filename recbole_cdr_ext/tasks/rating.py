@@ -73,28 +73,40 @@ class RatingExperiment(Experiment):
 
     def outcome(self) -> tuple[dict[str, Any], pd.DataFrame]:
         """Returns what ``result.json`` says of the trained model, and its per-rating table."""
-        predicted = {part: self.predict(part) for part in HELD_OUT}
-        tables = {part: self.table(part, predicted[part]) for part in HELD_OUT}
+        parts = self.evaluated_parts
+        predicted = {part: self.predict(part) for part in parts}
+        tables = {part: self.table(part, predicted[part]) for part in parts}
+        floors = (
+            {name: self.table("test", self.floor(name)) for name in self.floor_names()}
+            if "test" in parts
+            else {}
+        )
         result = {
             "source": self.dataset.domains[self.split.source],
             "target": self.dataset.domains[self.split.target],
             "beta": self.config["beta"],
             "best_valid_score": mean_over_domains(tables["valid"], self.metrics.valid_metric),
             **tables,
-            "floors": {name: self.table("test", self.floor(name)) for name in self.floor_names()},
-            "unknown_items": {part: int((~self._known(part)).sum()) for part in HELD_OUT},
+            "floors": floors,
+            "unknown_items": {part: int((~self._known(part)).sum()) for part in parts},
         }
-        frames = [self.rating_frame(part, predicted[part]) for part in HELD_OUT]
+        frames = [self.rating_frame(part, predicted[part]) for part in parts]
         return result, pd.concat(frames, ignore_index=True)
+
+    @property
+    def evaluated_parts(self) -> tuple[str, ...]:
+        """The held-out parts that are evaluated at the end: "valid" and, unless the settings say no, "test"."""
+        return HELD_OUT if self.config["evaluate_test"] else HELD_OUT[:1]
 
     def notes(self) -> list[str]:
         """Returns what a reader of the result must know about its data."""
-        unknown = int((~self._known("test")).sum())
+        part = self.evaluated_parts[-1]
+        unknown = int((~self._known(part)).sum())
         if not unknown:
             return []
         return [
-            f"{unknown:,} of {len(self.split.test):,} test ratings are of items without a training rating: they are "
-            "predicted by the mean and the user's bias."
+            f"{unknown:,} of {len(self.split.part(part)):,} {part} ratings are of items without a training rating: "
+            "they are predicted by the mean and the user's bias."
         ]
 
     # -- its parts -----------------------------------------------------------------------------------------------

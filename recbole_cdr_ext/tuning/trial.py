@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import yaml
@@ -92,7 +92,7 @@ def portable(dataset: CrossDomainDataset) -> CrossDomainDataset:
     other.field2id_token = {
         name: np.array([str(token) for token in tokens]) for name, tokens in dataset.field2id_token.items()
     }
-    other.field2token_id = TokenIds(other.field2id_token)
+    other.field2token_id = cast("dict[str, dict[str, int]]", TokenIds(other.field2id_token))
     other._tokens = np.array([str(token) for token in dataset._tokens])
     return other
 
