@@ -83,7 +83,7 @@ def test_the_mixture_is_by_each_users_share_of_interactions(tmp_path):
     torch.manual_seed(0)
     q = model.shared()
     # One layer only: the mean and s are the mixture of those of the branches.
-    model.shared.design = model.shared.made._replace(n_layers=1)
+    model.shared.design = model.shared.design._replace(n_layers=1)
     for branch in model.shared.branches:
         branch[0] = branch[1]
     q = model.shared()
