@@ -47,7 +47,6 @@ def result_pages(root: Path) -> Iterator[Path]:
     """All Markdown below the folders that hold results: what was written, then the tables of studies."""
     yield from sorted((root / "results").glob("*.md"))
     yield from sorted((root / "results").glob("*/**/*.md"))
-    yield from sorted((root / "studies").glob("**/*.md"))
 
 
 def results_section(root: Path) -> list[dict[str, str]]:
