@@ -11,7 +11,7 @@ import raw_files
 from raw_files import TABLE, _altered, _nothing_left, _prepare
 
 from recbole_cdr_ext.data.atomic import fingerprint, read_inter
-from recbole_cdr_ext.data.prepare import list_datasets, load_description, prepare, staging
+from recbole_cdr_ext.data.prepare import list_datasets, load_description, prepare
 from recbole_cdr_ext.data.prepare import preparation as run
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.settings.config import CDRConfig
@@ -142,7 +142,7 @@ def test_a_failure_of_the_last_rename_brings_the_old_folder_back(tmp_path, table
             raise KeyboardInterrupt
         rename(source, target)
 
-    monkeypatch.setattr(staging.os, "rename", fail_for_the_new_folder)
+    monkeypatch.setattr(run.os, "rename", fail_for_the_new_folder)
     with pytest.raises(KeyboardInterrupt):
         _prepare("mine", TABLE, table_raw, tmp_path / "out", overwrite=True)
     assert fingerprint(folder) == before

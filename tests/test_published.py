@@ -13,7 +13,7 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.runs.experiment import build
 from recbole_cdr_ext.runs.run import run_recbole_cdr
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.splits.interaction_split import groups
+from recbole_cdr_ext.splits.split import groups
 
 DOMAINS = ["books", "films"]
 

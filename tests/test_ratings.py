@@ -16,7 +16,7 @@ from recbole_cdr_ext.runs.run import run_recbole_cdr
 from recbole_cdr_ext.serving.recommendation import load_model
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.audit import LeakError, audit_ratings
-from recbole_cdr_ext.splits.rating_split import Ratings
+from recbole_cdr_ext.splits.split import Ratings
 
 NAMES = ["books", "films"]
 

@@ -20,8 +20,8 @@ TOY = Path(__file__).parents[1] / "dataset_atomic"
 PLUGIN = '''
 import numpy as np
 
-from recbole_cdr_ext.data.timeline import Timeline
-from recbole_cdr_ext.splits.drawing import long_tail_thresholds, without_held_out_tokens
+from recbole_cdr_ext.data.instances import Timeline
+from recbole_cdr_ext.splits.maker import long_tail_thresholds, without_held_out_tokens
 from recbole_cdr_ext.splits.maker import InteractionParts, InteractionSplitMaker
 
 

@@ -6,12 +6,11 @@ import pytest
 from support import load, random_domains
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation.ranking_metrics import RankingMetrics
-from recbole_cdr_ext.evaluation.rating_metrics import ValueMetrics
+from recbole_cdr_ext.evaluation.metric_tables import RankingMetrics, ValueMetrics
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.reading import TASKS
-from recbole_cdr_ext.splits.training_data import TrainingData
-from recbole_cdr_ext.tasks.by_name import get_task
+from recbole_cdr_ext.splits.split import TrainingData
+from recbole_cdr_ext.tasks import get_task
 
 
 def test_every_task_of_the_settings_is_an_object():

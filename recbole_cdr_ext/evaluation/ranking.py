@@ -16,9 +16,9 @@ from recbole_cdr_ext import compat
 from recbole_cdr_ext.data.instances import Batch, Instances
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.splits.interaction_split import Split
 from recbole_cdr_ext.splits.loader import CrossDomainLoader
 from recbole_cdr_ext.splits.sampler import Candidates
+from recbole_cdr_ext.splits.split import Split
 
 compat.apply()
 

@@ -14,8 +14,7 @@ from recbole.sampler.sampler import AbstractSampler
 
 from recbole_cdr_ext.data.instances import Instances
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.splits.interaction_split import Split
-from recbole_cdr_ext.splits.user_items import UserItems
+from recbole_cdr_ext.splits.split import Split, UserItems
 
 # Rows whose candidates are drawn together: their scratch table (rows × items) then stays within tens of megabytes.
 _BLOCK = 256

@@ -14,17 +14,15 @@ from recbole.utils import set_color
 from recbole_cdr_ext import compat
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.evaluation import instance_table, ranking
-from recbole_cdr_ext.evaluation.metric_table import mean_over_domains
+from recbole_cdr_ext.evaluation.metric_tables import RankingMetrics, mean_over_domains
 from recbole_cdr_ext.evaluation.ranking import Ranks
-from recbole_cdr_ext.evaluation.ranking_metrics import RankingMetrics
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.audit import audit_candidates
-from recbole_cdr_ext.splits.interaction_split import GROUPS, PARTS, Split, groups
-from recbole_cdr_ext.splits.keys import SPLIT_KEYS
 from recbole_cdr_ext.splits.loader import CrossDomainLoader
-from recbole_cdr_ext.splits.making import make_split
+from recbole_cdr_ext.splits.maker import SPLIT_KEYS, make_split
 from recbole_cdr_ext.splits.sampler import Candidates, CrossDomainSampler
+from recbole_cdr_ext.splits.split import GROUPS, PARTS, Split, groups
 from recbole_cdr_ext.tasks.task import Experiment, Task
 from recbole_cdr_ext.trainer.stages import run_recall_stages
 

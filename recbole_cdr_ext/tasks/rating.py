@@ -15,17 +15,14 @@ from recbole.utils import set_color
 from recbole_cdr_ext import compat
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation.metric_table import mean_over_domains
-from recbole_cdr_ext.evaluation.rating_metrics import ValueMetrics
+from recbole_cdr_ext.evaluation.metric_tables import ValueMetrics, mean_over_domains
 from recbole_cdr_ext.model.phase import Stage
 from recbole_cdr_ext.model.rating.floors import BiasOnly, GlobalMean, ItemMean, ItemMeanUserBias
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, RatingRecommender, whole_batch
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.splits.keys import RATING_SPLIT_KEYS
-from recbole_cdr_ext.splits.making import make_rating_split
-from recbole_cdr_ext.splits.rating_split import Ratings, RatingSplit
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.maker import RATING_SPLIT_KEYS, make_rating_split
+from recbole_cdr_ext.splits.split import Ratings, RatingSplit, TrainingData
 from recbole_cdr_ext.tasks.task import Experiment, Task
 from recbole_cdr_ext.trainer.stages import run_table_stages, stage_settings
 
