@@ -274,11 +274,11 @@ def _finish(instances: Instances, token_key: np.ndarray, part: str, report: dict
 def _without_target_token(instances: Instances, token_key: np.ndarray) -> tuple[Instances, int]:
     pool, n_domains = instances.pool, instances.start.shape[1]
     span = int(token_key.max()) + 1
-    wanted = instances.user.astype(np.int64) * span + token_key[instances.target]
+    target_pairs = instances.user.astype(np.int64) * span + token_key[instances.target]
     # Only users who hold a target's token elsewhere need a look: few, found with one set operation.
     shared = np.bincount(token_key[1:])[token_key[pool.item]]
-    held = pool.user.astype(np.int64) * span + token_key[pool.item]
-    suspects = np.flatnonzero(np.isin(wanted, held[shared > 1]))
+    history_pairs = pool.user.astype(np.int64) * span + token_key[pool.item]
+    suspects = np.flatnonzero(np.isin(target_pairs, history_pairs[shared > 1]))
     start, stop = instances.start.copy(), instances.stop.copy()
     pieces, size, removed = [], len(pool.item), 0
     for row in suspects:

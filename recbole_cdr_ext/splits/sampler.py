@@ -214,7 +214,7 @@ class Candidates:
         return table
 
     def _draw_uniform(self, rows: np.ndarray, allowed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Sequential rejection: the first N valid, distinct draws of each row, exactly uniform, without sorting."""
+        """Draws by sequential rejection: each row's first N valid, distinct draws, exactly uniform, without sorting."""
         n, b, size = self.n_negatives, len(rows), len(allowed)
         touched = self.touched_or_target(rows)
         blocked = np.repeat(~allowed[None], b, 0)
@@ -259,7 +259,7 @@ class Candidates:
         return np.pad(best, ((0, 0), (0, self.n_negatives - n)), constant_values=-1)
 
     def touched_or_target(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Like :meth:`touched`, with the targets."""
+        """Returns what :meth:`touched` does, and the targets."""
         row, local = self.touched(rows)
         target = self._instances.target[rows] - self._split.item_offset[self._instances.domain[rows]]
         return np.append(row, np.arange(len(rows))), np.append(local, target)

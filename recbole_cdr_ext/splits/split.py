@@ -42,11 +42,11 @@ def users_as_instances(
 
     The histories are the user's items, each once, ascending; the instances are ordered by (domain, user).
     """
-    held, k, span = UserItems.of(user, item, n_users), len(item_offset) - 1, np.int64(item_offset[-1])
-    owners = np.flatnonzero(np.diff(held.indptr))
+    user_items, k, span = UserItems.of(user, item, n_users), len(item_offset) - 1, np.int64(item_offset[-1])
+    owners = np.flatnonzero(np.diff(user_items.indptr))
     # A user's items are ascending ids, and domains own ranges of ids: a domain's part is a range too.
-    owner = np.repeat(np.arange(n_users), np.diff(held.indptr))
-    key = owner * span + held.items
+    owner = np.repeat(np.arange(n_users), np.diff(user_items.indptr))
+    key = owner * span + user_items.items
     bounds = np.stack([np.searchsorted(key, owners * span + offset) for offset in item_offset], 1)
     repeat, domain = np.tile(np.arange(len(owners)), k), np.repeat(np.arange(k), len(owners))
     nothing = np.zeros(len(repeat), np.int64)
@@ -58,7 +58,7 @@ def users_as_instances(
         sequence=owners[repeat] * k + domain,
         start=bounds[repeat, :-1],
         stop=bounds[repeat, 1:],
-        pool=Pool(held.items, owner, owner, owner.astype(float)),
+        pool=Pool(user_items.items, owner, owner, owner.astype(float)),
     )
 
 
@@ -113,7 +113,7 @@ class Split:
         return len(self.item_offset) - 1
 
     def part(self, name: str) -> Instances:
-        """The instances of "train", "valid" or "test"."""
+        """Returns the instances of "train", "valid" or "test"."""
         instances: Instances = getattr(self, name)
         return instances
 
@@ -272,7 +272,7 @@ class RatingSplit:
         return len(self.item_offset) - 1
 
     def part(self, name: str) -> Ratings:
-        """The ratings that are asked for in "valid" or "test"."""
+        """Returns the ratings that are asked for in "valid" or "test"."""
         ratings: Ratings = getattr(self, name)
         return ratings
 
@@ -282,7 +282,7 @@ class RatingSplit:
         return len(self.overlapping)
 
     def shared_ratings(self) -> Ratings:
-        """The target ratings of the overlapping training users (D^o): what mappings are learned from."""
+        """Returns the target ratings of the overlapping training users (D^o): what mappings are learned from."""
         rows = self.train[self.target]
         return rows.take(np.isin(rows.user, self.overlapping))
 

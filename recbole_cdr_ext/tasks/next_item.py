@@ -74,11 +74,11 @@ class NextItemExperiment(Experiment):
         self.candidates("valid")
 
     def training_batches(self) -> CrossDomainLoader:
-        """What phases without batches of their own train on."""
+        """Returns what phases without batches of their own train on."""
         return self.loader("train", training=True)
 
     def validate(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """The validation table of the model as it is now."""
+        """Returns the validation table of the model as it is now."""
         return self.table("valid")
 
     def outcome(self) -> tuple[dict[str, Any], pd.DataFrame]:
@@ -101,7 +101,7 @@ class NextItemExperiment(Experiment):
         return HELD_OUT if self.config["evaluate_test"] else HELD_OUT[:1]
 
     def _beside_the_test(self) -> dict[str, Any]:
-        """What stands in the result beside the test table: popularity, and both among the items of the test file."""
+        """Returns what stands beside the test table: popularity, and both among the items of the test file."""
         second_pool = self.among_test_items()
         return {
             "popularity": self.table("test", self.rank_by_popularity("test")),
@@ -141,7 +141,7 @@ class NextItemExperiment(Experiment):
     # -- its parts -----------------------------------------------------------------------------------------------
 
     def candidates(self, part: str) -> Candidates:
-        """What the targets of "valid" or "test" are ranked against: drawn, and audited for leaks, once."""
+        """Returns what the targets of "valid" or "test" are ranked against: drawn, and audited for leaks, once."""
         if part not in self._candidates:
             mode = self.config["eval_args"]["mode"]
             mode = mode[part] if isinstance(mode, Mapping) else mode

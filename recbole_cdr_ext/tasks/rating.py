@@ -62,10 +62,10 @@ class RatingExperiment(Experiment):
             )
 
     def training_batches(self) -> None:
-        """Nothing: rating models bring the batches of their phases."""
+        """Returns nothing: rating models bring the batches of their phases."""
 
     def validate(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """The validation table of the model as it is now."""
+        """Returns the validation table of the model as it is now."""
         return self.table("valid")
 
     def outcome(self) -> tuple[dict[str, Any], pd.DataFrame]:
@@ -131,7 +131,7 @@ class RatingExperiment(Experiment):
         return {self.dataset.domains[self.split.target]: {GROUP: cell}}
 
     def floor_names(self) -> list[str]:
-        """The floors that stand beside the model: all but itself."""
+        """Returns the floors that stand beside the model: all but itself."""
         return [floor.__name__ for floor in FLOORS if floor is not type(self.model)]
 
     def floor(self, name: str) -> np.ndarray:

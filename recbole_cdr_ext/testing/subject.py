@@ -48,7 +48,7 @@ class Subject:
     # -- pieces of a run ---------------------------------------------------------------------------------------------
 
     def config(self, data: str = "topics", **settings: Any) -> CDRConfig:
-        """The settings of a quick, quiet run on a planted data set, which is written if it is not there."""
+        """Returns the settings of a quick, quiet run on a planted data set, which is written if it is not there."""
         domains = self._written(data)
         common = {
             "data_path": str(self.folder), "checkpoint_dir": str(self.folder / "saved"),

@@ -65,7 +65,7 @@ _DONE_IN_LAYOUT = {
 def build_report(
     description: Description, layout: str, content: Content, files: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """The contents of ``statistics.json``.
+    """Returns the contents of ``statistics.json``.
 
     Returns:
         ``name``, ``layout``, ``order``, ``simulated``, ``raw_files`` (names only), ``domains`` (the rows of
@@ -123,7 +123,7 @@ def _in_several(tokens: Mapping[str, pd.Series]) -> int:
 
 
 def format_report(report: Mapping[str, Any]) -> str:
-    """The contents of ``statistics.txt``: the table, then one line for each count that is not 0."""
+    """Returns the contents of ``statistics.txt``: the table, then one line for each count that is not 0."""
     simulated = ", simulated" if report["simulated"] else ""
     lines = [f"{report['name']} (layout {report['layout']}, order: {report['order']}{simulated})", ""]
     lines += [format_statistics(pd.DataFrame.from_dict(report["domains"], orient="index")), ""]

@@ -48,9 +48,9 @@ def staged_folder(target: Path, carry: Callable[[Path], bool]) -> Iterator[Path]
     tag = f"{os.getpid()}-{secrets.token_hex(4)}"
     staging = target.with_name(f".{target.name}.preparing-{tag}")
     replaced = target.with_name(f".{target.name}.replaced-{tag}")
-    made_parents: list[Path] = []
+    new_parents: list[Path] = []
     try:
-        made_parents = _make_parents(target.parent)
+        new_parents = _make_parents(target.parent)
         staging.mkdir()
         yield staging
         if target.is_dir():
@@ -63,7 +63,7 @@ def staged_folder(target: Path, carry: Callable[[Path], bool]) -> Iterator[Path]
         shutil.rmtree(staging, ignore_errors=True)
         if replaced.is_dir() and not target.exists():
             os.rename(replaced, target)
-        for folder in made_parents:
+        for folder in new_parents:
             _remove_if_empty(folder)
         if isinstance(error, OSError):
             raise CDRError(
@@ -153,13 +153,13 @@ def prepare(
 
 
 def layout_folder(data_path: str | Path, name: str, layout: str) -> Path:
-    """Where the ``.inter`` files of a layout lie."""
+    """Returns where the ``.inter`` files of a layout lie."""
     folder = Path(data_path) / name
     return folder / "rows" if layout == "rows" else folder
 
 
 def is_prepared(description: Description, data_path: str | Path, layout: str = "users") -> bool:
-    """Whether all files of a layout are there."""
+    """Returns whether all files of a layout are there."""
     return has_layout(Path(data_path) / description.name, description.domains, layout)
 
 
@@ -192,7 +192,7 @@ def _raw_files(
 
 def _write(folder: Path, layout: str, content: Content, report: Mapping[str, Any]) -> None:
     def carry(entry: Path) -> bool:
-        """Whatever this layout does not make itself stays: the other layout, and the user's own files."""
+        """Tells whether an entry stays: whatever this layout does not make itself, such as the user's own files."""
         if layout == "rows":
             return entry.name != "rows"
         return not (entry.suffix == ".inter" or entry.name in (PREPARED, "statistics.txt"))
@@ -278,7 +278,7 @@ def ensure_dataset(
 
 
 def _undescribed(name: str, data_path: Path, layout: str) -> Ensured:
-    """A folder of the user's own atomic files, for which no property file in the package is needed."""
+    """Takes a folder of the user's own atomic files, for which no property file in the package is needed."""
     folders = prepared_folders(data_path)
     folder = layout_folder(data_path, name, layout)
     if folder.is_dir() and any(folder.glob("*.inter")):
@@ -298,7 +298,7 @@ def _stand_in(
         return None
     stand_in = ensure_dataset(name, data_path=data_path, layout=layout, progress=progress)
     notes = [
-        f"The raw files of '{described.name}' were not stand_in; looked for: {'; '.join(looked_for)}.",
+        f"The raw files of '{described.name}' were not found; looked for: {'; '.join(looked_for)}.",
         how_to_get(described),
         f"Running on the simulated '{name}' instead: its results say nothing about '{described.name}'.",
     ]

@@ -268,7 +268,9 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
         if self.clock:
             return merged_timelines(events, self._token_key, longest)
         by_domain = events_by_target_domain(events, self._token_key, self.n_domains, longest)
-        return [TrainingSequences(each, longest, asked=each.domain == k) for k, each in enumerate(by_domain)]
+        return [
+            TrainingSequences(each, longest, target_mask=each.domain == k) for k, each in enumerate(by_domain)
+        ]
 
     def sequence_loss(self, batch: SequenceBatch) -> Terms:
         """The objective over all positions of a batch of sequences; a domain's terms are means over its positions.
