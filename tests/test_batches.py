@@ -241,7 +241,7 @@ def test_a_mask_leaves_its_events_alone():
 
 def test_windows_without_a_target_that_is_asked_for_are_left_out():
     held = events([10, 1, 3])
-    sequences = TrainingSequences(held, max_length=4, asked=np.isin(held.item, (1, 5, 11, 12)))
+    sequences = TrainingSequences(held, max_length=4, target_mask=np.isin(held.item, (1, 5, 11, 12)))
     batch = sequences.batch(np.arange(1))
     assert batch.items.tolist() == [[2, 3, 4, 5]]  # 1, 11 and 12 are nobody's target
     assert len(sequences) == 4
