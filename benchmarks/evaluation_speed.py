@@ -32,7 +32,7 @@ import torch
 from tqdm import tqdm
 
 from recbole_cdr_ext import compat
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import TrainingData
 
 compat.apply()
 
@@ -46,13 +46,13 @@ from recbole_cdr_ext.baselines.adapter import adapt
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.data.instances import Instances
 from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.evaluation.metric_tables import RankingMetrics
 from recbole_cdr_ext.evaluation.ranking import evaluate, popularity_scores
-from recbole_cdr_ext.evaluation.ranking_metrics import RankingMetrics
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.splits.interaction_split import Split
 from recbole_cdr_ext.splits.loader import CrossDomainLoader
-from recbole_cdr_ext.splits.making import make_split
+from recbole_cdr_ext.splits.maker import make_split
 from recbole_cdr_ext.splits.sampler import Candidates, CrossDomainSampler
+from recbole_cdr_ext.splits.split import Split
 
 METRICS = ("ndcg@10", "hit@10")
 # Two batchings of the same sums differ in the last bits, so a target may change places with its neighbour.

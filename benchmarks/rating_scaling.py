@@ -34,8 +34,7 @@ from recbole_cdr_ext.model.rating.scdr import SCDR
 from recbole_cdr_ext.model.rating.tgt import TGT
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, RatingRecommender, Tables
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.splits.rating_split import Ratings, RatingSplit
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import Ratings, RatingSplit, TrainingData
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 
 GROWTH, SHARPNESS = 1.5, 4.0

@@ -29,7 +29,7 @@ from recbole_cdr_ext.runs.experiment import load_data
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.loader import CrossDomainLoader
 from recbole_cdr_ext.splits.sampler import CrossDomainSampler
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import TrainingData
 
 MATRIX_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product")
 

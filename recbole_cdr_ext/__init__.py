@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from recbole_cdr_ext.serving.recommendation import load_model as load_model
     from recbole_cdr_ext.serving.recommendation import recommend as recommend
     from recbole_cdr_ext.settings.config import CDRConfig as Config
-    from recbole_cdr_ext.splits.training_data import TrainingData as TrainingData
+    from recbole_cdr_ext.splits.split import TrainingData as TrainingData
     from recbole_cdr_ext.studies import study as study
     from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer as Trainer
     from recbole_cdr_ext.tuning.tune import tune as tune
@@ -69,7 +69,7 @@ _HOMES = {
     "Stage": "model.phase:Stage",
     "study": "studies:study",
     "Trainer": "trainer.trainer:CrossDomainTrainer",
-    "TrainingData": "splits.training_data:TrainingData",
+    "TrainingData": "splits.split:TrainingData",
     "tune": "tuning.tune:tune",
 }
 

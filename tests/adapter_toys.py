@@ -10,7 +10,7 @@ import torch
 from toy_models import ToyMLP, write_toy_domains
 
 from recbole_cdr_ext import compat
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import TrainingData
 
 compat.apply()
 
@@ -18,10 +18,10 @@ from recbole_cdr_ext.baselines.adapter import adapt
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.splits.interaction_split import Split
 from recbole_cdr_ext.splits.loader import CrossDomainLoader
-from recbole_cdr_ext.splits.making import make_split
+from recbole_cdr_ext.splits.maker import make_split
 from recbole_cdr_ext.splits.sampler import CrossDomainSampler
+from recbole_cdr_ext.splits.split import Split
 
 # The smallest models that learn the toy's three topics in two epochs.
 SMALL = {

@@ -11,9 +11,8 @@ import pandas as pd
 from recbole_cdr_ext.data import atomic
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.splits.interaction_split import Split
-from recbole_cdr_ext.splits.making import make_split
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.maker import make_split
+from recbole_cdr_ext.splits.split import Split, TrainingData
 
 Rows = list[tuple[str, str, float]]
 

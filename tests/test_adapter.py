@@ -12,7 +12,7 @@ from adapter_toys import Setup, train
 from toy_models import ToyMLP
 
 from recbole_cdr_ext import compat
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import TrainingData
 
 compat.apply()
 

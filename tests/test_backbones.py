@@ -15,8 +15,7 @@ from support import random_ratings, rating_config, write_ratings
 from recbole_cdr_ext.model.backbones import RatingGraph
 from recbole_cdr_ext.model.rating.tgt import TGT
 from recbole_cdr_ext.runs.experiment import load_data
-from recbole_cdr_ext.splits.rating_split import Ratings
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import Ratings, TrainingData
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer, seed_everything
 
 root = backbone_graphs.root

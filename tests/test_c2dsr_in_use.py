@@ -13,7 +13,7 @@ from support import load, random_domains
 from recbole_cdr_ext.data.instances import Batch, make_batch
 from recbole_cdr_ext.data.sequences import behind_the_others
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.splits.interaction_split import groups
+from recbole_cdr_ext.splits.split import groups
 
 ready = c2dsr_model.ready
 

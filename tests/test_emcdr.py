@@ -13,8 +13,7 @@ from support import Rows, random_ratings, rating_config, write_ratings
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, Tables, whole_batch
 from recbole_cdr_ext.runs.experiment import build, load_data
-from recbole_cdr_ext.splits.rating_split import Ratings
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import Ratings, TrainingData
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer, seed_everything
 
 NAMES = ["books", "films"]

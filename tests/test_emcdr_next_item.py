@@ -13,7 +13,7 @@ from support import random_domains
 
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.evaluation import ranking
-from recbole_cdr_ext.evaluation.ranking_metrics import RankingMetrics
+from recbole_cdr_ext.evaluation.metric_tables import RankingMetrics
 from recbole_cdr_ext.model.next_item.emcdr import EMCDR
 from recbole_cdr_ext.splits.loader import CrossDomainLoader
 

@@ -17,7 +17,7 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.next_item.emcdr import EMCDR
 from recbole_cdr_ext.registry.models import get_model
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import TrainingData
 
 ready = emcdr_model.ready
 

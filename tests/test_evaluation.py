@@ -16,9 +16,8 @@ from recbole.evaluator.register import metrics_dict
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation import instance_table, ranking
 from recbole_cdr_ext.evaluation import result_table as report
-from recbole_cdr_ext.evaluation.metric_table import mean_over_domains
+from recbole_cdr_ext.evaluation.metric_tables import RankingMetrics, mean_over_domains
 from recbole_cdr_ext.evaluation.ranking import Ranks
-from recbole_cdr_ext.evaluation.ranking_metrics import RankingMetrics
 from recbole_cdr_ext.evaluation.recbole_metrics import topk_struct
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.runs.experiment import load_data
@@ -336,7 +335,7 @@ def test_table_marks_the_fallback_and_simulated_data():
 def test_instance_table_is_written_whole(world, tmp_path, monkeypatch):
     metrics, instances = RankingMetrics(METRICS), world.split.test
     ranks = world.rank(by_hash)
-    from recbole_cdr_ext.splits.interaction_split import groups
+    from recbole_cdr_ext.splits.split import groups
 
     frame = instance_table.instance_frame(
         world.dataset, instances, ranks, metrics, groups(world.split, instances), "test"

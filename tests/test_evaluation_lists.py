@@ -16,8 +16,8 @@ from scipy.stats import rankdata
 
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation import ranking
+from recbole_cdr_ext.evaluation.metric_tables import RankingMetrics
 from recbole_cdr_ext.evaluation.ranking import Ranks
-from recbole_cdr_ext.evaluation.ranking_metrics import RankingMetrics
 from recbole_cdr_ext.registry import metrics as metric_registry
 from recbole_cdr_ext.runs.experiment import build
 from recbole_cdr_ext.settings.config import CDRConfig

@@ -19,7 +19,7 @@ from recbole_cdr_ext.model.parts.layers import Gaussian
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.loader import CrossDomainLoader
 from recbole_cdr_ext.splits.sampler import CrossDomainSampler
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import TrainingData
 
 ROOT = Path(__file__).resolve().parent.parent
 

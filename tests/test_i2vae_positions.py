@@ -17,10 +17,9 @@ from recbole_cdr_ext.model.next_item.i2vae import I2VAE
 from recbole_cdr_ext.model.parts.layers import ItemTable, SumDecoder
 from recbole_cdr_ext.model.parts.losses import sampled_softmax_loss
 from recbole_cdr_ext.model.phase import Phase
-from recbole_cdr_ext.splits.interaction_split import recalled_by_event
 from recbole_cdr_ext.splits.loader import CrossDomainLoader
 from recbole_cdr_ext.splits.sampler import CrossDomainSampler
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import TrainingData, recalled_by_event
 
 SMALL = {
     "embedding_size": 16,

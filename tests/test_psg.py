@@ -14,9 +14,8 @@ from recbole_cdr_ext.model.next_item.lightgcn_psg import LightGCNPSG, graph_edge
 from recbole_cdr_ext.model.parts.propagation import BipartiteGraph
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.audit import LeakError, audit_recalled
-from recbole_cdr_ext.splits.interaction_split import recall_rates
 from recbole_cdr_ext.splits.loader import CrossDomainLoader
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import TrainingData, recall_rates
 
 QUICK = {"embedding_size": 16, "train_batch_size": 512}
 

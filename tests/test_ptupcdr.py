@@ -15,8 +15,7 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.rating.ptupcdr import NO_ITEM, PTUPCDR, last_items, mean_vectors
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, Tables
 from recbole_cdr_ext.runs.experiment import build, load_data
-from recbole_cdr_ext.splits.rating_split import Ratings
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import Ratings, TrainingData
 from recbole_cdr_ext.trainer.sharpness import PGD
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 

@@ -18,10 +18,9 @@ from recbole_cdr_ext.splits.audit import (
     audit_split,
     held_out_pairs,
 )
-from recbole_cdr_ext.splits.drawing import long_tail_thresholds
-from recbole_cdr_ext.splits.interaction_split import groups, recall_rates
+from recbole_cdr_ext.splits.maker import long_tail_thresholds
 from recbole_cdr_ext.splits.sampler import CrossDomainSampler
-from recbole_cdr_ext.splits.user_items import UserItems
+from recbole_cdr_ext.splits.split import UserItems, groups, recall_rates
 
 
 def tokens(loaded, items) -> list[str]:

@@ -14,7 +14,7 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.rating.sscdr import SourcePairs, liked, neighbourhood
 from recbole_cdr_ext.model.rating_recommender import Tables
 from recbole_cdr_ext.runs.experiment import build
-from recbole_cdr_ext.splits.rating_split import Ratings
+from recbole_cdr_ext.splits.split import Ratings
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.rating.tmcdr import TMCDR, Episode
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, Tables
 from recbole_cdr_ext.runs.experiment import build, load_data
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import TrainingData
 from recbole_cdr_ext.trainer.sharpness import PGD
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 

@@ -18,7 +18,7 @@ from recbole_cdr_ext.model.parts.layers import Gaussian
 from recbole_cdr_ext.model.variational_graph import DomainGraph, GaussianLayers, GraphLayer, sampled
 from recbole_cdr_ext.splits.audit import LeakError
 from recbole_cdr_ext.splits.loader import CrossDomainLoader
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import TrainingData
 
 MODELS = {"DisenCDR": DisenCDR, "CDRIB": CDRIB}
 SMALL = {

@@ -18,7 +18,7 @@ from recbole_cdr_ext.registry import models as model_registry
 from recbole_cdr_ext.runs.folder import DEFAULT_CHECKPOINT_DIR, find_run, stored_settings
 from recbole_cdr_ext.serving.recommendation import load_model
 from recbole_cdr_ext.settings.config import RUNTIME_KEYS
-from recbole_cdr_ext.splits.keys import RATING_SPLIT_KEYS
+from recbole_cdr_ext.splits.maker import RATING_SPLIT_KEYS
 from recbole_cdr_ext.tasks.rating import RatingExperiment
 from recbole_cdr_ext.trainer import checkpoint
 

@@ -20,7 +20,7 @@ from recbole_cdr_ext.model.parts.layers import Gaussian, kl
 from recbole_cdr_ext.registry import models as model_registry
 from recbole_cdr_ext.runs.folder import finished_result, stored_settings
 from recbole_cdr_ext.serving.recommendation import load_model
-from recbole_cdr_ext.splits.interaction_split import PARTS, last_of_sequences
+from recbole_cdr_ext.splits.split import PARTS, last_of_sequences
 from recbole_cdr_ext.tasks.next_item import NextItemExperiment
 
 

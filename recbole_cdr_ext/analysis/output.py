@@ -17,7 +17,7 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.files import make_folder, replacing
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.reading import words_in
-from recbole_cdr_ext.tasks.by_name import get_task
+from recbole_cdr_ext.tasks import get_task
 
 Options = Mapping[str, Any]
 T = TypeVar("T")

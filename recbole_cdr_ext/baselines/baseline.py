@@ -19,9 +19,8 @@ from recbole_cdr_ext.model.parts.layers import Modules
 from recbole_cdr_ext.model.phase import Loss
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.splits.interaction_split import Split
 from recbole_cdr_ext.splits.sampler import CrossDomainSampler
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import Split, TrainingData
 
 
 class RecBoleBaseline(CrossDomainRecommender[Batch, Split]):

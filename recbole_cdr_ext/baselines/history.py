@@ -20,8 +20,7 @@ from recbole_cdr_ext.baselines.view import BaselineSettings, EventView
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.splits.interaction_split import Split
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import Split, TrainingData
 
 
 class AutoEncoderBaseline(UserBaseline):

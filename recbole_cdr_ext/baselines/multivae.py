@@ -29,9 +29,7 @@ from recbole_cdr_ext.model.parts.bags import BagLinear, Bags, multinomial_loss
 from recbole_cdr_ext.model.parts.layers import Gaussian, kl
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.splits.interaction_split import Split
-from recbole_cdr_ext.splits.training_data import TrainingData
-from recbole_cdr_ext.splits.user_items import users_as_instances
+from recbole_cdr_ext.splits.split import Split, TrainingData, users_as_instances
 
 
 class BagMultiVAE(MultiVAE):

@@ -22,8 +22,7 @@ from recbole_cdr_ext.model.parts.whole_sequences import WholeSequences, trains_w
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.splits.interaction_split import Split
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import Split, TrainingData
 
 # Sequential models whose scores do not depend on how far a sequence is padded: batches stay as short as they can.
 _ANY_WIDTH = frozenset({"GRU4Rec", "NARM", "SASRec", "STAMP"})

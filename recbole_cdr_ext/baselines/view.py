@@ -14,8 +14,7 @@ from recbole.utils import FeatureSource, FeatureType
 
 from recbole_cdr_ext.data.dataset import PAD, Events
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.splits.interaction_split import Split
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import Split, TrainingData
 
 SCOPES = ("target", "all")
 

@@ -57,7 +57,7 @@ def read_inter(
 
 
 def _header(path: Path, required: tuple[str, ...]) -> dict[str, str]:
-    """Column name to type, in the file's order."""
+    """Returns each column's type by its name, in the file's order."""
     types: dict[str, str] = {}
     for entry in first_line(path, "\t", quoted=False):
         name, colon, type_ = entry.strip().partition(":")
@@ -158,7 +158,7 @@ def statistics(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def format_statistics(table: pd.DataFrame) -> str:
-    """The table of :func:`statistics` as text with aligned columns, without a trailing line break."""
+    """Returns the table of :func:`statistics` as text with aligned columns, without a trailing line break."""
     head = ("domain", "users", "items", "overlap", "interactions", "length", "density")
     lines: list[tuple[str, ...]] = [head]
     for domain, row in table.iterrows():
@@ -175,7 +175,7 @@ def format_statistics(table: pd.DataFrame) -> str:
 
 
 def fingerprint(folder: str | Path) -> str:
-    """SHA-256 over the names and contents of a folder's ``.inter`` files (not those of its sub-folders).
+    """Returns the SHA-256 over the names and contents of a folder's ``.inter`` files (not those of its sub-folders).
 
     Raises:
         CDRError: the folder has no ``.inter`` file, or one cannot be read.

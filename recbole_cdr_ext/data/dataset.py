@@ -265,7 +265,7 @@ class CrossDomainDataset(Dataset):
         del self._flat
 
     def interactions(self) -> Interaction:
-        """The events as RecBole's ``Interaction``, on their memory where the types are the same."""
+        """Returns the events as RecBole's ``Interaction``, on their memory where the types are the same."""
         return Interaction(
             {
                 self.uid_field: torch.from_numpy(self.events.user),
@@ -287,15 +287,15 @@ class CrossDomainDataset(Dataset):
     # -- questions ----------------------------------------------------------------------------------------------
 
     def item_range(self, domain: int) -> slice:
-        """The global item ids of a domain."""
+        """Returns the global item ids of a domain."""
         return slice(int(self.item_offset[domain]), int(self.item_offset[domain + 1]))
 
     def n_domain_items(self, domain: int) -> int:
-        """How many items a domain has."""
+        """Returns how many items a domain has."""
         return int(self.item_offset[domain + 1] - self.item_offset[domain])
 
     def domain_index(self, name: str) -> int:
-        """The index of a domain.
+        """Returns the index of a domain.
 
         Raises:
             CDRError: there is no such domain.
@@ -307,12 +307,12 @@ class CrossDomainDataset(Dataset):
         return self.domains.index(name)
 
     def item_token(self, items: np.ndarray) -> np.ndarray:
-        """External tokens of global item ids."""
+        """Returns the external tokens of global item ids."""
         tokens: np.ndarray = self._tokens[np.asarray(items)]
         return tokens
 
     def item_ids(self, domain: int, tokens: list[str]) -> np.ndarray:
-        """Global ids of a domain's items by external token.
+        """Returns the global ids of a domain's items by external token.
 
         Raises:
             CDRError: the domain has no such item.
@@ -324,7 +324,7 @@ class CrossDomainDataset(Dataset):
             raise CDRError(f"Unknown item in domain '{name}': {str(error).split(':', 1)[1]}.") from None
 
     def summary(self) -> str:
-        """One line: users, and per domain items and interactions."""
+        """Returns one line: users, and per domain items and interactions."""
         counts = np.bincount(self.events.domain, minlength=self.n_domains)
         parts = [
             f"{name}: {self.n_domain_items(k):,} items, {counts[k]:,} interactions"
@@ -339,7 +339,7 @@ class CrossDomainDataset(Dataset):
 
 
 def hash_arrays(*arrays: np.ndarray) -> str:
-    """A short hash of what arrays hold."""
+    """Returns a short hash of what arrays hold."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -347,5 +347,5 @@ def hash_arrays(*arrays: np.ndarray) -> str:
 
 
 def data_key(*parts: object) -> str:
-    """A short hash of anything whose text says what it is; names cached results."""
+    """Returns a short hash of anything whose text says what it is, to name cached results by."""
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]

@@ -66,7 +66,7 @@ def open_text(path: Path) -> TextIO:
 
 
 def first_line(path: Path, separator: str, quoted: bool) -> list[str]:
-    """The fields of the first line.
+    """Returns the fields of the first line.
 
     Raises:
         CDRError: the file is missing, empty, or no text.
@@ -81,7 +81,7 @@ def first_line(path: Path, separator: str, quoted: bool) -> list[str]:
 def numbered_lines(
     path: Path, handle: TextIO, separator: str = ",", quoted: bool = True
 ) -> Iterator[tuple[int, list[str]]]:
-    """The lines of an open file, split into fields, each with the number (from 1) of the line it begins in.
+    """Yields the lines of an open file, split into fields, each with the number (from 1) of the line it begins in.
 
     Raises:
         CDRError: the file is damaged.
@@ -100,7 +100,7 @@ def numbered_lines(
 
 
 def unreadable(path: Path, line: int, error: BaseException) -> CDRError:
-    """The error for a file whose bytes are damaged from ``line`` (1-based) on."""
+    """Returns the error for a file whose bytes are damaged from ``line`` (1-based) on."""
     if isinstance(error, UnicodeDecodeError):
         line = _undecodable_line(path, default=line)
         return CDRError(f"{path}:{line}: the text is not UTF-8 ({error.reason}); convert the file to UTF-8.")
@@ -110,7 +110,7 @@ def unreadable(path: Path, line: int, error: BaseException) -> CDRError:
 
 
 def _undecodable_line(path: Path, default: int) -> int:
-    """The first line that is not UTF-8; text is decoded in blocks, so the reader cannot know."""
+    """Returns the first line that is not UTF-8; text is decoded in blocks, so the reader cannot know."""
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
         for line, content in enumerate(handle, start=1):
             try:
@@ -211,7 +211,7 @@ def _check_line(
 
 
 def wrong_width(where: str, n_fields: int, expected: int) -> CDRError:
-    """The error for a line with too few or too many fields."""
+    """Returns the error for a line with too few or too many fields."""
     fields = "1 field" if n_fields == 1 else f"{n_fields} fields"
     return CDRError(
         f"{where}: {fields} instead of {expected}; the line is truncated or malformed, mend or remove it."
@@ -219,7 +219,7 @@ def wrong_width(where: str, n_fields: int, expected: int) -> CDRError:
 
 
 def check_number(where: str, name: str, text: object) -> float:
-    """``text`` as a finite number.
+    """Returns ``text`` as a finite number.
 
     Raises:
         CDRError: it is none; the message begins with ``where`` (file and line) and names the column.

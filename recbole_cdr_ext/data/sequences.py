@@ -59,7 +59,7 @@ class TrainingSequences:
         events: the split's ``train_events``, ordered by (sequence, merged timeline).
         mask: (m,) the events that take part; None: all.
         max_length: positions read at most.
-        asked: (m,) the events that a model is asked for; windows without any as a target are left out. None: all.
+        target_mask: (m,) the events that a model is asked for; windows without any as a target are left out. None: all.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class TrainingSequences:
         events: Events,
         max_length: int,
         mask: np.ndarray | None = None,
-        asked: np.ndarray | None = None,
+        target_mask: np.ndarray | None = None,
     ):
         self._row = np.arange(len(events)) if mask is None else np.flatnonzero(mask)
         self._item = events.item[self._row].astype(np.int64)
@@ -81,13 +81,13 @@ class TrainingSequences:
         # A window reads [start, stop) and predicts [start + 1, stop + 1).
         self._stop = stop[owner] - 1 - back * max_length
         self._start = np.maximum(self._stop - max_length, first[owner])
-        if asked is not None:
-            before = np.append(0, np.cumsum(asked[self._row]))
+        if target_mask is not None:
+            before = np.append(0, np.cumsum(target_mask[self._row]))
             some = before[self._stop + 1] > before[self._start + 1]
             self._start, self._stop = self._start[some], self._stop[some]
 
     def __len__(self) -> int:
-        """The number of targets."""
+        """Returns the number of targets."""
         return int((self._stop - self._start).sum())
 
     def parts(self, size: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -229,7 +229,7 @@ def shuffled_windows(
     Args:
         make: turns a kind and some of its windows into a batch; None: :meth:`TrainingSequences.batch`.
     """
-    parts = [(tag, windows) for tag, held in enumerate(sequences) for windows in held.parts(size, rng)]
+    parts = [(tag, windows) for tag, of_kind in enumerate(sequences) for windows in of_kind.parts(size, rng)]
     return EpochBatches(
         [parts[place] for place in rng.permutation(len(parts))],
         make or (lambda tag, windows: sequences[tag].batch(windows, tag)),

@@ -13,8 +13,8 @@ import pandas as pd
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.data.instances import Instances
 from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.evaluation.metric_tables import RankingMetrics
 from recbole_cdr_ext.evaluation.ranking import Ranks
-from recbole_cdr_ext.evaluation.ranking_metrics import RankingMetrics
 from recbole_cdr_ext.files import replacing
 
 

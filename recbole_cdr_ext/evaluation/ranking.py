@@ -16,9 +16,9 @@ from recbole_cdr_ext import compat
 from recbole_cdr_ext.data.instances import Batch, Instances
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.splits.interaction_split import Split
 from recbole_cdr_ext.splits.loader import CrossDomainLoader
 from recbole_cdr_ext.splits.sampler import Candidates
+from recbole_cdr_ext.splits.split import Split
 
 compat.apply()
 
@@ -266,7 +266,7 @@ class _Scores:
 
     @classmethod
     def of_sample(cls, scores: torch.Tensor, items: torch.Tensor, first: int) -> _Scores:
-        """Of (B, C) candidates, the target in column 0 and 0 behind the last; ``first`` is the domain's first item."""
+        """Takes those of (B, C) candidates: the target in column 0, 0 behind the last; ``first`` is the first item."""
         values = scores if scores.is_floating_point() else scores.double()
         target = torch.zeros_like(items[:, :1])
         return cls(values.masked_fill(items == 0, torch.nan), target, items - first + 1)
@@ -275,7 +275,7 @@ class _Scores:
     def of_all(
         cls, scores: torch.Tensor, target: torch.Tensor, touched: tuple[np.ndarray, np.ndarray]
     ) -> _Scores:
-        """Of (B, n_k) items of a domain, (B,) targets' places among them; ``touched`` ones leave the ranking."""
+        """Takes those of all (B, n_k) items of a domain but ``touched`` ones; (B,) ``target`` places among them."""
         row, column = (torch.from_numpy(index).to(scores.device) for index in touched)
         # A copy, for the scores may be a view of what the model keeps.
         values = scores.clone() if scores.is_floating_point() else scores.double()

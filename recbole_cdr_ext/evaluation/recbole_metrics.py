@@ -1,4 +1,7 @@
-"""RecBole's metrics as metrics of this library: RecBole's classes compute, and are handed what they read."""
+"""RecBole's metrics as metrics of this library: RecBole's classes compute, and are handed what they read.
+
+The order of the classes is that in which ``recbole-cdr metrics`` lists them.
+"""
 
 from __future__ import annotations
 
@@ -68,28 +71,28 @@ class _OfRanks(RankMetric):
         return np.asarray(figures[np.minimum(rank, len(figures)) - 1])
 
 
+class NDCG(_OfRanks):
+    """Gain of the target among the best k, discounted by the logarithm of its rank."""
+
+
 class Hit(_OfRanks):
     """Whether the target is among the best k."""
-
-
-class MAP(_OfRanks):
-    """Average precision of the best k; with one target, the reciprocal of its rank."""
 
 
 class MRR(_OfRanks):
     """Reciprocal of the target's rank, 0 behind the best k."""
 
 
-class NDCG(_OfRanks):
-    """Gain of the target among the best k, discounted by the logarithm of its rank."""
-
-
-class Precision(_OfRanks):
-    """Share of the best k that is the target."""
+class MAP(_OfRanks):
+    """Average precision of the best k; with one target, the reciprocal of its rank."""
 
 
 class Recall(_OfRanks):
     """Share of the targets that is among the best k; with one target, whether it is."""
+
+
+class Precision(_OfRanks):
+    """Share of the best k that is the target."""
 
 
 class GAUC(SetMetric):
@@ -133,35 +136,6 @@ class _OfShown(SetMetric):
         """Returns the figure of (1, m) items on lists in a domain of ``n_items``."""
 
 
-class ItemCoverage(_OfShown):
-    """Share of the domain's items that stand on a list."""
-
-    percent: ClassVar[bool] = True
-
-    def _figure(self, shown: np.ndarray, n_items: int) -> float:
-        return float(self._metric.get_coverage(shown, n_items))
-
-
-class ShannonEntropy(_OfShown):
-    """Entropy of the items on the lists, in nats, over the number of different items, as RecBole divides it.
-
-    So it falls as more items are recommended (of m items that stand there equally often it is ln m / m), and its
-    direction, which is RecBole's, is none of better lists: nothing to choose a model by.
-    """
-
-    def _figure(self, shown: np.ndarray, n_items: int) -> float:
-        return float(self._metric.get_entropy(shown))
-
-
-class GiniIndex(_OfShown):
-    """How unequally often the domain's items stand on lists, from 0 to 1."""
-
-    larger_is_better: ClassVar[bool] = False
-
-    def _figure(self, shown: np.ndarray, n_items: int) -> float:
-        return float(self._metric.get_gini(shown, n_items))
-
-
 class _OfItems(SetMetric):
     """A mean over lists of the mean of what their items are."""
 
@@ -182,6 +156,15 @@ class _OfItems(SetMetric):
         """Returns (n_items + 1,) figures of items, 0 of the padding, from their training interactions."""
 
 
+class ItemCoverage(_OfShown):
+    """Share of the domain's items that stand on a list."""
+
+    percent: ClassVar[bool] = True
+
+    def _figure(self, shown: np.ndarray, n_items: int) -> float:
+        return float(self._metric.get_coverage(shown, n_items))
+
+
 class AveragePopularity(_OfItems):
     """Training interactions of the items on the lists."""
 
@@ -189,6 +172,26 @@ class AveragePopularity(_OfItems):
 
     def _of_item(self, popularity: np.ndarray) -> np.ndarray:
         return popularity
+
+
+class ShannonEntropy(_OfShown):
+    """Entropy of the items on the lists, in nats, over the number of different items, as RecBole divides it.
+
+    So it falls as more items are recommended (of m items that stand there equally often it is ln m / m), and its
+    direction, which is RecBole's, is none of better lists: nothing to choose a model by.
+    """
+
+    def _figure(self, shown: np.ndarray, n_items: int) -> float:
+        return float(self._metric.get_entropy(shown))
+
+
+class GiniIndex(_OfShown):
+    """How unequally often the domain's items stand on lists, from 0 to 1."""
+
+    larger_is_better: ClassVar[bool] = False
+
+    def _figure(self, shown: np.ndarray, n_items: int) -> float:
+        return float(self._metric.get_gini(shown, n_items))
 
 
 class TailPercentage(_OfItems):

@@ -52,7 +52,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Of the values of at least one run."""
+        """Takes the values of at least one run."""
         of_runs = np.asarray(list(values), float)
         std = float(of_runs.std(ddof=1)) if len(of_runs) > 1 else None
         return cls(float(of_runs.mean()), std, len(of_runs))
@@ -269,7 +269,7 @@ def compare(aligned: Aligned, baseline: str | None = None) -> pd.DataFrame:
 
 
 def _by_user(values: np.ndarray, user: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The (n,) users' sums of (m,) weighted values, scaled so that their mean is that of the values."""
+    """Returns the (n,) users' sums of (m,) weighted values, scaled so that their mean is that of the values."""
     sums: np.ndarray = np.bincount(user, values * weights)
     return sums * (len(sums) / float(weights.sum()))
 
@@ -293,7 +293,7 @@ def per_user(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _checksum(texts: pd.Series) -> str:
-    """Eight hexadecimal digits of texts, whatever their order."""
+    """Returns eight hexadecimal digits of texts, whatever their order."""
     return f"{zlib.crc32(''.join(sorted(texts)).encode()):08x}"
 
 
@@ -395,7 +395,7 @@ class _Table:
         return order
 
     def instances(self) -> pd.DataFrame:
-        """The instances, with the groups that they are in; ratings are in one."""
+        """Returns the instances, with the groups that they are in; ratings are in one."""
         frame = self.keys.to_frame(index=False)[["domain", "user", "item"]]
         if not self.groups:
             return frame.assign(**{"cold" if self.rated else "all": True})

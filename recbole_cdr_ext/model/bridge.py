@@ -22,8 +22,7 @@ from recbole_cdr_ext.model.rating_recommender import (
     whole_batch,
 )
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.splits.rating_split import RatingSplit
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import RatingSplit, TrainingData
 
 MappedBatch = TypeVar("MappedBatch", bound=RatingBatch)
 

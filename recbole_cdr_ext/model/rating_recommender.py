@@ -13,8 +13,7 @@ import torch
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.splits.rating_split import Ratings, RatingSplit
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import Ratings, RatingSplit, TrainingData
 
 if TYPE_CHECKING:
     pass

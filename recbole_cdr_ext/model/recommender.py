@@ -15,7 +15,7 @@ from recbole_cdr_ext.model.parts.losses import sampled_softmax_loss_of_several, 
 from recbole_cdr_ext.model.phase import Loss, Phase, Stage
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.declaration import SettingsClass
-from recbole_cdr_ext.splits.training_data import AnySplit, TrainingData
+from recbole_cdr_ext.splits.split import AnySplit, TrainingData
 
 # What a model is trained and asked with: a Batch of instances, or a RatingBatch.
 AnyBatch = TypeVar("AnyBatch")

@@ -35,10 +35,8 @@ from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.audit import audit_edges
-from recbole_cdr_ext.splits.interaction_split import Split
 from recbole_cdr_ext.splits.sampler import CrossDomainSampler
-from recbole_cdr_ext.splits.training_data import TrainingData
-from recbole_cdr_ext.splits.user_items import UserItems
+from recbole_cdr_ext.splits.split import Split, TrainingData, UserItems
 
 Tables = tuple[list[torch.Tensor], list[torch.Tensor]]
 

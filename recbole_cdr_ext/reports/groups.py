@@ -16,7 +16,7 @@ from recbole_cdr_ext.runs.finished import FinishedRun, Unusable, find_folders, r
 from recbole_cdr_ext.runs.folder import RESULT
 from recbole_cdr_ext.settings.config import RUNTIME_KEYS
 from recbole_cdr_ext.settings.reading import short, text_of
-from recbole_cdr_ext.tasks.by_name import get_task
+from recbole_cdr_ext.tasks import get_task
 
 OLDER = "older version"
 IN_A_LABEL = 3  # settings; more than that say less than a number does

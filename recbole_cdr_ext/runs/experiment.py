@@ -11,10 +11,8 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.registry.splits import get_split
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.splits.interaction_split import Split
-from recbole_cdr_ext.splits.rating_split import RatingSplit
-from recbole_cdr_ext.splits.training_data import TrainingData
-from recbole_cdr_ext.tasks.by_name import get_task
+from recbole_cdr_ext.splits.split import RatingSplit, Split, TrainingData
+from recbole_cdr_ext.tasks import get_task
 from recbole_cdr_ext.tasks.task import Experiment
 from recbole_cdr_ext.trainer.trainer import seed_everything
 

@@ -17,8 +17,7 @@ from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.runs.experiment import log_parts
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.splits.interaction_split import Split
-from recbole_cdr_ext.splits.rating_split import RatingSplit
+from recbole_cdr_ext.splits.split import RatingSplit, Split
 from recbole_cdr_ext.tasks.task import Experiment
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 

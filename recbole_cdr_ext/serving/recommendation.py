@@ -17,8 +17,8 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.runs.experiment import build, set_threads
 from recbole_cdr_ext.runs.folder import stored_settings
 from recbole_cdr_ext.settings.config import RUNTIME_KEYS, CDRConfig
-from recbole_cdr_ext.splits.interaction_split import Split
 from recbole_cdr_ext.splits.loader import CrossDomainLoader
+from recbole_cdr_ext.splits.split import Split
 from recbole_cdr_ext.tasks.next_item import NextItemExperiment
 from recbole_cdr_ext.trainer import checkpoint
 from recbole_cdr_ext.trainer.stages import augment

@@ -12,8 +12,7 @@ import numpy as np
 
 from recbole_cdr_ext.data.instances import Instances
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.splits.interaction_split import Split, recall_rates
-from recbole_cdr_ext.splits.rating_split import RatingSplit
+from recbole_cdr_ext.splits.split import RatingSplit, Split, recall_rates
 
 
 class LeakError(CDRError):

@@ -8,7 +8,7 @@ from recbole_cdr_ext.data.dataset import CrossDomainDataset, Events
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.maker import RatingParts, RatingSplitMaker
-from recbole_cdr_ext.splits.rating_split import Ratings
+from recbole_cdr_ext.splits.split import Ratings
 
 
 class ColdStartSplit(RatingSplitMaker):

@@ -118,6 +118,6 @@ class CrossDomainLoader:
         return blocks
 
     def _by_length(self, rows: np.ndarray, domain: int) -> np.ndarray:
-        """An order of ``rows`` by the length of their own, then of their other histories."""
+        """Returns an order of ``rows`` by the length of their own, then of their other histories."""
         lengths = self._length[rows]
         return np.lexsort((lengths.sum(1), lengths[:, domain]))

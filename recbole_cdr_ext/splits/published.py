@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from recbole_cdr_ext.data.dataset import CrossDomainDataset, Rows
-from recbole_cdr_ext.data.timeline import Timeline
+from recbole_cdr_ext.data.instances import Timeline
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.splits.drawing import long_tail_thresholds
-from recbole_cdr_ext.splits.maker import InteractionParts, InteractionSplitMaker
+from recbole_cdr_ext.splits.maker import InteractionParts, InteractionSplitMaker, long_tail_thresholds
 
 
 class PublishedSplit(InteractionSplitMaker):

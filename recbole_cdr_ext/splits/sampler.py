@@ -14,8 +14,7 @@ from recbole.sampler.sampler import AbstractSampler
 
 from recbole_cdr_ext.data.instances import Instances
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.splits.interaction_split import Split
-from recbole_cdr_ext.splits.user_items import UserItems
+from recbole_cdr_ext.splits.split import Split, UserItems
 
 # Rows whose candidates are drawn together: their scratch table (rows × items) then stays within tens of megabytes.
 _BLOCK = 256
@@ -215,7 +214,7 @@ class Candidates:
         return table
 
     def _draw_uniform(self, rows: np.ndarray, allowed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Sequential rejection: the first N valid, distinct draws of each row, exactly uniform, without sorting."""
+        """Draws by sequential rejection: each row's first N valid, distinct draws, exactly uniform, without sorting."""
         n, b, size = self.n_negatives, len(rows), len(allowed)
         touched = self.touched_or_target(rows)
         blocked = np.repeat(~allowed[None], b, 0)
@@ -260,7 +259,7 @@ class Candidates:
         return np.pad(best, ((0, 0), (0, self.n_negatives - n)), constant_values=-1)
 
     def touched_or_target(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Like :meth:`touched`, with the targets."""
+        """Returns what :meth:`touched` does, and the targets."""
         row, local = self.touched(rows)
         target = self._instances.target[rows] - self._split.item_offset[self._instances.domain[rows]]
         return np.append(row, np.arange(len(rows))), np.append(local, target)

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
-from recbole_cdr_ext.data.instances import Instances
-from recbole_cdr_ext.data.timeline import Timeline
+from recbole_cdr_ext.data.instances import Instances, Timeline
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.splits.drawing import long_tail_thresholds, without_held_out_tokens
-from recbole_cdr_ext.splits.maker import InteractionParts, InteractionSplitMaker
+from recbole_cdr_ext.splits.maker import (
+    InteractionParts,
+    InteractionSplitMaker,
+    long_tail_thresholds,
+    without_held_out_tokens,
+)
 
 
 class UserSplit(InteractionSplitMaker):

@@ -13,15 +13,14 @@ from typing import Any
 
 from recbole_cdr_ext.analysis.bridges import check_bridge
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.evaluation.ranking_metrics import RankingMetrics
-from recbole_cdr_ext.evaluation.rating_metrics import ValueMetrics
+from recbole_cdr_ext.evaluation.metric_tables import RankingMetrics, ValueMetrics
 from recbole_cdr_ext.registry.splits import get_split
 from recbole_cdr_ext.runs.finished import CAPS
 from recbole_cdr_ext.settings.config import RUNTIME_KEYS, CDRConfig
 from recbole_cdr_ext.settings.reading import as_argument, file_names, text_of
 from recbole_cdr_ext.studies.definition import SEED, Settings, Study, needs_bridges
 from recbole_cdr_ext.studies.sources import Source
-from recbole_cdr_ext.tasks.by_name import get_task
+from recbole_cdr_ext.tasks import get_task
 
 # Of the settings that reports leave aside, those that change a result: sums depend on the number of threads.
 DECIDING = CAPS | {"metric_decimal_place", "torch_threads"}

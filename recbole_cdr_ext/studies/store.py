@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation.ranking_metrics import RankingMetrics
+from recbole_cdr_ext.evaluation.metric_tables import RankingMetrics
 from recbole_cdr_ext.evaluation.significance import per_user
 from recbole_cdr_ext.files import make_folder
 from recbole_cdr_ext.runs.finished import FinishedRun, Unusable, check_result, default_settings

@@ -14,17 +14,15 @@ from recbole.utils import set_color
 from recbole_cdr_ext import compat
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.evaluation import instance_table, ranking
-from recbole_cdr_ext.evaluation.metric_table import mean_over_domains
+from recbole_cdr_ext.evaluation.metric_tables import RankingMetrics, mean_over_domains
 from recbole_cdr_ext.evaluation.ranking import Ranks
-from recbole_cdr_ext.evaluation.ranking_metrics import RankingMetrics
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.audit import audit_candidates
-from recbole_cdr_ext.splits.interaction_split import GROUPS, PARTS, Split, groups
-from recbole_cdr_ext.splits.keys import SPLIT_KEYS
 from recbole_cdr_ext.splits.loader import CrossDomainLoader
-from recbole_cdr_ext.splits.making import make_split
+from recbole_cdr_ext.splits.maker import SPLIT_KEYS, make_split
 from recbole_cdr_ext.splits.sampler import Candidates, CrossDomainSampler
+from recbole_cdr_ext.splits.split import GROUPS, PARTS, Split, groups
 from recbole_cdr_ext.tasks.task import Experiment, Task
 from recbole_cdr_ext.trainer.stages import run_recall_stages
 
@@ -76,11 +74,11 @@ class NextItemExperiment(Experiment):
         self.candidates("valid")
 
     def training_batches(self) -> CrossDomainLoader:
-        """What phases without batches of their own train on."""
+        """Returns what phases without batches of their own train on."""
         return self.loader("train", training=True)
 
     def validate(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """The validation table of the model as it is now."""
+        """Returns the validation table of the model as it is now."""
         return self.table("valid")
 
     def outcome(self) -> tuple[dict[str, Any], pd.DataFrame]:
@@ -103,7 +101,7 @@ class NextItemExperiment(Experiment):
         return HELD_OUT if self.config["evaluate_test"] else HELD_OUT[:1]
 
     def _beside_the_test(self) -> dict[str, Any]:
-        """What stands in the result beside the test table: popularity, and both among the items of the test file."""
+        """Returns what stands beside the test table: popularity, and both among the items of the test file."""
         second_pool = self.among_test_items()
         return {
             "popularity": self.table("test", self.rank_by_popularity("test")),
@@ -143,7 +141,7 @@ class NextItemExperiment(Experiment):
     # -- its parts -----------------------------------------------------------------------------------------------
 
     def candidates(self, part: str) -> Candidates:
-        """What the targets of "valid" or "test" are ranked against: drawn, and audited for leaks, once."""
+        """Returns what the targets of "valid" or "test" are ranked against: drawn, and audited for leaks, once."""
         if part not in self._candidates:
             mode = self.config["eval_args"]["mode"]
             mode = mode[part] if isinstance(mode, Mapping) else mode

@@ -15,17 +15,14 @@ from recbole.utils import set_color
 from recbole_cdr_ext import compat
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation.metric_table import mean_over_domains
-from recbole_cdr_ext.evaluation.rating_metrics import ValueMetrics
+from recbole_cdr_ext.evaluation.metric_tables import ValueMetrics, mean_over_domains
 from recbole_cdr_ext.model.phase import Stage
 from recbole_cdr_ext.model.rating.floors import BiasOnly, GlobalMean, ItemMean, ItemMeanUserBias
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, RatingRecommender, whole_batch
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.splits.keys import RATING_SPLIT_KEYS
-from recbole_cdr_ext.splits.making import make_rating_split
-from recbole_cdr_ext.splits.rating_split import Ratings, RatingSplit
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.maker import RATING_SPLIT_KEYS, make_rating_split
+from recbole_cdr_ext.splits.split import Ratings, RatingSplit, TrainingData
 from recbole_cdr_ext.tasks.task import Experiment, Task
 from recbole_cdr_ext.trainer.stages import run_table_stages, stage_settings
 
@@ -65,10 +62,10 @@ class RatingExperiment(Experiment):
             )
 
     def training_batches(self) -> None:
-        """Nothing: rating models bring the batches of their phases."""
+        """Returns nothing: rating models bring the batches of their phases."""
 
     def validate(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """The validation table of the model as it is now."""
+        """Returns the validation table of the model as it is now."""
         return self.table("valid")
 
     def outcome(self) -> tuple[dict[str, Any], pd.DataFrame]:
@@ -134,7 +131,7 @@ class RatingExperiment(Experiment):
         return {self.dataset.domains[self.split.target]: {GROUP: cell}}
 
     def floor_names(self) -> list[str]:
-        """The floors that stand beside the model: all but itself."""
+        """Returns the floors that stand beside the model: all but itself."""
         return [floor.__name__ for floor in FLOORS if floor is not type(self.model)]
 
     def floor(self, name: str) -> np.ndarray:

@@ -9,15 +9,12 @@ from typing import Any, ClassVar, Generic
 import pandas as pd
 
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
-from recbole_cdr_ext.evaluation.ranking_metrics import RankingMetrics
-from recbole_cdr_ext.evaluation.rating_metrics import ValueMetrics
+from recbole_cdr_ext.evaluation.metric_tables import RankingMetrics, ValueMetrics
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.registry.splits import list_splits
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.splits.interaction_split import Split
 from recbole_cdr_ext.splits.loader import CrossDomainLoader
-from recbole_cdr_ext.splits.rating_split import RatingSplit
-from recbole_cdr_ext.splits.training_data import AnySplit
+from recbole_cdr_ext.splits.split import AnySplit, RatingSplit, Split
 
 
 class Experiment(ABC):
@@ -54,7 +51,7 @@ class Experiment(ABC):
 
 
 class Task(ABC, Generic[AnySplit]):
-    """What a run's task decides. ``tasks.by_name.get_task`` gives the task of a name.
+    """What a run's task decides. ``tasks.get_task`` gives the task of a name.
 
     Class attributes:
         name: as ``task=`` says it.

@@ -188,7 +188,7 @@ def _same_histories(one: Instances, other: Instances) -> np.ndarray:
 
 
 def _write_altered(subject: Subject) -> None:
-    """The topics with each test instance's target exchanged for another item that the user does not have."""
+    """Writes the topics with each test instance's target exchanged for another item that the user does not have."""
     dataset, split = subject.instances("topics")
     test, rows = split.test, planted.topics(2)
     rng = np.random.default_rng(1)
@@ -342,7 +342,7 @@ def cold_start_is_true(subject: Subject) -> None:
 
 
 def _alike_for_all(subject: Subject) -> bool:
-    """Whether a model scores everybody alike, as popularity does: it serves cold-start users as well as any."""
+    """Returns whether a model scores everybody alike, as popularity does: it serves cold-start users as well as any."""
     return all(bool((scored == scored[:1]).all()) for scored in all_scores(subject.trained))
 
 
@@ -375,7 +375,7 @@ def needs_overlap_is_true(subject: Subject) -> None:
 
 @contextlib.contextmanager
 def _saying(model_class: type, **attributes: Any) -> Iterator[None]:
-    """The class with other attributes for a while."""
+    """Gives the class other attributes for a while."""
     before = {name: model_class.__dict__.get(name) for name in attributes}
     for name, value in attributes.items():
         setattr(model_class, name, value)
@@ -436,11 +436,11 @@ def source_ratings_matter(subject: Subject) -> None:
     split, predicted = experiment.split, _predictions(experiment)[0].numpy()
     by_user = [predicted[split.test.user == user] for user in np.unique(split.test.user)]
     items = [split.test.item[split.test.user == user] for user in np.unique(split.test.user)]
-    told: dict[int, set[float]] = {}
+    ratings_of_item: dict[int, set[float]] = {}
     for row, values in zip(items, by_user, strict=True):
         for item, value in zip(row, values, strict=True):
-            told.setdefault(int(item), set()).add(round(float(value), 5))
-    personal = any(len(values) > 1 for values in told.values())
+            ratings_of_item.setdefault(int(item), set()).add(round(float(value), 5))
+    personal = any(len(values) > 1 for values in ratings_of_item.values())
     if says and not personal:
         raise NotConformant("cold_start is True, but all cold-start users are told the same of an item")
     if not says and personal:

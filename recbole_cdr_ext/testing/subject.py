@@ -17,9 +17,9 @@ from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.registry.models import get_model
 from recbole_cdr_ext.runs.experiment import build
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.splits.interaction_split import Split, groups
-from recbole_cdr_ext.splits.making import make_split
-from recbole_cdr_ext.tasks.by_name import get_task
+from recbole_cdr_ext.splits.maker import make_split
+from recbole_cdr_ext.splits.split import Split, groups
+from recbole_cdr_ext.tasks import get_task
 from recbole_cdr_ext.tasks.next_item import NextItemExperiment
 from recbole_cdr_ext.tasks.rating import RatingExperiment
 from recbole_cdr_ext.tasks.task import Experiment
@@ -48,7 +48,7 @@ class Subject:
     # -- pieces of a run ---------------------------------------------------------------------------------------------
 
     def config(self, data: str = "topics", **settings: Any) -> CDRConfig:
-        """The settings of a quick, quiet run on a planted data set, which is written if it is not there."""
+        """Returns the settings of a quick, quiet run on a planted data set, which is written if it is not there."""
         domains = self._written(data)
         common = {
             "data_path": str(self.folder), "checkpoint_dir": str(self.folder / "saved"),

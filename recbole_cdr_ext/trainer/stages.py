@@ -22,12 +22,10 @@ from recbole_cdr_ext.model.phase import Stage
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import RUNTIME_KEYS, CDRConfig
 from recbole_cdr_ext.splits.audit import audit_recalled
-from recbole_cdr_ext.splits.interaction_split import PARTS, Split
-from recbole_cdr_ext.splits.keys import RATING_SPLIT_KEYS, SPLIT_KEYS
 from recbole_cdr_ext.splits.loader import CrossDomainLoader
-from recbole_cdr_ext.splits.rating_split import RatingSplit
+from recbole_cdr_ext.splits.maker import RATING_SPLIT_KEYS, SPLIT_KEYS
 from recbole_cdr_ext.splits.sampler import CrossDomainSampler
-from recbole_cdr_ext.splits.training_data import AnySplit, TrainingData
+from recbole_cdr_ext.splits.split import PARTS, AnySplit, RatingSplit, Split, TrainingData
 from recbole_cdr_ext.trainer import checkpoint
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer, seed_everything
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from recbole_cdr_ext import compat
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation.metric_table import mean_over_domains
+from recbole_cdr_ext.evaluation.metric_tables import mean_over_domains
 from recbole_cdr_ext.model.phase import Loss, Phase
 from recbole_cdr_ext.trainer import checkpoint, finite, sharpness, wording
 from recbole_cdr_ext.trainer.averaging import WeightAverage

@@ -26,7 +26,7 @@ from recbole_cdr_ext.settings.reading import (
     parse_value,
     read_mapping,
 )
-from recbole_cdr_ext.splits.keys import RATING_SPLIT_KEYS, SPLIT_KEYS
+from recbole_cdr_ext.splits.maker import RATING_SPLIT_KEYS, SPLIT_KEYS
 from recbole_cdr_ext.tuning.records import TRIALS
 from recbole_cdr_ext.tuning.space import Settings, Space, check_space, find_space, read_space
 

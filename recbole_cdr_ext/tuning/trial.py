@@ -22,7 +22,7 @@ import yaml
 from recbole_cdr_ext import compat
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation.metric_table import mean_over_domains
+from recbole_cdr_ext.evaluation.metric_tables import mean_over_domains
 from recbole_cdr_ext.files import make_folder, replacing
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.runs.experiment import build, set_threads

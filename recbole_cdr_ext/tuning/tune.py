@@ -24,7 +24,7 @@ from recbole_cdr_ext.settings.reading import (
     parse_arguments,
     read_mapping,
 )
-from recbole_cdr_ext.tasks.by_name import get_task
+from recbole_cdr_ext.tasks import get_task
 from recbole_cdr_ext.tuning import sweep_page
 from recbole_cdr_ext.tuning.records import CUT, ENDED, FAILED, TRIALS, Record, best_first, ended
 from recbole_cdr_ext.tuning.trial import Shared, portable, write_yaml

@@ -1,8 +1,13 @@
 """From what people have (Amazon dumps, CSV files, published rows, a seed) to RecBole's atomic files."""
 
 from recbole_cdr_ext.data.prepare.description import Description, list_datasets, load_description
-from recbole_cdr_ext.data.prepare.ensure import Ensured, ensure_dataset
-from recbole_cdr_ext.data.prepare.preparation import is_prepared, layout_folder, prepare
+from recbole_cdr_ext.data.prepare.preparation import (
+    Ensured,
+    ensure_dataset,
+    is_prepared,
+    layout_folder,
+    prepare,
+)
 
 __all__ = [
     "Description",

@@ -25,7 +25,7 @@ USER, ITEM, RATING, TIME = "reviewerID", "asin", "overall", "unixReviewTime"
 def read_amazon_5core(
     description: Description, files: dict[str, Path], layout: str, progress: bool
 ) -> Content:
-    """Kind ``amazon_5core``: user, item, rating and time of each review; the texts are streamed past.
+    """Reads the kind ``amazon_5core``: user, item, rating and time of each review; the texts are streamed past.
 
     Reviews without user or item are left out and counted; any other fault is an error.
 

@@ -83,7 +83,7 @@ class Description:
 
 
 def load_description(name: str, description: Mapping[str, Any] | None = None) -> Description:
-    """The description of a dataset.
+    """Returns the description of a dataset.
 
     Args:
         name: the dataset.
@@ -108,7 +108,7 @@ def load_description(name: str, description: Mapping[str, Any] | None = None) ->
 
 
 def read_property_file(path: Path) -> dict[str, Any]:
-    """The mapping in a property file.
+    """Returns the mapping in a property file.
 
     Raises:
         CDRError: the file cannot be read, is no YAML, or holds no mapping.
@@ -187,17 +187,19 @@ def _check_source(described: Description) -> None:
 
 
 def _check_files(described: Description, where: str) -> None:
-    wanted = ("train", "test") if described.kind == "rows" else described.domains
+    entry_names = ("train", "test") if described.kind == "rows" else described.domains
     for block in ("files", "urls"):
         entries = described.source.get(block)
         if entries is None:
             continue
         if (
             not isinstance(entries, Mapping)
-            or sorted(map(str, entries)) != sorted(wanted)
+            or sorted(map(str, entries)) != sorted(entry_names)
             or not all(entries.values())
         ):
-            raise CDRError(f"{where}: '{block}' must have exactly one entry for each of {', '.join(wanted)}.")
+            raise CDRError(
+                f"{where}: '{block}' must have exactly one entry for each of {', '.join(entry_names)}."
+            )
     for file in described.files.values():
         if Path(str(file)).name != str(file):
             raise CDRError(f"{where}: '{file}' must be a bare file name; --raw says where the files lie.")
@@ -217,7 +219,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def list_datasets(data_path: str | Path = "dataset_atomic") -> list[dict[str, Any]]:
-    """All datasets there are: described in property files, or lying as atomic files under ``data_path``.
+    """Lists all datasets that there are: described in property files, or lying as atomic files under ``data_path``.
 
     Returns:
         By name: ``name``, ``domains``, ``tasks``, ``order``, ``prepared`` (in any layout), ``layouts`` (those
@@ -265,7 +267,7 @@ def _prepared(folder: Path, domains: Any) -> dict[str, Any]:
 
 
 def has_layout(folder: Path, domains: Any, layout: str) -> bool:
-    """Whether a dataset's folder holds all files of a layout."""
+    """Returns whether a dataset's folder holds all files of a layout."""
     inside = folder / "rows" if layout == "rows" else folder
     stems = [*domains, "rows"] if layout == "rows" else list(domains)
     return all((inside / f"{stem}.inter").is_file() for stem in stems)

@@ -55,14 +55,14 @@ def _either(path: Path) -> Path | None:
 
 
 def how_to_get(description: Description) -> str:
-    """One sentence on how a person gets the raw files."""
+    """Returns one sentence on how a person gets the raw files."""
     place = f"get them from {description.homepage}" if description.homepage else "get them"
     sentence = f"To use it, {place} and pass --raw=FOLDER (or set {RAW_VARIABLE})"
     return sentence + (", or pass --download=True." if description.urls else ".")
 
 
 def download_folder(description: Description, data_path: Path) -> Path:
-    """Where a dataset's downloaded raw files lie."""
+    """Returns where a dataset's downloaded raw files lie."""
     return data_path / ".raw" / description.name
 
 

@@ -18,7 +18,7 @@ REST = "rest"
 
 
 def read_movielens(description: Description, files: dict[str, Path], layout: str, progress: bool) -> Content:
-    """Kind ``movielens``: every title falls into the first domain of ``genres`` that lists one of its genres.
+    """Reads the kind ``movielens``: every title falls into the first domain of ``genres`` that lists one of its genres.
 
     Exactly one domain is ``rest`` and takes the titles that no other takes, so none is dropped. Of the users
     with ratings in more than one domain, a seeded part (``single_domain_users``) keeps a single domain's, the
@@ -47,7 +47,7 @@ def read_movielens(description: Description, files: dict[str, Path], layout: str
 
 
 def _read_titles(path: Path) -> pd.Series:
-    """Set of genres of each title, by item token."""
+    """Returns the set of genres of each title, by item token."""
     # RecBole's item file is atomic like an .inter file; some titles have an empty year, so it is read
     # leniently.
     table = pd.read_csv(path, sep="\t", dtype="str", keep_default_na=False, quoting=3, encoding="utf-8")
@@ -74,7 +74,7 @@ def _genres(description: Description) -> dict[str, frozenset[str] | None]:
 
 
 def _cut(titles: pd.Series, genres: dict[str, frozenset[str] | None]) -> pd.Series:
-    """Domain of each title."""
+    """Returns the domain of each title."""
 
     def domain_of(title: frozenset[str]) -> str:
         return next(domain for domain, listed in genres.items() if listed is None or title & listed)
@@ -83,7 +83,7 @@ def _cut(titles: pd.Series, genres: dict[str, frozenset[str] | None]) -> pd.Seri
 
 
 def _single_domain_users(ratings: pd.DataFrame, domains: pd.Series, description: Description) -> pd.Series:
-    """The only domain that is kept, by user, for the seeded part of the users with several.
+    """Returns the only domain that stays, by user, for the seeded part of the users with several.
 
     Users are taken in a seeded order and the domains in turn; a cut that would leave a title without any
     rating is not made, so no title is lost.

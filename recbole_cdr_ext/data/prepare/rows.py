@@ -23,7 +23,7 @@ PARTS = ("train", "test")
 
 
 def read_rows(description: Description, files: dict[str, Path], layout: str, progress: bool) -> Content:
-    """Kind ``rows``.
+    """Reads the kind ``rows``.
 
     Layout ``users`` merges a user's rows to the longest sequence per domain (the first such, train before
     test); layout ``rows`` keeps every row as it is. In both, the timestamp is the position in the sequence.
@@ -45,13 +45,13 @@ def read_rows(description: Description, files: dict[str, Path], layout: str, pro
 
 
 def _columns(description: Description) -> dict[str, str]:
-    """Our name (``user_id``, ``target``, each domain) to the header's, as the property file says."""
+    """Returns the header's name by ours (``user_id``, ``target``, each domain), as the property file says."""
     columns = description.source["columns"]
-    wanted = ("user_id", "target", *description.domains)
-    if not isinstance(columns, Mapping) or sorted(columns) != sorted(wanted):
+    column_names = ("user_id", "target", *description.domains)
+    if not isinstance(columns, Mapping) or sorted(columns) != sorted(column_names):
         raise CDRError(
             f"{description.origin}: the 'source' block: 'columns' must name the columns of "
-            f"{', '.join(wanted)}."
+            f"{', '.join(column_names)}."
         )
     return {ours: str(theirs) for ours, theirs in columns.items()}
 
@@ -59,7 +59,7 @@ def _columns(description: Description) -> dict[str, str]:
 def _read(
     part: str, path: Path, columns: dict[str, str], domains: tuple[str, ...], progress: bool
 ) -> pd.DataFrame:
-    """One row per line: row_id, user_id, target_domain, part, and a list of item tokens per domain."""
+    """Returns one row per line: row_id, user_id, target_domain, part, and a list of item tokens per domain."""
     records = []
     with open_text(path) as handle:
         lines = numbered_lines(path, handle)
@@ -74,7 +74,7 @@ def _read(
 
 
 def _header(path: Path, head: list[str], columns: dict[str, str]) -> dict[str, int]:
-    """Our name to position, and under ``""`` the number of columns."""
+    """Returns the position by our name, and under ``""`` the number of columns."""
     names = [name.strip() for name in head]
     if not any(names):
         raise CDRError(f"{path}:1: the file is empty; get it again.")
@@ -102,7 +102,7 @@ def _row(where: str, fields: list[str], at: dict[str, int], domains: tuple[str, 
 
 
 def _sequence(where: str, domain: str, text: str) -> list[str]:
-    """``"[12, 7]"`` to ``["12", "7"]``."""
+    """Turns ``"[12, 7]"`` into ``["12", "7"]``."""
     try:
         items = json.loads(text)
     except ValueError as error:
@@ -145,7 +145,7 @@ def _facts(rows: pd.DataFrame, lengths: dict[str, np.ndarray], has_target: np.nd
 
 
 def _longest(rows: pd.DataFrame, domain: str, lengths: np.ndarray) -> pd.DataFrame:
-    """The longest sequence of each user who has one, one event per line."""
+    """Returns the longest sequence of each user who has one, one event per line."""
     order = np.argsort(-lengths, kind="stable")
     first_rows = rows.iloc[order].drop_duplicates("user_id").sort_index()
     return _events(first_rows, domain, ["user_id"])
@@ -157,7 +157,7 @@ def _instances(rows: pd.DataFrame, domains: tuple[str, ...]) -> dict[str, pd.Dat
 
 
 def _events(rows: pd.DataFrame, domain: str, keys: list[str]) -> pd.DataFrame:
-    """One line per event: ``keys``, ``item_id``, ``timestamp`` (position from 0 in the row's sequence)."""
+    """Returns one line per event: ``keys``, ``item_id``, ``timestamp`` (position from 0 in the row's sequence)."""
     rows = rows[rows[domain].map(len) > 0]
     events = rows[[*keys, domain]].explode(domain).rename(columns={domain: "item_id"})
     events["timestamp"] = events.groupby(level=0).cumcount().astype("float64")

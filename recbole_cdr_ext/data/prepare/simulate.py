@@ -69,7 +69,7 @@ class Settings:
 
 
 def read_simulated(description: Description, files: dict[str, Path], layout: str, progress: bool) -> Content:
-    """Kind ``simulate``: the ``source`` block holds the fields of :class:`Settings`.
+    """Draws the kind ``simulate``: the ``source`` block holds the fields of :class:`Settings`.
 
     Raises:
         CDRError: a setting is missing for a domain or makes no sense.
@@ -84,11 +84,11 @@ def _check(settings: Settings, description: Description) -> None:
     domains = set(description.domains)
     per_domain = {"users": {*domains, "both"}, "items": domains, "mean_length": domains}
     for key, value in vars(settings).items():
-        wanted = per_domain.get(key)
-        if wanted is None and not _is_count(value):
+        names_of_counts = per_domain.get(key)
+        if names_of_counts is None and not _is_count(value):
             raise CDRError(f"{where}: '{key}' must be a number, 0 or more, not {value!r}.")
-        if wanted is not None and not _is_count_each(value, wanted):
-            names = ", ".join(sorted(wanted))
+        if names_of_counts is not None and not _is_count_each(value, names_of_counts):
+            names = ", ".join(sorted(names_of_counts))
             raise CDRError(f"{where}: '{key}' must give one number, 0 or more, for each of {names}.")
     if min(settings.interests, settings.topics, settings.own_topics) < 1 or settings.shared > 1:
         raise CDRError(f"{where}: interests, topics and own_topics must be 1 or more, and shared at most 1.")
@@ -111,8 +111,10 @@ def _check_domain(settings: Settings, domain: str, where: str) -> None:
         )
 
 
-def _is_count_each(value: object, wanted: set[str]) -> bool:
-    return isinstance(value, Mapping) and set(value) == wanted and all(map(_is_count, value.values()))
+def _is_count_each(value: object, names_of_counts: set[str]) -> bool:
+    return (
+        isinstance(value, Mapping) and set(value) == names_of_counts and all(map(_is_count, value.values()))
+    )
 
 
 def _is_count(value: object) -> bool:
@@ -133,7 +135,7 @@ def simulate(settings: Settings, domains: tuple[str, ...]) -> dict[str, pd.DataF
 
 
 def _members(settings: Settings, domains: tuple[str, ...]) -> tuple[dict[str, np.ndarray], int]:
-    """User numbers of each domain (those of all domains first), and how many users there are."""
+    """Returns the user numbers of each domain (those of all domains first), and how many users there are."""
     both = np.arange(settings.users["both"])
     members, total = {}, len(both)
     for domain in domains:
@@ -197,7 +199,7 @@ def _draw_domain(
 
 
 def _draw_lengths(rng: np.random.Generator, settings: Settings, domain: str, n: int) -> np.ndarray:
-    """Geometric lengths (many short, few long), at most a quarter of the items, exact in total; (n,)."""
+    """Returns geometric lengths (many short, few long), at most a quarter of the items, exact in total; (n,)."""
     low, high = settings.min_length, settings.items[domain] // 4
     mean_above = settings.mean_length[domain] - low
     above = (
@@ -218,7 +220,7 @@ def _draw_lengths(rng: np.random.Generator, settings: Settings, domain: str, n: 
 def _draw_topics(
     rng: np.random.Generator, settings: Settings, places: np.ndarray, time: np.ndarray
 ) -> np.ndarray:
-    """Topic of each event, the shared ring's first; places (E, 2K), time (E,) -> (E,)."""
+    """Returns the topic of each event, the shared ring's first; places (E, 2K), time (E,) -> (E,)."""
     n = len(time)
     unshared = rng.random(n) >= settings.shared
     column = np.floor(rng.random(n) * settings.interests).astype(np.int64) + unshared * settings.interests
@@ -247,7 +249,7 @@ class _Catalogue:
         self._last = self._start + size - 1
 
     def draw(self, topics: np.ndarray) -> np.ndarray:
-        """One item for each topic; (E,) -> (E,)."""
+        """Returns one item for each topic; (E,) -> (E,)."""
         at = np.searchsorted(self._curve, topics + self._rng.random(len(topics)))
         return self._items[np.clip(at, self._start[topics], self._last[topics])]
 

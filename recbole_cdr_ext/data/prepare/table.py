@@ -24,7 +24,7 @@ AMAZON_RATINGS = {
 
 
 def read_tables(description: Description, files: dict[str, Path], layout: str, progress: bool) -> Content:
-    """Kind ``table``: columns by name (``header: true``) or by position from 0 (``header: false``).
+    """Reads the kind ``table``: columns by name (``header: true``) or by position from 0 (``header: false``).
 
     Rows without user or item are left out and counted; any other fault is an error. With ``own_item_ids`` the domain's
     name goes before each item, so that a number that two files give to different things is no token of both.
@@ -46,7 +46,7 @@ def read_tables(description: Description, files: dict[str, Path], layout: str, p
 def read_amazon_ratings(
     description: Description, files: dict[str, Path], layout: str, progress: bool
 ) -> Content:
-    """Kind ``amazon_ratings``: user, item, rating, timestamp without header, as Amazon 2014 is published."""
+    """Reads the kind ``amazon_ratings``: user, item, rating, timestamp without header, as Amazon 2014 is published."""
     preset = {**description.source, **AMAZON_RATINGS}
     described = Description(**{**vars(description), "source": preset})
     return read_tables(described, files, layout, progress)
@@ -88,7 +88,7 @@ def _check_needed(columns: Mapping[str, Any], description: Description) -> None:
 
 
 def _read(path: Path, source: Mapping[str, Any]) -> tuple[pd.DataFrame, int]:
-    """One domain's table and the number of rows left out."""
+    """Returns one domain's table and the number of rows left out."""
     separator, header = source["separator"], bool(source["header"])
     head = first_line(path, separator, quoted=True)
     positions = (

@@ -65,8 +65,7 @@ from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.declaration import BelowOne, Count, Positive, Settings, Size
 from recbole_cdr_ext.splits.audit import audit_edges
-from recbole_cdr_ext.splits.interaction_split import Split
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import Split, TrainingData
 
 
 class Terms(NamedTuple):
@@ -269,7 +268,9 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
         if self.clock:
             return merged_timelines(events, self._token_key, longest)
         by_domain = events_by_target_domain(events, self._token_key, self.n_domains, longest)
-        return [TrainingSequences(each, longest, asked=each.domain == k) for k, each in enumerate(by_domain)]
+        return [
+            TrainingSequences(each, longest, target_mask=each.domain == k) for k, each in enumerate(by_domain)
+        ]
 
     def sequence_loss(self, batch: SequenceBatch) -> Terms:
         """The objective over all positions of a batch of sequences; a domain's terms are means over its positions.

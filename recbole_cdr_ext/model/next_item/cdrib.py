@@ -49,8 +49,7 @@ from recbole_cdr_ext.model.variational_graph import (
 )
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.declaration import BelowOne, Count, NonNegative, Positive, Settings, Size
-from recbole_cdr_ext.splits.interaction_split import Split
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import Split, TrainingData
 
 S_CAP = 0.4
 

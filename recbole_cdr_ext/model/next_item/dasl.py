@@ -42,8 +42,7 @@ from recbole_cdr_ext.model.parts.layers import Dropout, Modules, left_aligned
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.declaration import BelowOne, NonNegative, Positive, Settings, Size, Sizes
-from recbole_cdr_ext.splits.interaction_split import Split
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import Split, TrainingData
 
 # (user, item) pairs whose hidden units exist at once in scoring: a few megabytes stay in the processor's cache.
 _PAIRS = 1 << 14

@@ -53,8 +53,7 @@ from recbole_cdr_ext.model.variational_graph import (
 )
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.declaration import BelowOne, Count, NonNegative, Positive, Settings, Share, Size
-from recbole_cdr_ext.splits.interaction_split import Split
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import Split, TrainingData
 
 
 class Terms(NamedTuple):

@@ -47,9 +47,8 @@ from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender, gathered_product
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.declaration import BelowOne, Count, NonNegative, Positive, Settings, Size
-from recbole_cdr_ext.splits.interaction_split import Split
 from recbole_cdr_ext.splits.sampler import Candidates, CrossDomainSampler
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import Split, TrainingData
 
 
 class FactorLoss(NamedTuple):

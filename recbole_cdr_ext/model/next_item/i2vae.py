@@ -70,8 +70,7 @@ from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.paths import properties_dir
 from recbole_cdr_ext.settings.reading import read_mapping
-from recbole_cdr_ext.splits.interaction_split import PARTS, Split, recalled_by_event
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import PARTS, Split, TrainingData, recalled_by_event
 
 CHOICES = {
     "loss_type": ("BCE", "CE", "sampled"),

@@ -40,10 +40,8 @@ from recbole_cdr_ext.model.recommender import CrossDomainRecommender, Progress
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.declaration import Condition, Count, Positive, Settings, Size
 from recbole_cdr_ext.splits.audit import audit_edges
-from recbole_cdr_ext.splits.interaction_split import PARTS, Split
 from recbole_cdr_ext.splits.sampler import CrossDomainSampler
-from recbole_cdr_ext.splits.training_data import TrainingData
-from recbole_cdr_ext.splits.user_items import UserItems, users_as_instances
+from recbole_cdr_ext.splits.split import PARTS, Split, TrainingData, UserItems, users_as_instances
 
 
 class Terms(NamedTuple):

@@ -18,8 +18,7 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.splits.interaction_split import Split
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import Split, TrainingData
 
 
 class OrderPop(CrossDomainRecommender[Batch, Split]):

@@ -10,8 +10,7 @@ from recbole_cdr_ext.model.bridge import Bridge, pretraining
 from recbole_cdr_ext.model.phase import Phase, Stage
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, RatingRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.splits.rating_split import Ratings, RatingSplit
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import Ratings, RatingSplit, TrainingData
 
 ITEM_SHRINKAGE, USER_SHRINKAGE = 5.0, 10.0
 

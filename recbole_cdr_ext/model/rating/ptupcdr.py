@@ -11,8 +11,7 @@ from recbole_cdr_ext.model.bridge import Bridge
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.declaration import Count, Learner, Positive, Reduction, Settings, Size
-from recbole_cdr_ext.splits.rating_split import Ratings, RatingSplit
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import Ratings, RatingSplit, TrainingData
 
 # Stands where a history has no more items; it is no item's place.
 NO_ITEM = -1

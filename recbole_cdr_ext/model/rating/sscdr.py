@@ -16,8 +16,7 @@ from recbole_cdr_ext.model.rating.emcdr import EMCDR
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, Shuffled, Tables
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.declaration import Condition, Count, NonNegative, Positive, Settings
-from recbole_cdr_ext.splits.rating_split import Ratings, RatingSplit
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import Ratings, RatingSplit, TrainingData
 
 LIKED_SHARE = 0.75  # of the rating scale: 4 on a scale from 1 to 5
 

@@ -25,8 +25,7 @@ from recbole_cdr_ext.model.rating_recommender import (
 from recbole_cdr_ext.model.recommender import Progress
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.declaration import Settings
-from recbole_cdr_ext.splits.rating_split import RatingSplit
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import RatingSplit, TrainingData
 
 # What other models call the settings of their training: TGT's are those of all models' pre-training.
 PRETRAINED = {

@@ -15,8 +15,7 @@ from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, Shuffled
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.declaration import NonNegative, Settings
-from recbole_cdr_ext.splits.rating_split import RatingSplit
-from recbole_cdr_ext.splits.training_data import TrainingData
+from recbole_cdr_ext.splits.split import RatingSplit, TrainingData
 
 Weights = dict[str, torch.Tensor]
 

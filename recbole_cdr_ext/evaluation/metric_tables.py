@@ -1,4 +1,4 @@
-"""The metrics of next items that a configuration asks for, per domain and user group."""
+"""The metrics that a configuration asks for, of next items and of ratings, and the tables of their figures."""
 
 from __future__ import annotations
 
@@ -9,15 +9,27 @@ import numpy as np
 
 from recbole_cdr_ext.data.instances import Instances
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.evaluation.metric import RankMetric, SetMetric, Settings, listed
-from recbole_cdr_ext.evaluation.metric_table import Table
+from recbole_cdr_ext.evaluation.metric import RankMetric, SetMetric, Settings, ValueMetric, listed
 from recbole_cdr_ext.evaluation.ranking import Ranks
 from recbole_cdr_ext.evaluation.result_table import spelt
 from recbole_cdr_ext.registry import metrics as metric_registry
 
+# What both tasks give of a part: {domain: {group: {"n": instances, metric: figure or None}}}
+Table = dict[str, dict[str, dict[str, Any]]]
+
+
+def mean_over_domains(table: Table, metric: str) -> float:
+    """Returns the mean of a metric over the domains that have a figure, NaN if none has.
+
+    It is what models are chosen by: of the group "all", or of the only one there is.
+    """
+    widest = [next(iter(groups.values())) for groups in table.values()]
+    figures = [cell[metric] for cell in widest if cell["n"] and cell[metric] is not None]
+    return float(np.mean(figures)) if figures else float("nan")
+
 
 class RankingMetrics:
-    """The metrics that a configuration asks for.
+    """The metrics of next items that a configuration asks for.
 
     Args:
         config: read for ``metrics``, ``topk``, ``valid_metric`` and ``metric_decimal_place``, and by metrics.
@@ -35,7 +47,7 @@ class RankingMetrics:
         self._decimals = int(config["metric_decimal_place"])
         self._metrics: dict[str, tuple[RankMetric | SetMetric, int]] = {}
         for name in listed(config["metrics"]):
-            metric = _metric(name, config)
+            metric = _ranking_metric(name, config)
             for k in self.topk if metric.cutoffs else [max(self.topk)]:
                 self._metrics[f"{name.lower()}@{k}" if metric.cutoffs else name.lower()] = metric, k
         self.names = list(self._metrics)
@@ -128,7 +140,7 @@ class RankingMetrics:
         return ", ".join(spelt(name) for name, (metric, _) in self._metrics.items() if metric.needs == needs)
 
 
-def _metric(name: str, config: Settings) -> RankMetric | SetMetric:
+def _ranking_metric(name: str, config: Settings) -> RankMetric | SetMetric:
     """Returns a metric of next items.
 
     Raises:
@@ -141,4 +153,55 @@ def _metric(name: str, config: Settings) -> RankMetric | SetMetric:
     raise CDRError(
         f"metric '{name}' is one of ratings, and items are ranked.{did_you_mean(name, ranking)} "
         f"Known: {', '.join(ranking)}."
+    )
+
+
+class ValueMetrics:
+    """The metrics of predicted ratings that a configuration asks for.
+
+    Args:
+        config: read for ``metrics``, ``valid_metric`` and ``metric_decimal_place``, and by metrics.
+
+    Attributes:
+        names: lower case as in RecBole, in the configuration's order.
+
+    Raises:
+        CDRError: a metric is none of ratings, or ``valid_metric`` is not among them.
+    """
+
+    def __init__(self, config: Settings):
+        self._decimals = int(config["metric_decimal_place"])
+        self._metrics = {name.lower(): _rating_metric(name, config) for name in listed(config["metrics"])}
+        self.names = list(self._metrics)
+        self.valid_metric = config["valid_metric"].lower()
+        if self.valid_metric not in self.names:
+            raise CDRError(
+                f"valid_metric '{config['valid_metric']}' is not among the metrics ({', '.join(self.names)})."
+            )
+
+    def mean(self, predicted: np.ndarray, rating: np.ndarray) -> dict[str, Any]:
+        """Returns ``{"n": …, "mae": …, "rmse": …}`` of (n,) predictions; None where there is none."""
+        if not len(rating):
+            return {"n": 0, **dict.fromkeys(self.names)}
+        figures = {name: metric.value(predicted, rating) for name, metric in self._metrics.items()}
+        # Rounded as RecBole rounds it: numpy's numbers and Python's do it differently.
+        return {
+            "n": len(rating),
+            **{name: float(round(figure, self._decimals)) for name, figure in figures.items()},
+        }
+
+
+def _rating_metric(name: str, config: Settings) -> ValueMetric:
+    """Returns a metric of ratings.
+
+    Raises:
+        CDRError: there is none of that name, or it is of something else.
+    """
+    metric = metric_registry.get_metric(name)(config)
+    if isinstance(metric, ValueMetric):
+        return metric
+    ratings = [info.name.lower() for info in metric_registry.list_metrics() if info.task == "rating"]
+    raise CDRError(
+        f"metric '{name.lower()}' is none of ratings.{did_you_mean(name.lower(), ratings)} "
+        f"Known: {', '.join(ratings)}."
     )
