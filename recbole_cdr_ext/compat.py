@@ -156,7 +156,7 @@ class _SequenceFillingPandas(types.ModuleType):
 
 def _quietly(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def method(*args: Any, **kwargs: Any) -> Any:
+    def method(*args: Any, **kwargs: Any) -> object:
         return _without_chained_assignment_warning(original, *args, **kwargs)
 
     return method

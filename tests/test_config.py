@@ -11,11 +11,11 @@ from configs import configure, refusal
 
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.settings.paths import properties_dir
 from recbole_cdr_ext.settings.reading import (
     find_config_file,
     parse_arguments,
     parse_value,
+    properties_dir,
     read_mapping,
 )
 

@@ -8,8 +8,7 @@ from configs import configure, refusal
 
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.settings.paths import dataset_property_files
-from recbole_cdr_ext.settings.reading import read_mapping
+from recbole_cdr_ext.settings.reading import dataset_property_files, read_mapping
 
 RECBOLE_CDR = """
 gpu_id: 0

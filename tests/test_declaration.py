@@ -13,7 +13,7 @@ from recbole_cdr_ext.baselines.settings import SETTINGS
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.next_item.i2vae_settings import I2VAESettings
 from recbole_cdr_ext.registry import models as model_registry
-from recbole_cdr_ext.settings.checks import RULES, check_sizes
+from recbole_cdr_ext.settings.checks import INTERVALS, check_sizes
 from recbole_cdr_ext.settings.config import RUNTIME_KEYS, CDRConfig
 from recbole_cdr_ext.settings.declaration import (
     BelowOne,
@@ -30,13 +30,14 @@ from recbole_cdr_ext.settings.declaration import (
     property_file,
     section,
 )
-from recbole_cdr_ext.settings.model_help import described_models, model_rows
-from recbole_cdr_ext.settings.paths import properties_dir
-from recbole_cdr_ext.settings.reading import read_mapping
-from recbole_cdr_ext.settings.run_settings import RunSettings
-from recbole_cdr_ext.settings.task_settings import TASK_SETTINGS, RatingSettings
-from recbole_cdr_ext.settings.value_types import check_type
-from recbole_cdr_ext.settings.write import model_settings, written_files
+from recbole_cdr_ext.settings.property_files import (
+    described_models,
+    model_rows,
+    model_settings,
+    written_files,
+)
+from recbole_cdr_ext.settings.reading import check_type, properties_dir, read_mapping
+from recbole_cdr_ext.settings.run_settings import TASK_SETTINGS, RatingSettings, RunSettings
 
 
 class ToySettings(Settings):
@@ -187,7 +188,7 @@ def test_ranges_of_a_class_are_checked_in_a_run():
 
 def test_rules_and_runtime_keys_name_settings_that_exist():
     known = set(configure().to_dict()) | set(CDRConfig("TGT", "toy").to_dict()) | {"config_files"}
-    assert set(RULES) - known == set()
+    assert set(INTERVALS) - known == set()
     assert RUNTIME_KEYS - known == set()
     assert {*RunSettings.model_fields, *RatingSettings.model_fields} - known == set()
 

@@ -78,7 +78,7 @@ def test_the_wheel_works_outside_of_the_checkout(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(installed)
     code = (
         "import sys; from recbole_cdr_ext.cli.main import main;"
-        "from recbole_cdr_ext.settings.paths import properties_dir;"
+        "from recbole_cdr_ext.settings.reading import properties_dir;"
         "from recbole_cdr_ext.settings.reading import find_config_file;"
         "print(properties_dir()); print(find_config_file('properties/model/I2VAE_paper.yaml'));"
         "sys.exit(main(['run', '--help', '--model=I2VAE']) or main(['prepare', 'toy', '--data_path=data']))"

@@ -15,7 +15,7 @@ from raw_files import TABLE, _altered, _nothing_left, _prepare
 from recbole_cdr_ext.data.atomic import fingerprint, read_inter
 from recbole_cdr_ext.data.prepare import ensure_dataset, list_datasets, prepare
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.settings.paths import dataset_property_files
+from recbole_cdr_ext.settings.reading import dataset_property_files
 
 _no_raw_folder_from_outside = raw_files._no_raw_folder_from_outside
 table_raw = raw_files.table_raw

@@ -10,9 +10,7 @@ import recbole
 
 from recbole_cdr_ext.registry import models as model_registry
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.settings.recbole_hooks import HOOKS
-from recbole_cdr_ext.settings.recbole_settings import FILE, VERSION, keys_read_by
-from recbole_cdr_ext.settings.recbole_source import recbole_settings
+from recbole_cdr_ext.settings.recbole_1_2_0 import FILE, HOOKS, VERSION, keys_read_by, recbole_settings
 
 # This package's subclasses of RecBole's classes, by these.
 SUBCLASSES = {

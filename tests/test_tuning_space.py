@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.settings.paths import properties_dir
+from recbole_cdr_ext.settings.reading import properties_dir
 from recbole_cdr_ext.tuning.space import Parameter, find_space, read_space
 from recbole_cdr_ext.tuning.sweep import DEFAULTS, prepare
 

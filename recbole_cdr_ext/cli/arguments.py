@@ -10,11 +10,11 @@ from recbole_cdr_ext.settings.command_options import ANALYSIS_OPTIONS, STUDY_OPT
 from recbole_cdr_ext.settings.declaration import documented
 from recbole_cdr_ext.settings.reading import (
     Documented,
+    check_type,
     parse_arguments,
     types_in,
 )
 from recbole_cdr_ext.settings.run_settings import RunSettings
-from recbole_cdr_ext.settings.value_types import check_type
 
 PROGRAM = "recbole-cdr"
 

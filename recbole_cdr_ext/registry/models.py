@@ -28,10 +28,9 @@ from typing import TYPE_CHECKING
 
 from recbole_cdr_ext import compat
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.registry import entry_points
-from recbole_cdr_ext.registry.classes import concrete_classes
+from recbole_cdr_ext.registry import discovery
 from recbole_cdr_ext.settings.declaration import Settings
-from recbole_cdr_ext.settings.paths import model_property_file, properties_dir
+from recbole_cdr_ext.settings.reading import model_property_file, properties_dir
 
 if TYPE_CHECKING:
     from recbole_cdr_ext.model.recommender import CrossDomainRecommender
@@ -97,7 +96,7 @@ def model_classes(name: str | type) -> dict[str, type]:
     if name in _built_in():
         return _built_in()[name]
     if name in (plugins := _plugins()):
-        return _by_task(_checked(entry_points.load(plugins[name], "model")))
+        return _by_task(_checked(discovery.load(plugins[name], "model")))
     if name in recbole_modules():
         compat.apply()
         return _by_task(getattr(importlib.import_module(recbole_modules()[name]), name))
@@ -188,7 +187,7 @@ def _built_in() -> dict[str, dict[str, type]]:
     compat.apply()
     models: dict[str, dict[str, type]] = {}
     for family in FAMILIES:
-        for cls in filter(_is_ours, concrete_classes(family)):
+        for cls in filter(_is_ours, discovery.concrete_classes(family)):
             models.setdefault(cls.__name__, {}).update(_by_task(cls))
     return dict(sorted(models.items()))
 
@@ -198,7 +197,7 @@ def _built_in() -> dict[str, dict[str, type]]:
 
 def _plugins() -> dict[str, importlib.metadata.EntryPoint]:
     """Other packages' models by name."""
-    return entry_points.plugins(ENTRY_POINTS, _built_in())
+    return discovery.plugins(ENTRY_POINTS, _built_in())
 
 
 def _checked(model: object) -> type:
@@ -252,7 +251,7 @@ def _adapt(model: type) -> type[CrossDomainRecommender]:
 
 def _describe(name: str, model: type[CrossDomainRecommender]) -> ModelInfo:
     recbole, plugin = recbole_class(name, model.task), _plugins().get(name)
-    origin = "recbole" if recbole else entry_points.origin(plugin) if plugin else "recbole_cdr_ext"
+    origin = "recbole" if recbole else discovery.origin(plugin) if plugin else "recbole_cdr_ext"
     return ModelInfo(
         name=name,
         task=model.task,

@@ -94,7 +94,7 @@ class FinishedRun:
         """
         return read_instances(self.folder) if self.stored_instances is None else self.stored_instances()
 
-    def value(self, key: str) -> Any:
+    def value(self, key: str) -> object:
         """A setting; if the run is older than the setting, today's default, or UNKNOWN."""
         if key in self.unknown:
             return UNKNOWN

@@ -43,10 +43,18 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, PopulationBasedTraining
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.tuning.records import Record, best_first, end_trial, records
+from recbole_cdr_ext.tuning.records import (
+    Record,
+    best_first,
+    end_trial,
+    records,
+    score,
+    shown,
+    state,
+    trial_table,
+)
 from recbole_cdr_ext.tuning.space import Parameter, Space
 from recbole_cdr_ext.tuning.trial import Shared, run_trial
-from recbole_cdr_ext.tuning.trial_table import score, shown, state, trial_table
 
 if TYPE_CHECKING:
     from recbole_cdr_ext.tuning.sweep import Sweep

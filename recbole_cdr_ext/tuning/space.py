@@ -29,8 +29,7 @@ from typing import Any
 import numpy as np
 
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.settings.paths import properties_dir
-from recbole_cdr_ext.settings.reading import parse_value, read_mapping
+from recbole_cdr_ext.settings.reading import parse_value, properties_dir, read_mapping
 
 Settings = dict[str, Any]
 
@@ -54,7 +53,7 @@ class Parameter:
     values: tuple[Any, ...]
     condition: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
-    def draw(self, rng: np.random.Generator) -> Any:
+    def draw(self, rng: np.random.Generator) -> object:
         """Returns a value drawn from the setting's distribution."""
         if self.kind == "choice":
             return self.values[int(rng.integers(len(self.values)))]
@@ -65,7 +64,7 @@ class Parameter:
             return self.clip(math.exp(rng.uniform(math.log(low), math.log(high))))
         return self.clip(float(rng.uniform(low, high)))
 
-    def clip(self, value: Any) -> Any:
+    def clip(self, value: Any) -> object:
         """Returns the possible value that is nearest to a number; of a choice, the value itself."""
         if self.kind == "choice":
             return value

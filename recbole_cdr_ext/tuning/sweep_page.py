@@ -13,9 +13,8 @@ from recbole_cdr_ext import __version__
 from recbole_cdr_ext.files import replacing
 from recbole_cdr_ext.pages.figure import drawing_of, plain
 from recbole_cdr_ext.pages.page import Drawing, render, write
-from recbole_cdr_ext.tuning.records import FAILED, Record
+from recbole_cdr_ext.tuning.records import FAILED, Record, score, shown, state, trial_table
 from recbole_cdr_ext.tuning.space import Parameter
-from recbole_cdr_ext.tuning.trial_table import score, shown, state, trial_table
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

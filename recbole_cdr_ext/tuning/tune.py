@@ -26,9 +26,8 @@ from recbole_cdr_ext.settings.reading import (
 )
 from recbole_cdr_ext.tasks.by_name import get_task
 from recbole_cdr_ext.tuning import sweep_page
-from recbole_cdr_ext.tuning.records import CUT, ENDED, FAILED, TRIALS, Record, best_first, ended
+from recbole_cdr_ext.tuning.records import CUT, ENDED, FAILED, TRIALS, Record, best_first, ended, trial_table
 from recbole_cdr_ext.tuning.trial import Shared, portable, write_yaml
-from recbole_cdr_ext.tuning.trial_table import trial_table
 
 compat.apply()
 from recbole_cdr_ext.tuning.sweep import (

@@ -11,7 +11,7 @@ from recbole_cdr_ext.data.prepare.description import Description, load_descripti
 from recbole_cdr_ext.data.prepare.download import find_raw, how_to_get
 from recbole_cdr_ext.data.prepare.preparation import check_layout, is_prepared, layout_folder, prepare
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.settings.paths import dataset_property_files
+from recbole_cdr_ext.settings.reading import dataset_property_files
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from recbole_cdr_ext.data.prepare.staging import staged_folder
 from recbole_cdr_ext.data.prepare.summary import build_report, format_report
 from recbole_cdr_ext.data.prepare.table import read_amazon_ratings, read_tables
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.settings.paths import PREPARED
+from recbole_cdr_ext.settings.reading import PREPARED
 
 READERS: dict[str, Reader] = {
     "rows": read_rows,
