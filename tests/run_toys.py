@@ -1,4 +1,4 @@
-"""A run that takes a second, and models for it."""
+"""Configurations of toy data, a run that takes a second, and models for it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,21 @@ from pathlib import Path
 import pytest
 from toy_models import ToyMLP
 
+from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.phase import Stage
 from recbole_cdr_ext.runs.run import run_recbole_cdr
+from recbole_cdr_ext.settings.config import CDRConfig
+
+
+def configure(*argv: str, model="I2VAE", dataset="toy", **settings) -> CDRConfig:
+    return CDRConfig(model, dataset, config_dict=settings, argv=argv)
+
+
+def refusal(*argv: str, **settings) -> str:
+    with pytest.raises(CDRError) as caught:
+        configure(*argv, **settings)
+    return str(caught.value)
+
 
 DATA = Path(__file__).parents[1] / "dataset_atomic"
 WHAT_IT_COMPUTES = (
