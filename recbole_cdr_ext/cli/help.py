@@ -10,7 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from recbole_cdr_ext.cli.arguments import OWN_KEYS, PROGRAM, command_keys
+from recbole_cdr_ext.cli.arguments import OPTIONS, PROGRAM, command_keys
 from recbole_cdr_ext.settings.declaration import documented
 from recbole_cdr_ext.settings.property_files import described_models
 from recbole_cdr_ext.settings.reading import Documented, parse_arguments
@@ -54,7 +54,7 @@ def command_help(name: str, command: Callable[..., object], words: Sequence[str]
             text += ["", f"Settings of task {task}, and its defaults for those of all runs:"]
             text += _describe(documented(settings).values())
     section = None
-    keys_of = f"{name} {words[0]}" if words and f"{name} {words[0]}" in OWN_KEYS else name
+    keys_of = f"{name} {words[0]}" if words and f"{name} {words[0]}" in OPTIONS else name
     for key in command_keys(keys_of).values():
         if (key.section or "Options") != section:
             section = key.section or "Options"

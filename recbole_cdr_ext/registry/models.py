@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 PACKAGE = __name__.split(".")[0]
 ENTRY_POINTS = f"{PACKAGE}.models"
-# This package's own models and what the registry asks of any are named as entry points name other packages': the
+# This package's models and what the registry asks of any are named as entry points name other packages': the
 # registry stands below models, which read settings, which look models up.
 FAMILIES = (f"{PACKAGE}.model.next_item", f"{PACKAGE}.model.rating")
 BASE = f"{PACKAGE}.model.recommender:CrossDomainRecommender"
@@ -104,12 +104,12 @@ def model_classes(name: str | type) -> dict[str, type]:
 
 
 def model_names() -> list[str]:
-    """The names that :func:`get_model` knows: this package's, other packages', RecBole's."""
+    """Returns the names that :func:`get_model` knows: this package's, other packages', RecBole's."""
     return list(dict.fromkeys([*_built_in(), *_plugins(), *recbole_modules()]))
 
 
-def own_model_names() -> list[str]:
-    """Returns the names of this package's own models."""
+def package_model_names() -> list[str]:
+    """Returns the names of this package's models."""
     return list(_built_in())
 
 
@@ -130,8 +130,8 @@ def property_files(name: str, model: type, task: str) -> list[Path]:
 
     RecBole's own, this package's ``properties/model/NAME.yaml``, and ``NAME.yaml`` beside the module of a model from
     another package. Where a folder holds a file of the task, ``NAME_TASK.yaml``, that one is read in place of
-    ``NAME.yaml``. They override the defaults of :func:`settings_class`; a model with neither has no settings of its
-    own.
+    ``NAME.yaml``. They override the defaults of :func:`settings_class`; a model with neither has no
+    settings.
 
     Args:
         model: the class as it was written, not RecBole's in its adapter.
@@ -183,7 +183,7 @@ def _by_task(model: type) -> dict[str, type]:
 
 @cache
 def _built_in() -> dict[str, dict[str, type]]:
-    """By name and task the models in :data:`FAMILIES`."""
+    """Returns the models in :data:`FAMILIES` by name and task."""
     compat.apply()
     models: dict[str, dict[str, type]] = {}
     for family in FAMILIES:
@@ -196,7 +196,7 @@ def _built_in() -> dict[str, dict[str, type]]:
 
 
 def _plugins() -> dict[str, importlib.metadata.EntryPoint]:
-    """Other packages' models by name."""
+    """Returns other packages' models by name."""
     return discovery.plugins(ENTRY_POINTS, _built_in())
 
 
@@ -223,7 +223,7 @@ def _is_ours(model: type) -> bool:
 
 @cache
 def recbole_modules() -> dict[str, str]:
-    """RecBole's models and their modules, found in its source without importing a single one of them.
+    """Returns RecBole's models and their modules, read from its source without importing a single one of them.
 
     A RecBole model's module has its name in lower case.
     """

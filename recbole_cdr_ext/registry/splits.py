@@ -57,7 +57,7 @@ class SplitInfo:
 
 
 def split_names() -> list[str]:
-    """The names that :func:`get_split` knows: this package's, then other packages'."""
+    """Returns the names that :func:`get_split` knows: this package's, then other packages'."""
     return [*_built_in(), *_plugins()]
 
 
@@ -101,7 +101,7 @@ def list_splits() -> list[SplitInfo]:
 
 @cache
 def _built_in() -> dict[str, type[SplitMaker]]:
-    """This package's own, each called as its module is; those of a task together, the default first."""
+    """Returns this package's splits, each called as its module is; those of a task together, the default first."""
     base: type[SplitMaker] = pkgutil.resolve_name(BASE)
     makers = {
         cls.__module__.rpartition(".")[2]: cls

@@ -162,7 +162,7 @@ def _enriched_instances(experiment: NextItemExperiment, users: np.ndarray, domai
 def _serving_instances(
     dataset: CrossDomainDataset, split: Split, users: np.ndarray, domain: int
 ) -> Instances:
-    """One instance without a target for each user, over all that the run may know of the user.
+    """Returns one instance without a target for each user, over all that the run may know of the user.
 
     Args:
         users: (n,) ascending user ids.

@@ -102,7 +102,7 @@ _INTERVAL = re.compile(rf"[\[(]\s*({_NUMBER})\s*,\s*({_NUMBER})\s*[\])]", re.IGN
 
 
 def _are_intervals(value: Any) -> bool:
-    """Whether a text is RecBole's intervals: it only warns of others, and filters nothing."""
+    """Returns whether a text is one of intervals to RecBole, which only warns of others and then filters nothing."""
     matches = [_INTERVAL.fullmatch(part.strip()) for part in str(value).split(";")]
     return all(match and float(match[1]) <= float(match[2]) for match in matches)
 

@@ -388,13 +388,13 @@ class CDRConfig(Config):
             keys: the settings to hash; None: all but the paths and run-time settings of :data:`RUNTIME_KEYS`.
         """
         settings = self.to_dict()
-        wanted = set(settings) - RUNTIME_KEYS if keys is None else set(keys)
-        text = json.dumps({key: settings.get(key) for key in wanted}, sort_keys=True)
+        hashed = set(settings) - RUNTIME_KEYS if keys is None else set(keys)
+        text = json.dumps({key: settings.get(key) for key in hashed}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _describes_dataset(key: str, value: Any) -> bool:
-    """Whether a key of a file describes a dataset, and is no setting."""
+    """Returns whether a key of a file describes a dataset, and is no setting."""
     return (
         key in DESCRIPTION_KEYS
         or (key == "source" and isinstance(value, Mapping))

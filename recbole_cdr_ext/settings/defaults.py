@@ -111,7 +111,7 @@ def _of_recbole(name: str) -> Layer:
 
 
 def _type_files(model: str, model_type: ModelType) -> list[str]:
-    """RecBole's files of defaults for a type of models."""
+    """Returns RecBole's files of defaults for a type of models."""
     if model_type != ModelType.SEQUENTIAL:
         return []
     if model in ("DIN", "DIEN"):

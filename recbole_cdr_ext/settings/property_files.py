@@ -99,7 +99,7 @@ def model_settings() -> dict[str, type[Settings]]:
     from recbole_cdr_ext.registry import models as model_registry
 
     settings: dict[str, type[Settings]] = dict(pkgutil.resolve_name(model_registry.BASELINE_SETTINGS))
-    for name in model_registry.own_model_names():
+    for name in model_registry.package_model_names():
         for task, model in model_registry.model_classes(name).items():
             if declaration := model_registry.settings_class(name, model):
                 path = model_property_file(properties_dir() / "model", name, task)

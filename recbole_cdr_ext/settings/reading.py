@@ -214,7 +214,7 @@ def find_config_file(name: str | Path) -> Path:
     if path.is_file():
         return path
     parts = [part for part in path.parts if part != "properties"]
-    wanted = Path(*parts).with_suffix(".yaml").as_posix() if parts else str(name)
+    relative_name = Path(*parts).with_suffix(".yaml").as_posix() if parts else str(name)
     root = properties_dir()
     # The files in hyper/ are search spaces, and named as the models are; those in study/ are studies.
     known = {
@@ -223,10 +223,10 @@ def find_config_file(name: str | Path) -> Path:
         if file.parent.name not in ("hyper", "study")
     }
     for relative, file in known.items():
-        if relative == wanted or relative.endswith("/" + wanted):
+        if relative == relative_name or relative.endswith("/" + relative_name):
             return file
-    hint = did_you_mean(wanted, known) or did_you_mean(
-        Path(wanted).name, [file.name for file in known.values()]
+    hint = did_you_mean(relative_name, known) or did_you_mean(
+        Path(relative_name).name, [file.name for file in known.values()]
     )
     raise CDRError(
         f"The settings file '{name}' exists neither here nor among the package's property files.{hint}"

@@ -70,12 +70,12 @@ def read_record(folder: Path) -> Record | None:
 
 
 def ended(folder: Path) -> list[Record]:
-    """The records of the trials that have ended."""
+    """Returns the records of the trials that have ended."""
     return [record for record in records(folder) if record.status != RUNNING]
 
 
 def records(folder: Path) -> list[Record]:
-    """The records of all trials that were begun, in the order of their names."""
+    """Returns the records of all trials that were begun, in the order of their names."""
     read = (read_record(path) for path in sorted((folder / TRIALS).glob("*")))
     return [record for record in read if record is not None]
 
