@@ -19,8 +19,7 @@ import pytest
 import recbole
 import scipy.sparse as sp
 
-from recbole_cdr_ext.registry import models as model_registry
-from recbole_cdr_ext.settings.config import CDRConfig
+# Nothing that mends: the probes below also run in a process without.
 from recbole_cdr_ext.settings.recbole_1_2_0 import FILE, HOOKS, VERSION, keys_read_by, recbole_settings
 
 # -- what is built on ----------------------------------------------------------------------------------------------
@@ -62,6 +61,9 @@ def test_the_kept_settings_are_those_of_the_installed_recbole():
 
 
 def test_keys_that_a_model_reads_without_declaring_them_are_known_to_it_and_its_heirs():
+    from recbole_cdr_ext.registry import models as model_registry
+    from recbole_cdr_ext.settings.config import CDRConfig
+
     bpr = model_registry.recbole_class("BPR")
     assert bpr is not None
     assert keys_read_by(bpr) == keys_read_by(type("Mine", (bpr,), {})) == {"embedding_size"}
