@@ -43,13 +43,13 @@ docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 properties: $(INSTALLED)
-	$(BIN)/python -m recbole_cdr_ext.settings.write
+	$(BIN)/python -m recbole_cdr_ext.settings.property_files
 
 hooks: $(INSTALLED)
 	$(BIN)/pre-commit install
 
 properties: $(INSTALLED)
-	$(BIN)/python -m recbole_cdr_ext.settings.write
+	$(BIN)/python -m recbole_cdr_ext.settings.property_files
 
 # torch comes first and alone, in its exact version, so that a build for this machine is taken where pip finds one.
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt

@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from recbole_cdr_ext.registry.models import ModelInfo, list_models
-from recbole_cdr_ext.settings.model_help import property_file_rows
-from recbole_cdr_ext.settings.paths import model_property_file
+from recbole_cdr_ext.settings.property_files import property_file_rows
+from recbole_cdr_ext.settings.reading import model_property_file
 from recbole_cdr_ext.studies.definition import shipped_studies
 
 PAGES = ROOT / "docs" / "models"

@@ -1,7 +1,7 @@
 """Every repair that RecBole 1.2.0 needs to run on today's numpy, scipy and pandas.
 
 RecBole 1.2.0 was written against numpy 1, scipy below 1.13 and pandas below 3. Each function here mends one breakage,
-says what breaks and what will make the mend superfluous; ``tests/test_compat.py`` fails once that has happened.
+says what breaks and what will make the mend superfluous; ``tests/test_recbole.py`` fails once that has happened.
 :func:`apply` runs them all; whatever imports RecBole calls it first.
 
 Left alone on purpose: RecBole's ``torch.load`` of its own pickled checkpoints, which torch refuses since 2.6
@@ -156,7 +156,7 @@ class _SequenceFillingPandas(types.ModuleType):
 
 def _quietly(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def method(*args: Any, **kwargs: Any) -> Any:
+    def method(*args: Any, **kwargs: Any) -> object:
         return _without_chained_assignment_warning(original, *args, **kwargs)
 
     return method

@@ -63,7 +63,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file is still that of its name: one that ended just now has taken it away."""
+    """Returns whether an open file still has its name, which a process that ended just now may have removed."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -102,7 +102,7 @@ def make_folder(path: str | Path) -> Path:
 
 
 def unwritable(path: str | Path, error: OSError) -> CDRError:
-    """The error to raise when ``path`` could not be written."""
+    """Returns the error to raise when ``path`` could not be written."""
     return CDRError(
         f"cannot write {path}: {error.strerror or error}. What was written before is untouched; make room or "
         "get permission there, or choose another place."

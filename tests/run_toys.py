@@ -1,14 +1,29 @@
-"""A run that takes a second, and models for it."""
+"""Configurations of toy data, a run that takes a second, and models for it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from pydantic import Field
 from toy_models import ToyMLP
 
+from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.phase import Stage
 from recbole_cdr_ext.runs.run import run_recbole_cdr
+from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.settings.declaration import Settings, Size
+
+
+def configure(*argv: str, model="I2VAE", dataset="toy", **settings) -> CDRConfig:
+    return CDRConfig(model, dataset, config_dict=settings, argv=argv)
+
+
+def refusal(*argv: str, **settings) -> str:
+    with pytest.raises(CDRError) as caught:
+        configure(*argv, **settings)
+    return str(caught.value)
+
 
 DATA = Path(__file__).parents[1] / "dataset_atomic"
 WHAT_IT_COMPUTES = (
@@ -45,14 +60,21 @@ def go(settings, model=ToyMLP, **more):
     return run_recbole_cdr(model, "toy", config_dict={**settings, **more})
 
 
+class StagedSettings(Settings):
+    """What Staged reads besides."""
+
+    pseudo_length: Size = Field(20, description="Recalled items per user.")
+
+
 class Staged(ToyMLP):
     """Has LightGCN-PSG run before it, and reads what that recalled."""
 
     needs_pseudo = True
+    settings_class = StagedSettings
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        self.pseudo_length = int(config["pseudo_length"])  # reading a key declares it
+        self.pseudo_length = int(config["pseudo_length"])
 
     @classmethod
     def stages(cls, config):

@@ -22,7 +22,7 @@ from recbole_cdr_ext.data.prepare import ensure_dataset, list_datasets, load_des
 from recbole_cdr_ext.data.prepare import preparation as run
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.settings.config import CDRConfig
-from recbole_cdr_ext.settings.paths import dataset_property_files
+from recbole_cdr_ext.settings.reading import dataset_property_files
 
 _no_raw_folder_from_outside = raw_files._no_raw_folder_from_outside
 table_raw = raw_files.table_raw

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import Field
 from toy_models import ToyMLP
 
 from recbole_cdr_ext.runs.run import run_recbole_cdr
+from recbole_cdr_ext.settings.declaration import Settings
 from recbole_cdr_ext.tuning import sweep
 from recbole_cdr_ext.tuning.sweep import DEFAULTS, prepare
 
@@ -19,8 +21,16 @@ QUICK = {
 LEARNING_RATES = "learning_rate: {choice: [0.01, 0.003]}\n"
 
 
+class TroubledSettings(Settings):
+    """What goes wrong."""
+
+    trouble: str | None = Field(None, description="none, raises, memory or nan.")
+
+
 class Troubled(ToyMLP):
     """Learns, or does not, as its setting ``trouble`` says."""
+
+    settings_class = TroubledSettings
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)

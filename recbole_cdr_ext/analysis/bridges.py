@@ -74,7 +74,7 @@ def open_runs(
                 raise _other_split(
                     folder, folders[0], f"{key}={of_run.get(key)} and {key}={stored[0].get(key)}"
                 )
-    loaded = [load_model(folder, **settings) for folder in folders]
+    loaded = [load_bridge(folder, **settings) for folder in folders]
     for folder, experiment in zip(folders, loaded, strict=True):
         if experiment.split.fingerprint != loaded[0].split.fingerprint:
             raise _other_split(folder, folders[0], "their data differ")
@@ -82,6 +82,17 @@ def open_runs(
     return [
         OpenedRun(*parts) for parts in zip(names, run_labels or labels(stored, names), loaded, strict=True)
     ]
+
+
+def load_bridge(folder: Path, **settings: Any) -> RatingExperiment:
+    """Returns the experiment of a saved run of a bridge, with its best weights.
+
+    Args:
+        settings: run-time settings in place of the stored ones.
+    """
+    experiment = load_model(folder, **settings)
+    assert isinstance(experiment, RatingExperiment)  # the task of all bridges
+    return experiment
 
 
 def find_runs(names: Sequence[str], checkpoint_dir: str | Path) -> list[Path]:

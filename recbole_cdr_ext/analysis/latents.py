@@ -70,9 +70,15 @@ def open_latent_runs(
         check_ended(where, folder)
     names = distinct_names(folders)
     return [
-        LatentRun(name, label, load_model(folder, **settings), _epochs(folder))
+        LatentRun(name, label, _load_latent_run(folder, **settings), _epochs(folder))
         for name, label, folder in zip(names, run_labels or labels(stored, names), folders, strict=True)
     ]
+
+
+def _load_latent_run(folder: Path, **settings: Any) -> NextItemExperiment:
+    experiment = load_model(folder, **settings)
+    assert isinstance(experiment, NextItemExperiment)  # the task of I2VAE
+    return experiment
 
 
 def _epochs(folder: Path) -> pd.DataFrame:

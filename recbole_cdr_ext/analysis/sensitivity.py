@@ -15,12 +15,11 @@ from recbole.utils import set_color
 from tqdm import tqdm
 
 from recbole_cdr_ext.analysis.attack import EPSILONS, fgsm
-from recbole_cdr_ext.analysis.bridges import CHUNK, check_bridge
+from recbole_cdr_ext.analysis.bridges import CHUNK, check_bridge, load_bridge
 from recbole_cdr_ext.analysis.lipschitz import lipschitz
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.runs.folder import RESULT, SETTINGS, finished_result
 from recbole_cdr_ext.runs.run import run_recbole_cdr
-from recbole_cdr_ext.serving.recommendation import load_model
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.tasks.rating import RatingExperiment
 from recbole_cdr_ext.trainer.sharpness import PGD
@@ -127,7 +126,7 @@ def measure(
         one ball), lipschitz_own (with the point's own k, ρ and α, as in the paper), epochs, and the MAE of two floors:
         item_mean and bias_only (a robust model that is not below them says little).
     """
-    experiment = load_model(point.folder)
+    experiment = load_bridge(point.folder)
     attacked = fgsm(experiment, (0.0, *epsilons), relative=relative)
     result = finished_result(point.folder)
     assert result is not None

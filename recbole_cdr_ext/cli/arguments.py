@@ -1,4 +1,4 @@
-"""The keys of each command: a few of its own, and settings of a run."""
+"""The keys of each command: its options, and settings of a run."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from recbole_cdr_ext.settings.command_options import ANALYSIS_OPTIONS, STUDY_OPT
 from recbole_cdr_ext.settings.declaration import documented
 from recbole_cdr_ext.settings.reading import (
     Documented,
+    check_type,
     parse_arguments,
     types_in,
 )
 from recbole_cdr_ext.settings.run_settings import RunSettings
-from recbole_cdr_ext.settings.value_types import check_type
 
 PROGRAM = "recbole-cdr"
 
 _JSON = Documented("json", "False", "bool", "Print JSON instead of a table.", "Options")
-OWN_KEYS: Mapping[str, tuple[Documented, ...]] = {
+OPTIONS: Mapping[str, tuple[Documented, ...]] = {
     "prepare": (
         Documented(
             "layout", "users", "str", "users, or rows: published rows as they are, for split=published.", ""
@@ -66,11 +66,11 @@ _SHARED: Mapping[str, tuple[str, ...]] = {
 
 
 def command_keys(command: str) -> dict[str, Documented]:
-    """The keys of a command: a few of its own and of the settings; for `run` all settings."""
+    """Returns the keys of a command: a few options and some settings of runs; for `run` all settings."""
     settings = documented(RunSettings)
     if command == "run":
         return settings
-    keys = {key.key: key for key in OWN_KEYS.get(command, ())}
+    keys = {key.key: key for key in OPTIONS.get(command, ())}
     return keys | {name: settings[name] for name in _SHARED.get(command, ())}
 
 

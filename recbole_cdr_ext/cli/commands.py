@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_cdr_ext.cli.arguments import PROGRAM, command_keys, option_values
-from recbole_cdr_ext.cli.text_table import text_table
+from recbole_cdr_ext.cli.help import text_table
 from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.settings.command_options import ANALYSIS_OPTIONS
 from recbole_cdr_ext.settings.reading import (

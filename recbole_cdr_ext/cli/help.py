@@ -1,4 +1,4 @@
-"""What ``--help`` says."""
+"""What the command line shows: help texts, and tables."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import inspect
 import shutil
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from recbole_cdr_ext.cli.arguments import OWN_KEYS, PROGRAM, command_keys
+from tabulate import tabulate
+
+from recbole_cdr_ext.cli.arguments import OPTIONS, PROGRAM, command_keys
 from recbole_cdr_ext.settings.declaration import documented
-from recbole_cdr_ext.settings.model_help import described_models
+from recbole_cdr_ext.settings.property_files import described_models
 from recbole_cdr_ext.settings.reading import Documented, parse_arguments
-from recbole_cdr_ext.settings.task_settings import TASK_SETTINGS
+from recbole_cdr_ext.settings.run_settings import TASK_SETTINGS
+
+# -- help ----------------------------------------------------------------------------------------------------------
 
 
 def overview(commands: Mapping[str, Callable[..., object]]) -> str:
@@ -49,7 +54,7 @@ def command_help(name: str, command: Callable[..., object], words: Sequence[str]
             text += ["", f"Settings of task {task}, and its defaults for those of all runs:"]
             text += _describe(documented(settings).values())
     section = None
-    keys_of = f"{name} {words[0]}" if words and f"{name} {words[0]}" in OWN_KEYS else name
+    keys_of = f"{name} {words[0]}" if words and f"{name} {words[0]}" in OPTIONS else name
     for key in command_keys(keys_of).values():
         if (key.section or "Options") != section:
             section = key.section or "Options"
@@ -72,3 +77,20 @@ def _describe(keys: Iterable[Documented]) -> list[str]:
         wrapped = textwrap.wrap(body, width, initial_indent=indent, subsequent_indent=indent) or [""]
         lines += [head.ljust(34) + wrapped[0].strip(), *wrapped[1:]] if len(head) < 34 else [head, *wrapped]
     return lines
+
+
+# -- tables --------------------------------------------------------------------------------------------------------
+
+
+def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns rows as a table with their keys above; lists with commas, truth values in words."""
+    cells = [{title: _cell(value) for title, value in row.items()} for row in rows]
+    return str(tabulate(cells, headers="keys"))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "-"
+    return "-" if value is None else textwrap.shorten(str(value), 80, placeholder=" ...")

@@ -20,8 +20,7 @@ from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING
 
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.registry.classes import concrete_classes
-from recbole_cdr_ext.registry.entry_points import load, origin, plugins
+from recbole_cdr_ext.registry.discovery import concrete_classes, load, origin, plugins
 
 if TYPE_CHECKING:
     from recbole_cdr_ext.evaluation.metric import Metric

@@ -28,17 +28,16 @@ from typing import TYPE_CHECKING
 
 from recbole_cdr_ext import compat
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.registry import entry_points
-from recbole_cdr_ext.registry.classes import concrete_classes
+from recbole_cdr_ext.registry import discovery
 from recbole_cdr_ext.settings.declaration import Settings
-from recbole_cdr_ext.settings.paths import model_property_file, properties_dir
+from recbole_cdr_ext.settings.reading import model_property_file, properties_dir
 
 if TYPE_CHECKING:
     from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 
 PACKAGE = __name__.split(".")[0]
 ENTRY_POINTS = f"{PACKAGE}.models"
-# This package's own models and what the registry asks of any are named as entry points name other packages': the
+# This package's models and what the registry asks of any are named as entry points name other packages': the
 # registry stands below models, which read settings, which look models up.
 FAMILIES = (f"{PACKAGE}.model.next_item", f"{PACKAGE}.model.rating")
 BASE = f"{PACKAGE}.model.recommender:CrossDomainRecommender"
@@ -97,7 +96,7 @@ def model_classes(name: str | type) -> dict[str, type]:
     if name in _built_in():
         return _built_in()[name]
     if name in (plugins := _plugins()):
-        return _by_task(_checked(entry_points.load(plugins[name], "model")))
+        return _by_task(_checked(discovery.load(plugins[name], "model")))
     if name in recbole_modules():
         compat.apply()
         return _by_task(getattr(importlib.import_module(recbole_modules()[name]), name))
@@ -105,12 +104,12 @@ def model_classes(name: str | type) -> dict[str, type]:
 
 
 def model_names() -> list[str]:
-    """The names that :func:`get_model` knows: this package's, other packages', RecBole's."""
+    """Returns the names that :func:`get_model` knows: this package's, other packages', RecBole's."""
     return list(dict.fromkeys([*_built_in(), *_plugins(), *recbole_modules()]))
 
 
-def own_model_names() -> list[str]:
-    """Returns the names of this package's own models."""
+def package_model_names() -> list[str]:
+    """Returns the names of this package's models."""
     return list(_built_in())
 
 
@@ -131,8 +130,8 @@ def property_files(name: str, model: type, task: str) -> list[Path]:
 
     RecBole's own, this package's ``properties/model/NAME.yaml``, and ``NAME.yaml`` beside the module of a model from
     another package. Where a folder holds a file of the task, ``NAME_TASK.yaml``, that one is read in place of
-    ``NAME.yaml``. They override the defaults of :func:`settings_class`; a model with neither has no settings of its
-    own.
+    ``NAME.yaml``. They override the defaults of :func:`settings_class`; a model with neither has no
+    settings.
 
     Args:
         model: the class as it was written, not RecBole's in its adapter.
@@ -184,11 +183,11 @@ def _by_task(model: type) -> dict[str, type]:
 
 @cache
 def _built_in() -> dict[str, dict[str, type]]:
-    """By name and task the models in :data:`FAMILIES`."""
+    """Returns the models in :data:`FAMILIES` by name and task."""
     compat.apply()
     models: dict[str, dict[str, type]] = {}
     for family in FAMILIES:
-        for cls in filter(_is_ours, concrete_classes(family)):
+        for cls in filter(_is_ours, discovery.concrete_classes(family)):
             models.setdefault(cls.__name__, {}).update(_by_task(cls))
     return dict(sorted(models.items()))
 
@@ -197,8 +196,8 @@ def _built_in() -> dict[str, dict[str, type]]:
 
 
 def _plugins() -> dict[str, importlib.metadata.EntryPoint]:
-    """Other packages' models by name."""
-    return entry_points.plugins(ENTRY_POINTS, _built_in())
+    """Returns other packages' models by name."""
+    return discovery.plugins(ENTRY_POINTS, _built_in())
 
 
 def _checked(model: object) -> type:
@@ -224,7 +223,7 @@ def _is_ours(model: type) -> bool:
 
 @cache
 def recbole_modules() -> dict[str, str]:
-    """RecBole's models and their modules, found in its source without importing a single one of them.
+    """Returns RecBole's models and their modules, read from its source without importing a single one of them.
 
     A RecBole model's module has its name in lower case.
     """
@@ -252,7 +251,7 @@ def _adapt(model: type) -> type[CrossDomainRecommender]:
 
 def _describe(name: str, model: type[CrossDomainRecommender]) -> ModelInfo:
     recbole, plugin = recbole_class(name, model.task), _plugins().get(name)
-    origin = "recbole" if recbole else entry_points.origin(plugin) if plugin else "recbole_cdr_ext"
+    origin = "recbole" if recbole else discovery.origin(plugin) if plugin else "recbole_cdr_ext"
     return ModelInfo(
         name=name,
         task=model.task,

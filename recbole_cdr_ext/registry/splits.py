@@ -22,8 +22,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.registry import entry_points
-from recbole_cdr_ext.registry.classes import concrete_classes
+from recbole_cdr_ext.registry import discovery
 
 if TYPE_CHECKING:
     from recbole_cdr_ext.splits.maker import SplitMaker
@@ -58,7 +57,7 @@ class SplitInfo:
 
 
 def split_names() -> list[str]:
-    """The names that :func:`get_split` knows: this package's, then other packages'."""
+    """Returns the names that :func:`get_split` knows: this package's, then other packages'."""
     return [*_built_in(), *_plugins()]
 
 
@@ -73,7 +72,7 @@ def get_split(name: str) -> type[SplitMaker]:
     others = _plugins()
     if name not in others:
         raise CDRError(f"split={name!r} should be one of {', '.join([*_built_in(), *others])}.")
-    return _checked(name, entry_points.load(others[name], "split"))
+    return _checked(name, discovery.load(others[name], "split"))
 
 
 def list_splits() -> list[SplitInfo]:
@@ -93,7 +92,7 @@ def list_splits() -> list[SplitInfo]:
                 leaky=maker.leaky,
                 ordered=maker.needs_order,
                 layout=maker.layout,
-                origin=entry_points.origin(others[name]) if name in others else PACKAGE,
+                origin=discovery.origin(others[name]) if name in others else PACKAGE,
                 summary=(inspect.getdoc(maker) or "").partition("\n")[0],
             )
         )
@@ -102,11 +101,11 @@ def list_splits() -> list[SplitInfo]:
 
 @cache
 def _built_in() -> dict[str, type[SplitMaker]]:
-    """This package's own, each called as its module is; those of a task together, the default first."""
+    """Returns this package's splits, each called as its module is; those of a task together, the default first."""
     base: type[SplitMaker] = pkgutil.resolve_name(BASE)
     makers = {
         cls.__module__.rpartition(".")[2]: cls
-        for cls in concrete_classes(ROOM)
+        for cls in discovery.concrete_classes(ROOM)
         if issubclass(cls, base) and cls is not base
     }
 
@@ -117,7 +116,7 @@ def _built_in() -> dict[str, type[SplitMaker]]:
 
 
 def _plugins() -> dict[str, importlib.metadata.EntryPoint]:
-    return entry_points.plugins(ENTRY_POINTS, _built_in())
+    return discovery.plugins(ENTRY_POINTS, _built_in())
 
 
 def _checked(name: str, maker: object) -> type[SplitMaker]:

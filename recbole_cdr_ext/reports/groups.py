@@ -60,7 +60,7 @@ class Group:
         runs = self.members[label]
         if len({run.value("split_seed") for run in self.runs}) == 1:
             return [run.instances for run in runs]
-        shared = set.intersection(
+        shared: set[Any] = set.intersection(
             *({run.value("split_seed") for run in of_label} for of_label in self.members.values())
         )
         if not shared:

@@ -36,7 +36,7 @@ class FinishedRun:
     Attributes:
         folder: of the run; of one that is only stored, it need not exist.
         result: what ``result.json`` holds, checked as far as it is read.
-        unknown: settings that the run is older than, and that cannot be told (:func:`find_unknown`).
+        unknown: settings that the run is older than and whose values in it are not known (:func:`find_unknown`).
         stored_command: the command that made it, where that is stored; None: it follows from the settings.
         stored_instances: reads its per-instance table from where it is stored; None: it lies in the folder.
     """
@@ -59,7 +59,7 @@ class FinishedRun:
 
     @property
     def task(self) -> str:
-        """next_item or rating; runs of before there were two don't say."""
+        """The task, next_item or rating; runs from before there were two don't say."""
         return self.result.get("task") or self.settings.get("task") or "next_item"
 
     @property
@@ -80,10 +80,10 @@ class FinishedRun:
 
     @property
     def leaks(self) -> dict[str, Any]:
-        """What the leak audit found, without what it did not."""
+        """The counts of the leak audit that are not 0, by kind of leak."""
         report = self.result.get("report")
-        found = report.items() if isinstance(report, Mapping) else ()
-        return {str(k).removeprefix("leak: "): n for k, n in found if str(k).startswith("leak: ") and n}
+        rows = report.items() if isinstance(report, Mapping) else ()
+        return {str(k).removeprefix("leak: "): n for k, n in rows if str(k).startswith("leak: ") and n}
 
     @functools.cached_property
     def instances(self) -> pd.DataFrame:
@@ -94,18 +94,18 @@ class FinishedRun:
         """
         return read_instances(self.folder) if self.stored_instances is None else self.stored_instances()
 
-    def value(self, key: str) -> Any:
-        """A setting; if the run is older than the setting, today's default, or UNKNOWN."""
+    def value(self, key: str) -> object:
+        """Returns a setting; if the run is older than the setting, today's default, or UNKNOWN."""
         if key in self.unknown:
             return UNKNOWN
         return self.settings[key] if key in self.settings else self.defaults().get(key)
 
     def defaults(self) -> Mapping[str, Any]:
-        """What the run's settings would be if none had been given."""
+        """Returns what the run's settings would be if the user had set none."""
         return default_settings(self.model, self.result["dataset"], self.task)
 
     def command(self) -> str:
-        """The command that makes such a run; without what lies on the machine, such as folders."""
+        """Returns the command that makes such a run; without what lies on the machine, such as folders."""
         if self.stored_command is not None:
             return self.stored_command
         defaults = self.defaults()
@@ -145,7 +145,7 @@ def find_folders(runs: str | None, checkpoint_dir: str | Path) -> list[Path]:
         raise CDRError(
             "Which runs? Say --runs=DIR,DIR; without --runs, all in --checkpoint_dir are reported."
         )
-    found: dict[Path, Path] = {}
+    folders: dict[Path, Path] = {}
     for word in words:
         named = [path for base in (Path(), root) for path in _matches(base, word)]
         if not named:
@@ -155,8 +155,8 @@ def find_folders(runs: str | None, checkpoint_dir: str | Path) -> list[Path]:
             path = path if path.is_dir() else path.parent
             # A folder without runs is named as it is, and skipped with the reason.
             for folder in [path] if _is_run(path) else _runs_in(path) or [path]:
-                found.setdefault(folder.resolve(), folder)
-    return list(found.values())
+                folders.setdefault(folder.resolve(), folder)
+    return list(folders.values())
 
 
 def _matches(base: Path, word: str) -> list[Path]:

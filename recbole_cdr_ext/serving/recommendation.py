@@ -20,6 +20,7 @@ from recbole_cdr_ext.settings.config import RUNTIME_KEYS, CDRConfig
 from recbole_cdr_ext.splits.loader import CrossDomainLoader
 from recbole_cdr_ext.splits.split import Split
 from recbole_cdr_ext.tasks.next_item import NextItemExperiment
+from recbole_cdr_ext.tasks.task import Experiment
 from recbole_cdr_ext.trainer import checkpoint
 from recbole_cdr_ext.trainer.stages import augment
 
@@ -27,7 +28,7 @@ from recbole_cdr_ext.trainer.stages import augment
 _Best = tuple[np.ndarray, np.ndarray, str]
 
 
-def load_model(run: str | Path, model: type | None = None, **settings: Any) -> Any:
+def load_model(run: str | Path, model: type | None = None, **settings: Any) -> Experiment:
     """Returns the experiment of a saved run, with its best weights.
 
     Args:
@@ -61,7 +62,7 @@ def load_model(run: str | Path, model: type | None = None, **settings: Any) -> A
 
 @torch.no_grad()
 def recommend(
-    experiment: NextItemExperiment, users: Sequence[str] | str, k: int = 10, domain: str | None = None
+    experiment: Experiment, users: Sequence[str] | str, k: int = 10, domain: str | None = None
 ) -> pd.DataFrame:
     """Returns each user's best items of a domain that the user has not touched.
 
@@ -161,7 +162,7 @@ def _enriched_instances(experiment: NextItemExperiment, users: np.ndarray, domai
 def _serving_instances(
     dataset: CrossDomainDataset, split: Split, users: np.ndarray, domain: int
 ) -> Instances:
-    """One instance without a target for each user, over all that the run may know of the user.
+    """Returns one instance without a target for each user, over all that the run may know of the user.
 
     Args:
         users: (n,) ascending user ids.

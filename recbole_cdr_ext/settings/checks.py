@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from recbole_cdr_ext.errors import CDRError, did_you_mean
@@ -11,50 +11,121 @@ from recbole_cdr_ext.registry import metrics as metric_registry
 from recbole_cdr_ext.registry.splits import get_split, list_splits
 from recbole_cdr_ext.settings.declaration import Declared
 from recbole_cdr_ext.settings.reading import TASKS
-from recbole_cdr_ext.settings.unused import UNDECLARED, UNUSED, check_load_col
+
+# -- what has no effect --------------------------------------------------------------------------------------------
+
+
+_FIXED_COLUMNS = (
+    "the columns of .inter files are called user_id, item_id, rating and timestamp; `prepare` renames them"
+)
+ONLY_INTERACTIONS = (
+    "interactions are all that is read, not the files of users, items, features or knowledge graphs"
+)
+_UNSCALED = "ratings and timestamps are read as they stand"
+_SAVED = "a run keeps its folder, and a split is drawn anew from split_seed"
+
+# Settings of RecBole's without effect here, each with the reason or what to say instead.
+UNUSED: Mapping[str, str] = {
+    "MAX_ITEM_LIST_LENGTH": "say max_history_length",
+    "rm_dup_inter": "of the interactions of a user and an item the first is kept, or the mean of the ratings (rating)",
+    "unload_col": "name the columns to read in load_col",
+    "unused_col": "name the columns to read in load_col",
+    "threshold": "rating predicts ratings, and next_item takes every interaction; val_interval drops some",
+    "benchmark_filename": "the splits are made here: say split",
+    "repeatable": "test targets are never of the history",
+    "shuffle": "training is shuffled, evaluation is not",
+    "encoding": "atomic files are UTF-8",
+    "enable_scaler": "enable_amp computes in bfloat16, which needs no scaling",
+    "field_separator": "atomic files are separated by tabs",
+    "seq_separator": ONLY_INTERACTIONS,
+    "seq_len": ONLY_INTERACTIONS,
+    "RATING_FIELD": _FIXED_COLUMNS,
+    "TIME_FIELD": _FIXED_COLUMNS,
+    **dict.fromkeys(("normalize_field", "normalize_all", "discretization"), _UNSCALED),
+    **dict.fromkeys(
+        (
+            "additional_feat_suffix", "preload_weight", "numerical_features", "ENTITY_ID_FIELD", "RELATION_ID_FIELD",
+            "HEAD_ENTITY_ID_FIELD", "TAIL_ENTITY_ID_FIELD", "entity_kg_num_interval", "relation_kg_num_interval",
+            "kg_reverse_r", "alias_of_user_id", "alias_of_item_id", "alias_of_entity_id", "alias_of_relation_id",
+        ),
+        ONLY_INTERACTIONS,
+    ),
+    **dict.fromkeys(
+        ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path"), _SAVED
+    ),
+    **dict.fromkeys(("log_wandb", "wandb_project"), "say tensorboard=True"),
+}  # fmt: skip
+
+# What RecBole takes where none of its files says it.
+UNDECLARED = {"encoding": "utf-8"}
+
+
+def check_unused(
+    external: Mapping[str, Any], defaults: Mapping[str, Any], origins: Mapping[str, str]
+) -> None:
+    """Checks that the user sets nothing that would be ignored; a default, said again, passes.
+
+    Args:
+        external: the user's settings.
+        origins: where each setting was given, for the message.
+
+    Raises:
+        CDRError: a setting of :data:`UNUSED` has another value than RecBole's default.
+    """
+    for key in external.keys() & UNUSED.keys():
+        if external[key] not in (None, defaults.get(key, UNDECLARED.get(key))):
+            raise CDRError(f"{key}={external[key]!r} ({origins[key]}) has no effect here: {UNUSED[key]}.")
+
+
+def check_load_col(columns: Any, where: str) -> None:
+    """Checks ``load_col``: None, or ``{inter: [column, ...]}``.
+
+    Raises:
+        CDRError: it is something else, or lacks user_id or item_id.
+    """
+    if columns is None:
+        return
+    inter = columns.get("inter") if isinstance(columns, Mapping) else None
+    if not isinstance(inter, (list, tuple)) or set(columns) != {"inter"}:
+        raise CDRError(
+            f"{where}load_col={columns!r} should be None or {{inter: [user_id, item_id, ...]}}: {ONLY_INTERACTIONS}."
+        )
+    missing = [column for column in ("user_id", "item_id") if column not in inter]
+    if missing:
+        raise CDRError(f"{where}load_col={columns!r} lacks {' and '.join(missing)}, which every run reads.")
+
 
 # -- ranges ---------------------------------------------------------------------------------------------------------
-
-Rule = tuple[Callable[[Any], bool], str]
-
-
-def _one_of(*choices: str) -> Rule:
-    return (lambda value: value in choices), "one of " + ", ".join(choices)
-
 
 _NUMBER = r"[-+]?(?:inf|\d+(?:\.\d*)?(?:e[-+]?\d+)?)"
 _INTERVAL = re.compile(rf"[\[(]\s*({_NUMBER})\s*,\s*({_NUMBER})\s*[\])]", re.IGNORECASE)
 
 
-def _intervals(value: Any) -> bool:
-    """Whether a text is RecBole's intervals: it only warns of others, and filters nothing."""
+def _are_intervals(value: Any) -> bool:
+    """Returns whether a text is one of intervals to RecBole, which only warns of others and then filters nothing."""
     matches = [_INTERVAL.fullmatch(part.strip()) for part in str(value).split(";")]
     return all(match and float(match[1]) <= float(match[2]) for match in matches)
 
 
-_INTERVALS = ("user_inter_num_interval", "item_inter_num_interval")
-_FILTER: Rule = _intervals, "an interval such as [5,inf), or several with ; between"
-
-# Ranges that no class of settings declares: of RecBole's own settings, and of names that are looked up. None always
-# passes: the types say where it may stand.
-RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(_INTERVALS, _FILTER),
-}
+# RecBole's settings of how many interactions a user or an item has.
+INTERVALS = ("user_inter_num_interval", "item_inter_num_interval")
 
 
-def check_ranges(settings: Mapping[str, Any], where: str = "") -> None:
-    """Checks every setting of :data:`RULES`.
+def check_intervals(settings: Mapping[str, Any], where: str = "") -> None:
+    """Checks the settings of :data:`INTERVALS`, which no class declares; None passes.
 
     Args:
         where: what the message begins with.
 
     Raises:
-        CDRError: a value is outside of its range.
+        CDRError: a value is no text of intervals.
     """
-    for key, (holds, text) in RULES.items():
+    for key in INTERVALS:
         value = settings.get(key)
-        if value is not None and not holds(value):
-            raise CDRError(f"{where}{key}={value!r} should be {text}.")
+        if value is not None and not _are_intervals(value):
+            raise CDRError(
+                f"{where}{key}={value!r} should be an interval such as [5,inf), or several with ; between."
+            )
 
 
 def check_declared(settings: Mapping[str, Any], declarations: Sequence[Mapping[str, Declared]]) -> None:
@@ -113,53 +184,6 @@ def check_sizes(settings: Mapping[str, Any], declared_keys: Collection[str] = ()
 def suggestion(key: str, known: Collection[str], renamed: Mapping[str, str]) -> str:
     """Returns the end of a message on an unknown setting: its name here, or the nearest known one."""
     return f" It is called '{renamed[key]}' here." if key in renamed else did_you_mean(key, known)
-
-
-# The settings that a domain may have for itself.
-OF_A_DOMAIN = ("val_interval", *_INTERVALS, "load_col")
-# What RecBole-CDR's blocks say beside them: where the file lies, which a dataset's folder decides, and whether the
-# columns of a filter are kept, which nothing reads.
-_OF_A_BLOCK = ("data_path", "drop_filter_field", "drop_preload_weight")
-
-
-def check_domain_settings(
-    settings: Mapping[str, Any], known: Collection[str], renamed: Mapping[str, str]
-) -> None:
-    """Checks ``domain_settings``, ``source`` and ``target``.
-
-    Args:
-        known: all settings; those that a domain can't have for itself pass where they say what holds anyway.
-        renamed: what other libraries call some of them.
-
-    Raises:
-        CDRError: a domain or a setting is unknown, or would be ignored.
-    """
-    for name, overrides in (settings.get("domain_settings") or {}).items():
-        if name not in settings["domains"]:
-            raise CDRError(
-                f"domain_settings: unknown domain '{name}'.{did_you_mean(name, settings['domains'])}"
-            )
-        if overrides is not None and not isinstance(overrides, Mapping):
-            raise CDRError(
-                f"domain_settings: '{name}' has {overrides!r}, and should have settings: {{key: value}}."
-            )
-        for key, value in (overrides or {}).items():
-            if key not in known:
-                raise CDRError(
-                    f"Unknown setting '{key}' of domain '{name}'.{suggestion(key, known, renamed)}"
-                )
-            general = settings.get(key, UNDECLARED.get(key))
-            if key not in (*OF_A_DOMAIN, *_OF_A_BLOCK) and value not in (None, general):
-                reason = UNUSED.get(
-                    key, f"a domain has {', '.join(OF_A_DOMAIN)} for itself, the rest is of the run"
-                )
-                raise CDRError(f"{key}={value!r} of domain '{name}' has no effect: {reason}.")
-        where = f"domain_settings of '{name}': "
-        check_ranges({key: (overrides or {}).get(key) for key in _INTERVALS}, where)
-        check_load_col((overrides or {}).get("load_col"), where)
-    for key in ("source", "target"):
-        if settings.get(key) is not None and settings[key] not in settings["domains"]:
-            raise CDRError(f"{key}={settings[key]} is none of the domains {', '.join(settings['domains'])}.")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -8,9 +8,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import numpy as np
 import torch
 from recbole.config import Config
 from recbole.utils import ModelType
@@ -19,35 +21,42 @@ from recbole_cdr_ext import compat
 from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.registry import metrics as metric_registry
 from recbole_cdr_ext.registry import models as model_registry
-from recbole_cdr_ext.settings.blocks import BLOCKS, dataset_of_blocks, expand_blocks
 from recbole_cdr_ext.settings.checks import (
     check_declared,
-    check_domain_settings,
     check_eval_args,
+    check_intervals,
+    check_load_col,
     check_metrics,
-    check_ranges,
     check_sizes,
     check_split,
+    check_unused,
     suggestion,
 )
 from recbole_cdr_ext.settings.declaration import Declared, Settings
 from recbole_cdr_ext.settings.defaults import Layer, model_layers, shared_layers
-from recbole_cdr_ext.settings.paths import dataset_property_files, prepared_order
-from recbole_cdr_ext.settings.plain_values import plain
+from recbole_cdr_ext.settings.domains import check_domain_settings, dataset_of_blocks, expand_blocks
 from recbole_cdr_ext.settings.reading import (
     TASKS,
     Loader,
+    check_type,
+    dataset_property_files,
     file_names,
     find_config_file,
     parse_arguments,
     parse_value,
+    prepared_order,
     read_mapping,
+    type_of,
 )
-from recbole_cdr_ext.settings.recbole_hooks import DERIVED_KEYS, DOMAIN_KEYS, RENAMED, UNDECLARED_KEYS
-from recbole_cdr_ext.settings.recbole_settings import keys_read_by
+from recbole_cdr_ext.settings.recbole_1_2_0 import (
+    BLOCKS,
+    DERIVED_KEYS,
+    DOMAIN_KEYS,
+    RENAMED,
+    UNDECLARED_KEYS,
+    keys_read_by,
+)
 from recbole_cdr_ext.settings.run_settings import RunSettings
-from recbole_cdr_ext.settings.unused import check_load_col, check_unused
-from recbole_cdr_ext.settings.value_types import check_type, type_of
 
 if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender
@@ -271,7 +280,7 @@ class CDRConfig(Config):
         self._drop_negatives_of_ce(settings, external)
         if self._described:
             self.description |= {key: settings[key] for key in ("domains", "order")}
-        check_ranges(settings)
+        check_intervals(settings)
         check_declared(settings, self._declared)
         check_sizes(settings, {key for rows in self._declared for key in rows})
         check_load_col(settings["load_col"], "")
@@ -358,7 +367,7 @@ class CDRConfig(Config):
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as plain JSON values, of which ``CDRConfig(config_dict=...)`` makes the same again."""
         settings = {
-            key: plain(value) for key, value in self.final_config_dict.items() if key not in DERIVED_KEYS
+            key: _plain(value) for key, value in self.final_config_dict.items() if key not in DERIVED_KEYS
         }
         settings["data_path"] = str(self.final_config_dict["data_root"])
         negatives = settings.get("train_neg_sample_args")
@@ -379,13 +388,13 @@ class CDRConfig(Config):
             keys: the settings to hash; None: all but the paths and run-time settings of :data:`RUNTIME_KEYS`.
         """
         settings = self.to_dict()
-        wanted = set(settings) - RUNTIME_KEYS if keys is None else set(keys)
-        text = json.dumps({key: settings.get(key) for key in wanted}, sort_keys=True)
+        hashed = set(settings) - RUNTIME_KEYS if keys is None else set(keys)
+        text = json.dumps({key: settings.get(key) for key in hashed}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _describes_dataset(key: str, value: Any) -> bool:
-    """Whether a key of a file describes a dataset, and is no setting."""
+    """Returns whether a key of a file describes a dataset, and is no setting."""
     return (
         key in DESCRIPTION_KEYS
         or (key == "source" and isinstance(value, Mapping))
@@ -416,3 +425,22 @@ def _refusals() -> Iterator[None]:
         yield
     except (ValueError, TypeError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
         raise CDRError(str(error)) from error
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value as JSON can hold it."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((_plain(item) for item in value), key=str)
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Enum):
+        return value.name
+    return f"{value.__module__}.{value.__qualname__}" if isinstance(value, type) else str(value)

@@ -1,6 +1,6 @@
 """Declared settings: a key's type, range, default and meaning, said once, in a class.
 
-A model declares its own directly above itself, and names the class::
+A model declares its settings directly above itself, and names the class::
 
     class MyModelSettings(Settings):
         \"\"\"MyModel (Doe, 2026), with the values of its paper.\"\"\"
@@ -175,7 +175,7 @@ def declared(settings: type[Settings]) -> Mapping[str, Declared]:
 
 
 def defaults(settings: type[Settings]) -> dict[str, Any]:
-    """Returns the default of each key, of one's own: lists and blocks may be changed."""
+    """Returns the default of each key; lists and blocks are copies, which may be changed."""
     return {key: copy.deepcopy(row.default) for key, row in declared(settings).items()}
 
 
@@ -197,7 +197,7 @@ def _as_list(value: Any) -> Any:
 
 
 def _kinds(annotation: Any) -> Iterator[type | None]:
-    """The types that a value of an annotation may have."""
+    """Yields the types that a value of an annotation may have."""
     origin = get_origin(annotation)
     if annotation is None or annotation is NoneType:
         yield None
@@ -213,7 +213,7 @@ def _kinds(annotation: Any) -> Iterator[type | None]:
 
 
 def _constraints(annotation: Any) -> Iterator[Any]:
-    """The choices, bounds and conditions anywhere in an annotation."""
+    """Yields the choices, bounds and conditions anywhere in an annotation."""
     if get_origin(annotation) is Literal:
         yield Condition(lambda value: True, "one of " + ", ".join(map(str, get_args(annotation))))
         return

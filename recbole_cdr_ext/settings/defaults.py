@@ -12,12 +12,16 @@ from recbole.utils import ModelType
 
 from recbole_cdr_ext.registry import models as model_registry
 from recbole_cdr_ext.settings.declaration import Declared, Settings, declared, defaults, yaml_text
-from recbole_cdr_ext.settings.paths import properties_dir
-from recbole_cdr_ext.settings.reading import Documented, read_mapping, types_in
-from recbole_cdr_ext.settings.recbole_settings import recbole_rows
-from recbole_cdr_ext.settings.run_settings import RunSettings
-from recbole_cdr_ext.settings.task_settings import TASK_SETTINGS
-from recbole_cdr_ext.settings.value_types import check_type, type_of
+from recbole_cdr_ext.settings.reading import (
+    Documented,
+    check_type,
+    properties_dir,
+    read_mapping,
+    type_of,
+    types_in,
+)
+from recbole_cdr_ext.settings.recbole_1_2_0 import recbole_rows
+from recbole_cdr_ext.settings.run_settings import TASK_SETTINGS, RunSettings
 
 _RECBOLE = Path(recbole.__file__).parent / "properties"
 
@@ -107,7 +111,7 @@ def _of_recbole(name: str) -> Layer:
 
 
 def _type_files(model: str, model_type: ModelType) -> list[str]:
-    """RecBole's files of defaults for a type of models."""
+    """Returns RecBole's files of defaults for a type of models."""
     if model_type != ModelType.SEQUENTIAL:
         return []
     if model in ("DIN", "DIEN"):

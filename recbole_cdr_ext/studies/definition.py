@@ -9,8 +9,7 @@ from typing import Any
 
 from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.settings.command_options import ANALYSIS_OPTIONS as ANALYSES
-from recbole_cdr_ext.settings.paths import dataset_property_files, properties_dir
-from recbole_cdr_ext.settings.reading import TASKS, read_mapping
+from recbole_cdr_ext.settings.reading import TASKS, dataset_property_files, properties_dir, read_mapping
 
 SEED = "seed"  # as a setting's value: that of training
 DEFAULT_SEEDS = (2024,)

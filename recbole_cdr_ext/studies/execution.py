@@ -14,8 +14,7 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.files import locked, make_folder
 from recbole_cdr_ext.runs.folder import DEFAULT_CHECKPOINT_DIR
 from recbole_cdr_ext.settings.command_options import STUDY_OPTIONS as OPTIONS
-from recbole_cdr_ext.settings.reading import parse_value, types_in, words_in
-from recbole_cdr_ext.settings.value_types import check_type
+from recbole_cdr_ext.settings.reading import check_type, parse_value, types_in, words_in
 from recbole_cdr_ext.studies import study_pages as pages
 from recbole_cdr_ext.studies.analyses import analyses_of
 from recbole_cdr_ext.studies.cells import MACHINE_KEYS, make_cells

@@ -43,10 +43,18 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, PopulationBasedTraining
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.tuning.records import Record, best_first, end_trial, records
+from recbole_cdr_ext.tuning.records import (
+    Record,
+    best_first,
+    end_trial,
+    records,
+    score,
+    shown,
+    state,
+    trial_table,
+)
 from recbole_cdr_ext.tuning.space import Parameter, Space
 from recbole_cdr_ext.tuning.trial import Shared, run_trial
-from recbole_cdr_ext.tuning.trial_table import score, shown, state, trial_table
 
 if TYPE_CHECKING:
     from recbole_cdr_ext.tuning.sweep import Sweep
@@ -144,7 +152,7 @@ def _check_resources(options: Mapping[str, Any]) -> None:
 # -- the search -----------------------------------------------------------------------------------------------------
 
 
-def search(sweep: Sweep, shared: Shared, wanted: int) -> None:
+def search(sweep: Sweep, shared: Shared, n_trials: int) -> None:
     """Runs trials until all have ended, from where the sweep in the folder stood."""
     options = sweep.options
     with _connected(options, bool(sweep.machine["use_gpu"])):
@@ -153,10 +161,10 @@ def search(sweep: Sweep, shared: Shared, wanted: int) -> None:
             tune.with_parameters(_trial, shared=shared, proposal=_Proposal.of(sweep)),
             {"cpu": options["cpus_per_trial"], "gpu": options["gpus_per_trial"]},
         )
-        _tuner(sweep, trainable, wanted).fit()
+        _tuner(sweep, trainable, n_trials).fit()
 
 
-def _tuner(sweep: Sweep, trainable: Any, wanted: int) -> Tuner:
+def _tuner(sweep: Sweep, trainable: Any, n_trials: int) -> Tuner:
     place = sweep.folder / RAY
     if Tuner.can_restore(str(place)) and any(place.glob("experiment_state-*.json")):
         try:
@@ -168,7 +176,7 @@ def _tuner(sweep: Sweep, trainable: Any, wanted: int) -> Tuner:
     param_space: dict[str, Any] = {}
     if sweep.plan:
         param_space = {"number": tune.grid_search(list(range(len(sweep.plan))))}
-        wanted = 1
+        n_trials = 1
     elif options["search"] == "optuna":
         kinds["search_alg"] = _optuna(sweep, mode)
     if options["scheduler"] == "asha":
@@ -195,7 +203,7 @@ def _tuner(sweep: Sweep, trainable: Any, wanted: int) -> Tuner:
         tune_config=TuneConfig(
             metric="score",
             mode=mode,
-            num_samples=wanted,
+            num_samples=n_trials,
             max_concurrent_trials=options["jobs"],
             # A process that has imported torch takes the next trial.
             reuse_actors=True,
@@ -213,7 +221,7 @@ def _tuner(sweep: Sweep, trainable: Any, wanted: int) -> Tuner:
 
 
 def _longest(sweep: Sweep) -> int:
-    """The most epochs that a trial can take, by ``epochs``."""
+    """Returns the most epochs that a trial can take, by ``epochs``."""
     searched = [p for p in sweep.space.parameters if p.key == "epochs"]
     return max(1, int(max(searched[0].extremes()) if searched else sweep.config["epochs"]))
 
@@ -258,7 +266,7 @@ def _suggested(trial: Any, parameter: Parameter) -> Any:
 
 
 def _mutations(space: Space, seed: int) -> dict[str, Any]:
-    """What PBT draws settings from: lists, along which it steps, and functions, whose values it scales."""
+    """Returns what PBT draws settings from: lists, along which it steps, and functions, whose values it scales."""
     rng = np.random.default_rng(seed)
     return {p.key: p.listed() or _Draw(p, rng) for p in space.parameters}
 
@@ -315,11 +323,13 @@ def _trial(config: dict[str, Any], shared: Shared, proposal: _Proposal) -> None:
         mine = os.environ.get("CUDA_VISIBLE_DEVICES", str(shared.machine["gpu_id"]))
         shared = replace(shared, machine={**shared.machine, "gpu_id": mine})
 
-    def report(told: dict[str, Any]) -> None:
-        if "failed" in told:
-            told = {"epoch": 0, "score": math.nan, **told}
-        moves = proposal.moves and "failed" not in told and (shared.folder / name / "last.pth").exists()
-        tune.report(told, checkpoint=tune.Checkpoint.from_directory(shared.folder / name) if moves else None)
+    def report(progress: dict[str, Any]) -> None:
+        if "failed" in progress:
+            progress = {"epoch": 0, "score": math.nan, **progress}
+        moves = proposal.moves and "failed" not in progress and (shared.folder / name / "last.pth").exists()
+        tune.report(
+            progress, checkpoint=tune.Checkpoint.from_directory(shared.folder / name) if moves else None
+        )
 
     donor = tune.get_checkpoint() if proposal.moves else None
     if donor is None:
@@ -330,7 +340,7 @@ def _trial(config: dict[str, Any], shared: Shared, proposal: _Proposal) -> None:
 
 
 def trial_name(config: Mapping[str, Any], trial_id: str) -> str:
-    """A trial's name: its number where the settings are known beforehand, which no restart changes; else Ray's."""
+    """Returns a trial's name: its number, which no restart changes, where settings are drawn beforehand; or Ray's."""
     return f"{config['number']:04d}" if "number" in config else trial_id
 
 
@@ -395,7 +405,7 @@ class Watch(Callback):
 
 
 def _reason(trial: Trial) -> str:
-    """Why Ray gave a trial up that has noted no reason itself."""
+    """Returns why Ray gave a trial up that has noted no reason itself."""
     text = _error_text(trial)
     if "OutOfMemoryError" in text:
         return "out of memory: the machine had none left, and Ray ended the trial's process"
@@ -410,7 +420,7 @@ def _process_died(text: str) -> bool:
 
 
 def _error_text(trial: Trial) -> str:
-    """What Ray has noted of a trial's last failure."""
+    """Returns what Ray has noted of a trial's last failure."""
     try:
         text = Path(trial.error_file or "").read_text(encoding="utf-8")
     except OSError:

@@ -1,16 +1,21 @@
-"""What is known of a sweep's trials, and kept in its folder."""
+"""What is known of a sweep's trials, kept in its folder, and how tables show it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tabulate import tabulate
+
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.files import make_folder, replacing
 from recbole_cdr_ext.trainer import checkpoint
+
+# -- records -------------------------------------------------------------------------------------------------------
+
 
 TRIALS, ENDED, RECORD = "trials", "trials.jsonl", "trial.json"
 RUNNING, FINISHED, CUT, FAILED = "running", "finished", "cut", "failed"
@@ -65,12 +70,12 @@ def read_record(folder: Path) -> Record | None:
 
 
 def ended(folder: Path) -> list[Record]:
-    """The records of the trials that have ended."""
+    """Returns the records of the trials that have ended."""
     return [record for record in records(folder) if record.status != RUNNING]
 
 
 def records(folder: Path) -> list[Record]:
-    """The records of all trials that were begun, in the order of their names."""
+    """Returns the records of all trials that were begun, in the order of their names."""
     read = (read_record(path) for path in sorted((folder / TRIALS).glob("*")))
     return [record for record in read if record is not None]
 
@@ -113,3 +118,43 @@ def best_first(trials: Iterable[Record], larger_is_better: bool) -> list[Record]
         )
 
     return sorted(trials, key=place)
+
+
+# -- tables --------------------------------------------------------------------------------------------------------
+
+
+_LONGEST_REASON = 60
+
+
+def trial_table(records: Sequence[Record], keys: Sequence[str], form: str = "simple") -> str:
+    """Returns a table with a row per trial: its searched settings, epochs, best score and status."""
+    rows = [
+        [
+            record.trial,
+            *(shown(record.settings.get(key, "-")) for key in keys),
+            record.epochs,
+            score(record),
+            state(record),
+        ]
+        for record in records
+    ]
+    headers = ["trial", *keys, "epochs", "score", "status"]
+    return str(tabulate(rows, headers=headers, tablefmt=form, disable_numparse=True))
+
+
+def score(record: Record) -> str:
+    """Returns the best score of a trial, as tables show it."""
+    return "-" if record.score is None else f"{record.score:.6f}"
+
+
+def state(record: Record) -> str:
+    """Returns the status of a trial, with why it failed in one line."""
+    if record.status != FAILED:
+        return record.status
+    reason = record.reason
+    return f"failed: {reason if len(reason) <= _LONGEST_REASON else reason[: _LONGEST_REASON - 3] + '...'}"
+
+
+def shown(value: object) -> str:
+    """Returns a setting's value, short."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

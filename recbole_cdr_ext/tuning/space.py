@@ -29,8 +29,7 @@ from typing import Any
 import numpy as np
 
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.settings.paths import properties_dir
-from recbole_cdr_ext.settings.reading import parse_value, read_mapping
+from recbole_cdr_ext.settings.reading import parse_value, properties_dir, read_mapping
 
 Settings = dict[str, Any]
 
@@ -54,7 +53,7 @@ class Parameter:
     values: tuple[Any, ...]
     condition: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
-    def draw(self, rng: np.random.Generator) -> Any:
+    def draw(self, rng: np.random.Generator) -> object:
         """Returns a value drawn from the setting's distribution."""
         if self.kind == "choice":
             return self.values[int(rng.integers(len(self.values)))]
@@ -65,7 +64,7 @@ class Parameter:
             return self.clip(math.exp(rng.uniform(math.log(low), math.log(high))))
         return self.clip(float(rng.uniform(low, high)))
 
-    def clip(self, value: Any) -> Any:
+    def clip(self, value: Any) -> object:
         """Returns the possible value that is nearest to a number; of a choice, the value itself."""
         if self.kind == "choice":
             return value
@@ -178,9 +177,9 @@ class Space:
         """
         points: dict[str, Settings] = {}
         for parameter in self.parameters:
-            wanted = self._enabling(parameter)
+            enabling = self._enabling(parameter)
             for value in parameter.extremes():
-                fixed_values = {**wanted, parameter.key: value}
+                fixed_values = {**enabling, parameter.key: value}
                 values = {
                     other.key: fixed_values.get(other.key, other.extremes()[0]) for other in self.parameters
                 }
@@ -188,20 +187,20 @@ class Space:
                 if parameter.key not in settings:
                     raise CDRError(
                         f"{self.source}: the condition of '{parameter.key}' never holds: "
-                        f"{_said(parameter.condition)}."
+                        f"{_condition_text(parameter.condition)}."
                     )
                 points.setdefault(repr(settings), settings)
         return list(points.values())
 
     def _enabling(self, parameter: Parameter) -> Settings:
-        """Values of other parameters with which the condition of one holds."""
+        """Returns values of other parameters with which the condition of one holds."""
         by_key = {other.key: other for other in self.parameters}
-        wanted: Settings = {}
+        enabling: Settings = {}
         for key, allowed in parameter.condition.items():
             if key in by_key:
-                wanted |= self._enabling(by_key[key])
-                wanted[key] = next(value for value in by_key[key].values if _among(value, allowed))
-        return wanted
+                enabling |= self._enabling(by_key[key])
+                enabling[key] = next(value for value in by_key[key].values if _among(value, allowed))
+        return enabling
 
 
 # -- reading --------------------------------------------------------------------------------------------------------
@@ -336,24 +335,24 @@ def _check_numbers(where: str, kind: str, values: Sequence[Any]) -> None:
 def _in_order(parameters: Sequence[Parameter], path: Path) -> tuple[Parameter, ...]:
     """Returns the parameters, each after those that its condition names."""
     left = {parameter.key: parameter for parameter in parameters}
-    done: dict[str, Parameter] = {}
+    ordered: dict[str, Parameter] = {}
     while left:
         ready = [key for key, parameter in left.items() if not set(parameter.condition) & set(left)]
         if not ready:
             raise CDRError(f"{path}: the conditions of {', '.join(left)} wait for one another.")
-        done |= {key: left.pop(key) for key in ready}
-    for parameter in done.values():
+        ordered |= {key: left.pop(key) for key in ready}
+    for parameter in ordered.values():
         for key, allowed in parameter.condition.items():
-            if key not in done:
+            if key not in ordered:
                 continue
-            if done[key].kind != "choice":
-                raise CDRError(f"{path}: a condition can name a choice only; '{key}' is {done[key].kind}.")
-            if not any(_among(value, allowed) for value in done[key].values):
+            if ordered[key].kind != "choice":
+                raise CDRError(f"{path}: a condition can name a choice only; '{key}' is {ordered[key].kind}.")
+            if not any(_among(value, allowed) for value in ordered[key].values):
                 raise CDRError(
-                    f"{path}: the condition of '{parameter.key}' never holds: {_said({key: allowed})}, and {key} is "
-                    f"searched over {list(done[key].values)}."
+                    f"{path}: the condition of '{parameter.key}' never holds: {_condition_text({key: allowed})}, and "
+                    f"{key} is searched over {list(ordered[key].values)}."
                 )
-    return tuple(done.values())
+    return tuple(ordered.values())
 
 
 def _is_number(value: Any) -> bool:
@@ -365,7 +364,7 @@ def _among(value: Any, allowed: Collection[Any]) -> bool:
     return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in allowed)
 
 
-def _said(condition: Mapping[str, tuple[Any, ...]]) -> str:
+def _condition_text(condition: Mapping[str, tuple[Any, ...]]) -> str:
     return ", ".join(f"{key} = {' or '.join(map(str, allowed))}" for key, allowed in condition.items())
 
 
@@ -413,8 +412,8 @@ def check_space(
         try:
             return settings_with(settings)
         except CDRError as error:
-            said = ", ".join(f"{key}={value}" for key, value in settings.items())
-            raise CDRError(f"{space.source}: {said} can't be tried: {error}") from error
+            assignments = ", ".join(f"{key}={value}" for key, value in settings.items())
+            raise CDRError(f"{space.source}: {assignments} can't be tried: {error}") from error
 
     parameters = []
     for parameter in space.parameters:

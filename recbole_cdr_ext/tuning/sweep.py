@@ -1,9 +1,4 @@
-"""Sweeps: from a search space to the best settings, in a folder that another call goes on from.
-
-What a sweep has found lies in its own folder and not in Ray's state alone: each trial's record and checkpoint in
-``trials``, the records of ended trials in ``trials.jsonl``. Ray's state, in ``ray``, says whom it would ask next. So
-nothing that has ended is trained again, whenever the driver was killed.
-"""
+"""A sweep before it begins: options, search space and settings, checked before any data are read."""
 
 from __future__ import annotations
 
@@ -56,7 +51,7 @@ class Sweep:
 
     Attributes:
         model: name or class.
-        settings: the user's own besides the searched ones, as a property file would hold them.
+        settings: the user's, besides the searched ones, as a property file would hold them.
         config: all settings of a trial, the searched ones at their defaults.
         plan: settings of all trials, where they do not depend on scores.
         staged: whether the model's stages are the same for all trials.
@@ -85,17 +80,27 @@ class Sweep:
         return bool(self.config["valid_metric_bigger"])
 
     def identity(self) -> dict[str, Any]:
-        """What has to be the same when a sweep goes on."""
+        """Returns what has to be the same when a sweep goes on, as JSON can hold it."""
         named = (*_HOW, "model", "dataset", "space")
-        return {
+        identity = {
             "model": self.config["model"],
             "dataset": self.dataset,
             "folder": str(self.folder),
-            "settings": _as_json(self.settings),
-            "space": _as_json([asdict(parameter) for parameter in self.space.parameters]),
+            "settings": self.settings,
+            "space": [asdict(parameter) for parameter in self.space.parameters],
             **{key: value for key, value in self.options.items() if key not in named},
             "torch_threads": self.machine["torch_threads"],
         }
+        return _as_json(identity)
+
+    def resolved(self) -> dict[str, Any]:
+        """Returns the settings that decide a trial's result, the searched ones at their defaults, as JSON."""
+        settings = self.config.to_dict().items()
+        return _as_json({key: value for key, value in settings if key not in RUNTIME_KEYS})
+
+    def how(self) -> dict[str, Any]:
+        """Returns how the sweep runs and where its space lies: what may be another when it goes on."""
+        return {"jobs": self.options["jobs"], "space": str(Path(self.space.source).absolute())}
 
 
 def require(search: str) -> None:
@@ -196,7 +201,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
 
 def _user_settings(user: CDRConfig, config_file_list: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that the user gave, in files and besides, typed."""
+    """Returns the user's settings, from files, keywords and the command line, typed."""
     settings: dict[str, Any] = {}
     for file in [*file_names(config_file_list), *file_names(arguments.get("config_files"))]:
         settings |= read_mapping(find_config_file(file))
@@ -211,11 +216,11 @@ def _user_settings(user: CDRConfig, config_file_list: Any, arguments: Mapping[st
 
 
 def _plan(space: Space, options: Mapping[str, Any], config: CDRConfig) -> tuple[Settings, ...]:
-    wanted, seed = options["trials"] or DEFAULT_TRIALS, int(options["search_seed"])
+    n_trials, seed = options["trials"] or DEFAULT_TRIALS, int(options["search_seed"])
     if options["search"] == "optuna" or options["scheduler"] == "pbt":
         return ()
     if options["search"] == "random":
-        return tuple(space.sample(wanted, seed, _fixed(space, config)))
+        return tuple(space.sample(n_trials, seed, _fixed(space, config)))
     points = space.grid(_fixed(space, config))
     if options["trials"] and len(points) > options["trials"]:
         raise CDRError(
@@ -236,17 +241,6 @@ def _stages(config: CDRConfig) -> str:
     return repr([(stage.model, sorted(stage.settings.items()), config[stage.seed_key]) for stage in stages])
 
 
-def _resolved(sweep: Sweep) -> dict[str, Any]:
-    """The settings that decide a trial's result, the searched ones at their defaults."""
-    return {key: value for key, value in sweep.config.to_dict().items() if key not in RUNTIME_KEYS}
-
-
-def _how(sweep: Sweep) -> dict[str, Any]:
-    return {"jobs": sweep.options["jobs"], "space": str(Path(sweep.space.source).absolute())}
-
-
-# -- small things ---------------------------------------------------------------------------------------------------
-
-
-def _as_json(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))
+def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(value, default=str))
+    return plain

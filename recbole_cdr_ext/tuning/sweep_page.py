@@ -1,4 +1,4 @@
-"""What a sweep has found, to be read: a page with figures, and a summary in Markdown."""
+"""The results of a sweep, to be read: a page with figures, and a summary in Markdown."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from recbole_cdr_ext import __version__
 from recbole_cdr_ext.files import replacing
 from recbole_cdr_ext.pages.figure import drawing_of, plain
 from recbole_cdr_ext.pages.page import Drawing, render, write
-from recbole_cdr_ext.tuning.records import FAILED, Record
+from recbole_cdr_ext.tuning.records import FAILED, Record, score, shown, state, trial_table
 from recbole_cdr_ext.tuning.space import Parameter
-from recbole_cdr_ext.tuning.trial_table import score, shown, state, trial_table
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -89,7 +88,7 @@ def importance(records: Sequence[Record], parameters: Sequence[Parameter]) -> Im
 
 
 def _numbers(records: Sequence[Record], parameter: Parameter) -> np.ndarray:
-    """A setting's values as numbers a forest can cut: places of a choice, logarithms of loguniform; -1 for none."""
+    """Returns numbers that a forest can cut, (n,): places of a choice, -1 for none; of loguniform the logarithms."""
     values = [record.settings.get(parameter.key) for record in records]
     if parameter.kind == "choice":
         places = [repr(value) for value in parameter.values]
@@ -106,7 +105,7 @@ def _numbers(records: Sequence[Record], parameter: Parameter) -> np.ndarray:
 
 
 def _parallel(records: Sequence[Record], about: About) -> go.Figure:
-    """Parallel coordinates: a line per trial through its settings and its score."""
+    """Returns parallel coordinates: a line per trial through its settings and its score."""
     import plotly.graph_objects as go
 
     scored = [record for record in records if record.score is not None and record.status != FAILED]
@@ -140,7 +139,7 @@ def _axis(records: Sequence[Record], parameter: Parameter) -> dict[str, Any]:
 
 
 def _curves(records: Sequence[Record], about: About) -> go.Figure | None:
-    """Learning curves: validation score by epoch, the best trial on top."""
+    """Returns learning curves: validation score by epoch, the best trial on top; None where there is none."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -161,7 +160,7 @@ def _curves(records: Sequence[Record], about: About) -> go.Figure | None:
 
 
 def _bars(importances: Importances) -> go.Figure:
-    """Bars: the importance of each setting."""
+    """Returns bars: the importance of each setting."""
     import plotly.graph_objects as go
 
     names = list(importances)[::-1]
@@ -223,7 +222,7 @@ def _importance_section(importances: Importances | None) -> Section:
 
 
 def _row(record: Record, about: About) -> dict[str, str | tuple[str, float | str]]:
-    """A trial's row, with the numbers to sort by: that of what is missing is "", which comes last."""
+    """Returns a trial's row, with the numbers to sort by: that of what is missing is "", which comes last."""
     numbers = {key: _sortable(record.settings.get(key, "-")) for key in about.keys}
     return {
         "trial": record.trial,
@@ -268,9 +267,9 @@ def _counts(records: Sequence[Record], about: About) -> str:
     kinds: dict[str, int] = {}
     for record in records:
         kinds[record.status] = kinds.get(record.status, 0) + 1
-    said = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     better = "larger" if about.larger_is_better else "smaller"
     return (
-        f"{len(records)} trials: {said}. {about.how}. Of the score, {better} is better; the test part was not looked "
+        f"{len(records)} trials: {counts}. {about.how}. Of the score, {better} is better; the test part was not looked "
         f"at. recbole_cdr_ext {__version__}."
     )

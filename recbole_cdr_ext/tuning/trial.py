@@ -1,4 +1,4 @@
-"""One trial of a sweep: what a run does up to its test evaluation, told epoch by epoch.
+"""One trial of a sweep: what a run does up to its test evaluation, reported epoch by epoch.
 
 Nothing here knows of Ray: who runs the trial hands in what it reports to.
 """
@@ -137,7 +137,7 @@ def run_trial(
     folder = make_folder(shared.folder / name)
     record = read_record(folder) or Record(name, dict(searched))
     if donor is None and record.status in (FINISHED, CUT):
-        report(_told(record))
+        report(_progress(record))
         return
     if donor is None and record.status == FAILED:
         report({"failed": record.reason})
@@ -183,7 +183,7 @@ def _train(shared: Shared, folder: Path, record: Record, report: Report, donor: 
         record.seconds = before + perf_counter() - started
         record.write(folder)
         if record.score is not None:
-            report({**_told(record), "epoch_score": score})
+            report({**_progress(record), "epoch_score": score})
 
     trainer.fit(experiment.split, experiment.training_batches(), experiment.validate, callback_fn=tell)
     _follow(record, trainer, phases)
@@ -195,10 +195,10 @@ def _train(shared: Shared, folder: Path, record: Record, report: Report, donor: 
     record.score, record.stopped, record.status = score, trainer.stopped, FINISHED
     record.seconds = before + perf_counter() - started
     record.write(folder)
-    report(_told(record))
+    report(_progress(record))
 
 
-def _told(record: Record) -> dict[str, Any]:
+def _progress(record: Record) -> dict[str, Any]:
     return {"epoch": record.epochs, "score": record.score}
 
 
@@ -223,7 +223,7 @@ def _follow(record: Record, trainer: CrossDomainTrainer, phases: Sequence[Phase]
 
 
 def _by_epochs(trainer: CrossDomainTrainer, phases: Sequence[Phase], epochs: int) -> bool:
-    """Whether epochs=N cuts the last phase alone: no earlier phase has run longer by the same setting."""
+    """Returns whether epochs=N cuts the last phase alone: no earlier phase has run longer by the same setting."""
     with_epochs = {phase.name for phase in phases if "epochs" in dict(phase.settings)}
     return phases[-1].name not in with_epochs and all(
         entry["epoch"] < epochs for entry in trainer.history if entry["phase"] not in with_epochs

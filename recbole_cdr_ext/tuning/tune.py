@@ -1,6 +1,6 @@
 """Sweeps: from a search space to the best settings, in a folder that another call goes on from.
 
-What a sweep has found lies in its own folder and not in Ray's state alone: each trial's record and checkpoint in
+What a sweep has reached lies in its folder and not in Ray's state alone: each trial's record and checkpoint in
 ``trials``, the records of ended trials in ``trials.jsonl``. Ray's state, in ``ray``, says whom it would ask next. So
 nothing that has ended is trained again, whenever the driver was killed.
 """
@@ -26,11 +26,7 @@ from recbole_cdr_ext.settings.reading import (
 )
 from recbole_cdr_ext.tasks import get_task
 from recbole_cdr_ext.tuning import sweep_page
-from recbole_cdr_ext.tuning.records import CUT, ENDED, FAILED, TRIALS, Record, best_first, ended
-from recbole_cdr_ext.tuning.trial import Shared, portable, write_yaml
-from recbole_cdr_ext.tuning.trial_table import trial_table
-
-compat.apply()
+from recbole_cdr_ext.tuning.records import CUT, ENDED, FAILED, TRIALS, Record, best_first, ended, trial_table
 from recbole_cdr_ext.tuning.sweep import (
     BEST,
     DEFAULT_TRIALS,
@@ -42,12 +38,12 @@ from recbole_cdr_ext.tuning.sweep import (
     SUMMARY,
     SWEEP,
     Sweep,
-    _as_json,
-    _how,
-    _resolved,
     prepare,
     require,
 )
+from recbole_cdr_ext.tuning.trial import Shared, portable, write_yaml
+
+compat.apply()
 
 
 def tune(
@@ -109,8 +105,12 @@ def _begin(sweep: Sweep) -> dict[str, Any]:
     """
     path, identity = sweep.folder / SWEEP, sweep.identity()
     if not path.exists():
-        resolved = _as_json(_resolved(sweep))
-        state = {"finished": False, "identity": _as_json(identity), "how": _how(sweep), "resolved": resolved}
+        state: dict[str, Any] = {
+            "finished": False,
+            "identity": identity,
+            "how": sweep.how(),
+            "resolved": sweep.resolved(),
+        }
         _write_json(state, path)
         write_yaml(
             sweep.settings, sweep.folder / SETTINGS, "The settings that every trial of this sweep has."
@@ -119,12 +119,12 @@ def _begin(sweep: Sweep) -> dict[str, Any]:
     state = _read_json(path)
     before = state["identity"]
     for key in sorted(set(before) | set(identity)):
-        if before.get(key) != _as_json(identity).get(key):
+        if before.get(key) != identity.get(key):
             raise CDRError(
                 f"{sweep.folder} holds another sweep ({key}: {_short(before.get(key))}, not "
                 f"{_short(identity.get(key))}): choose another --out, or delete that folder."
             )
-    now = _as_json(_resolved(sweep))
+    now = sweep.resolved()
     for key, value in state.get("resolved", {}).items():
         if not state["finished"] and now.get(key) != value:
             raise CDRError(
@@ -184,20 +184,20 @@ def _search(sweep: Sweep) -> None:
 
     if sweep.options["ray_address"]:
         ray_tune.check_address(str(sweep.options["ray_address"]))
-    wanted = len(sweep.plan) or sweep.options["trials"] or DEFAULT_TRIALS
+    n_trials = len(sweep.plan) or sweep.options["trials"] or DEFAULT_TRIALS
     requested = sweep.options["trials"] or DEFAULT_TRIALS
     few = (
         " (there are no more different ones)"
-        if sweep.options["search"] == "random" and wanted < requested
+        if sweep.options["search"] == "random" and n_trials < requested
         else ""
     )
     better = "larger" if sweep.larger_is_better else "smaller"
     print(
-        f"{sweep.config['model']} on {sweep.dataset}: {wanted} trials{few} of {', '.join(sweep.space.keys)}; the score "
-        f"is {sweep.config['valid_metric']} of the validation part, {better} is better.",
+        f"{sweep.config['model']} on {sweep.dataset}: {n_trials} trials{few} of {', '.join(sweep.space.keys)}; the "
+        f"score is {sweep.config['valid_metric']} of the validation part, {better} is better.",
         flush=True,
     )
-    ray_tune.search(sweep, share(sweep), wanted)
+    ray_tune.search(sweep, share(sweep), n_trials)
 
 
 def share(sweep: Sweep) -> Shared:
@@ -228,7 +228,7 @@ def share(sweep: Sweep) -> Shared:
 
 
 def _conclude(sweep: Sweep) -> dict[str, Any]:
-    """Writes what the sweep has found, and prints it.
+    """Writes the best settings, the page and the summary of a sweep, and prints its table.
 
     Raises:
         CDRError: every trial failed.
@@ -324,7 +324,7 @@ def _short(value: Any) -> str:
 
 
 def _relative(path: Path) -> str:
-    """A path as a command in the working directory may name it."""
+    """Returns a path as a command in the working directory may name it."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:

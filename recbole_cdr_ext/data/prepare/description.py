@@ -11,8 +11,7 @@ from typing import Any
 import yaml
 
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.settings.paths import dataset_property_files, prepared_order, properties_dir
-from recbole_cdr_ext.settings.reading import TASKS
+from recbole_cdr_ext.settings.reading import TASKS, dataset_property_files, prepared_order, properties_dir
 from recbole_cdr_ext.settings.run_settings import RunSettings
 
 ORDERS = ("clock", "merged", "none")

@@ -28,7 +28,7 @@ from recbole_cdr_ext.data.prepare.rows import read_rows
 from recbole_cdr_ext.data.prepare.simulate import read_simulated
 from recbole_cdr_ext.data.prepare.table import read_amazon_ratings, read_tables
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.settings.paths import PREPARED, dataset_property_files
+from recbole_cdr_ext.settings.reading import PREPARED, dataset_property_files
 
 
 @contextmanager

@@ -1,12 +1,35 @@
-"""What other packages bring under an entry-point group: found by name, imported when asked for."""
+"""How models, splits and metrics are discovered: this package's in its rooms, other packages' by entry points."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
+import inspect
 import logging
-from collections.abc import Container
+import pkgutil
+from collections.abc import Container, Iterator
 
 from recbole_cdr_ext.errors import CDRError
+
+# -- this package's ------------------------------------------------------------------------------------------------
+
+
+def concrete_classes(room: str) -> Iterator[type]:
+    """Yields the public, concrete classes that the modules of a room define themselves, in their order.
+
+    Args:
+        room: the name of a package of this package's, ``recbole_cdr_ext.splits`` say.
+    """
+    package = importlib.import_module(room)
+    for member in pkgutil.walk_packages(package.__path__, f"{room}."):
+        module = importlib.import_module(member.name)
+        for name, cls in vars(module).items():
+            defined_here = inspect.isclass(cls) and cls.__module__ == module.__name__
+            if defined_here and not name.startswith("_") and not inspect.isabstract(cls):
+                yield cls
+
+
+# -- other packages' -----------------------------------------------------------------------------------------------
 
 
 def plugins(group: str, taken: Container[str]) -> dict[str, importlib.metadata.EntryPoint]:
