@@ -13,8 +13,7 @@ from trainer_toys import Batches, Slope, TwoPhases, assert_same, by_loss, script
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.trainer import checkpoint
-from recbole_cdr_ext.trainer.averaging import WeightAverage
-from recbole_cdr_ext.trainer.clipping import clip_gradients
+from recbole_cdr_ext.trainer.optimisation import WeightAverage, clip_gradients
 
 # -- the best weights ----------------------------------------------------------------------------------------
 

@@ -95,7 +95,7 @@ def test_time_cap_ends_training_after_the_epoch(tmp_path, monkeypatch):
 
 def test_processor_time_cap_goes_on_over_a_resumed_run(tmp_path, monkeypatch):
     clock = iter(range(0, 10_000, 10))
-    monkeypatch.setattr("recbole_cdr_ext.trainer.clock.process_time", lambda: next(clock))
+    monkeypatch.setattr("recbole_cdr_ext.trainer.progress.process_time", lambda: next(clock))
     first = trainer_of(Slope(), tmp_path / "run", max_processor_seconds=1000)
     with pytest.raises(KeyboardInterrupt):
         first.fit(None, Batches(interrupt=(0, 2, 0)), scripted(0.5, 0.6))

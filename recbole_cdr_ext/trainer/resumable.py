@@ -18,10 +18,8 @@ from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.trainer import checkpoint
-from recbole_cdr_ext.trainer.averaging import WeightAverage
-from recbole_cdr_ext.trainer.clock import Clock
-from recbole_cdr_ext.trainer.tensorboard import TensorBoard
-from recbole_cdr_ext.trainer.wording import Table
+from recbole_cdr_ext.trainer.optimisation import WeightAverage
+from recbole_cdr_ext.trainer.progress import Clock, Table, TensorBoard
 
 
 class ResumableTrainer(Trainer):

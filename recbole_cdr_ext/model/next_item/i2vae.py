@@ -18,8 +18,8 @@ Without one in X (cold start), z^x and z_a^x are their prior means and z_t^y ~ r
 weight w as any posterior of z_t.
 
 What an instance sees, S^X, S^Y, S_a^X and the attention, has two forms. With ``one_pass: False``, the paper's text,
-each instance's histories are encoded by themselves (``parts/histories.py``); else one pass over the merged timeline
-encodes all of its positions (``parts/positions.py``). What is made of it is the same, and stands here. Decisions where
+each instance's histories are encoded by themselves (``parts/views.py``); else one pass over the merged timeline
+encodes all of its positions (``parts/views.py``). What is made of it is the same, and stands here. Decisions where
 the paper is silent are those of the documentation page; with more than two domains the other domains' sequences are
 one memory, each encoded by its own domain's encoder.
 """
@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -41,14 +41,13 @@ from recbole_cdr_ext.data.instances import Batch, random_recall
 from recbole_cdr_ext.data.sequences import SequenceBatch, TrainingSequences
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.next_item.i2vae_settings import I2VAESettings
-from recbole_cdr_ext.model.parts.histories import HistoryEncoder
-from recbole_cdr_ext.model.parts.latent_meter import LatentMeter
 from recbole_cdr_ext.model.parts.layers import (
     AnyModule,
     CrossAttention,
     Gaussian,
     GaussianHead,
     ItemTable,
+    LatentMeter,
     Modules,
     Prior,
     SequenceEncoder,
@@ -58,8 +57,7 @@ from recbole_cdr_ext.model.parts.layers import (
     mlp,
 )
 from recbole_cdr_ext.model.parts.losses import sampled_softmax_loss, softmax_loss
-from recbole_cdr_ext.model.parts.positions import PositionEncoder
-from recbole_cdr_ext.model.parts.views import Views
+from recbole_cdr_ext.model.parts.views import HistoryEncoder, PositionEncoder, Views
 from recbole_cdr_ext.model.parts.whole_sequences import (
     WholeSequences,
     merged_timelines,
@@ -73,16 +71,8 @@ from recbole_cdr_ext.settings.reading import read_mapping
 from recbole_cdr_ext.splits.interaction_split import PARTS, Split, recalled_by_event
 from recbole_cdr_ext.splits.training_data import TrainingData
 
-CHOICES = {
-    "loss_type": ("BCE", "CE", "sampled"),
-    "psg": ("lightgcn", "random", "none"),
-    "cross_encoder": ("attention", "mlp", "merged"),
-    "pooling": ("mean", "mean_last", "last"),
-    "decoder": ("mlp", "sum"),
-    "item_init": ("random", "psg"),
-}
 # What the paper's form, an encoding per instance, does not have.
-ONE_PASS_ONLY = {"cross_encoder": ("merged",), "pooling": ("last",), "psg": ("none",)}
+ONE_PASS_ONLY = {"cross_encoder": "merged", "pooling": "last", "psg": "none"}
 
 
 def on_sequences(config: CDRConfig) -> bool:
@@ -237,22 +227,17 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
 
     @classmethod
     def check_settings(cls, config: CDRConfig) -> None:
-        """Choices, weights that must not be negative, and widths that heads must divide."""
-        for key, known in CHOICES.items():
-            if config[key] not in known:
-                raise CDRError(f"{key}={config[key]!r} should be one of {', '.join(known)}.")
-        for key, known in ({} if config["one_pass"] else ONE_PASS_ONLY).items():
-            if config[key] in known:
-                others = ", ".join(sorted(set(CHOICES[key]) - set(known)))
+        """Refuses settings that do not fit each other.
+
+        Raises:
+            CDRError: a choice needs one pass, heads do not divide the width, or no real item fits beside those recalled.
+        """
+        for key, absent in ({} if config["one_pass"] else ONE_PASS_ONLY).items():
+            if config[key] == absent:
+                choices = get_args(I2VAESettings.model_fields[key].annotation)
+                others = ", ".join(sorted(set(choices) - {absent}))
                 raise CDRError(
                     f"{key}={config[key]} needs one_pass=True; without it, {key} is one of {others}."
-                )
-        if config["temperature"] <= 0:
-            raise CDRError(f"temperature={config['temperature']!r} should be above 0.")
-        for key in ("kl_weight", "lambda_a", "lambda_c", "free_bits", "cold_start_mask_prob"):
-            if not 0 <= config[key] < (1 if key == "cold_start_mask_prob" else float("inf")):
-                raise CDRError(
-                    f"{key}={config[key]!r} is out of range: weights from 0, probabilities from 0 below 1."
                 )
         heads = config["n_cross_heads"]
         if config["cross_encoder"] == "attention" and (heads < 1 or config["embedding_size"] % heads):

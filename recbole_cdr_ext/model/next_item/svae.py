@@ -56,8 +56,7 @@ from recbole_cdr_ext.data.sequences import (
     with_start,
 )
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.parts.latent_meter import LatentMeter
-from recbole_cdr_ext.model.parts.layers import Gaussian, Modules, kl, left_aligned
+from recbole_cdr_ext.model.parts.layers import Gaussian, LatentMeter, Modules, kl, left_aligned
 from recbole_cdr_ext.model.parts.whole_sequences import (
     WholeSequences,
     events_by_target_domain,
