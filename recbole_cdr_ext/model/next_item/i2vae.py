@@ -230,7 +230,7 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
         """Refuses settings that do not fit each other.
 
         Raises:
-            CDRError: a choice needs one pass, heads do not divide the width, or no real item fits beside those recalled.
+            CDRError: a choice needs one pass, heads do not divide the width, or no real item fits beside recalled ones.
         """
         for key, absent in ({} if config["one_pass"] else ONE_PASS_ONLY).items():
             if config[key] == absent:

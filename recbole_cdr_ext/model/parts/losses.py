@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 
 # Scores that a block of rows may hold: a few megabytes stay in the processor's cache between the passes over them.
 _BLOCK = 1 << 21
+
+Argument = TypeVar("Argument")
 
 
 class Products:
@@ -59,10 +61,11 @@ def with_products(loss: type[torch.autograd.Function], *arguments: Any) -> torch
         return value
 
 
-def in_single(value: Any) -> Any:
+def in_single(value: Argument) -> Argument:
     """Returns a tensor of half precision in single precision, anything else as it is."""
-    half = isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16)
-    return value.float() if half else value
+    if isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16):
+        return cast(Argument, value.float())
+    return value
 
 
 class _SoftmaxLoss(torch.autograd.Function):
