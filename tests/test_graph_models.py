@@ -214,7 +214,7 @@ def standard(z):
 def test_the_loss_is_made_of_torchs_divergences(disencdr_ready):
     _, model = disencdr_ready
     found = model.calculate_loss(first_batch(model))
-    own, q = model.own(), model.shared()
+    own, q = model.specific_parts(), model.shared()
     specific = sum(kl_divergence(as_distribution(z), standard(z)).mean() for pair in own for z in pair)
     torch.testing.assert_close(found.specific, specific)
     known = torch.stack([graph.place >= 0 for graph in model.graphs]).any(0).nonzero().squeeze(1)

@@ -95,7 +95,7 @@ def test_tables_say_what_the_posteriors_are(saved):
     with torch.no_grad():
         posteriors = experiment.model.posteriors(batch)
         x = batch.target_domain
-        expected = kl(posteriors.own, experiment.model.own_prior[x]())[posteriors.has_own].numpy()
+        expected = kl(posteriors.interest, experiment.model.own_prior[x]())[posteriors.has_own].numpy()
     mine = next(one for one in found if one.domain == experiment.dataset.domains[x] and one.name == "z^x")
     np.testing.assert_allclose(mine.kl.sum(1)[: len(expected)], expected, rtol=1e-4, atol=1e-5)
     table, dimensions = latent_table(found), dimension_table(found)

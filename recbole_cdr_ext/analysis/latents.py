@@ -119,7 +119,7 @@ def latents(experiment: NextItemExperiment, part: str) -> list[Latent]:
         batch = batch.to(experiment.config["device"])
         x, posteriors = batch.target_domain, model.posteriors(batch)
         rows = posteriors.has_own
-        pairs = [("own", posteriors.own[rows], model.own_prior[x]())]
+        pairs = [("own", posteriors.interest[rows], model.own_prior[x]())]
         if posteriors.augmented is not None:
             pairs.append(("augmented", posteriors.augmented[rows], model.augmented_prior[x]()))
         if posteriors.transfer is not None:

@@ -77,9 +77,9 @@ class UserBaseline(RecBoleBaseline):
         if self.n_negatives:
             negatives = np.empty((len(rows), self.n_negatives), np.int64)
             for k in space.domains:
-                own = view.domain[rows] == k
-                if own.any():
-                    negatives[own] = self.sampler.negatives(user[own], k, self.n_negatives, rng)
+                of_domain = view.domain[rows] == k
+                if of_domain.any():
+                    negatives[of_domain] = self.sampler.negatives(user[of_domain], k, self.n_negatives, rng)
             fields["neg_item_id"] = negatives
         return self._batch(index, fields)
 

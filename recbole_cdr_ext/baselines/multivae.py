@@ -154,8 +154,8 @@ class MultiVAEBaseline(UserBaseline):
     def item_vectors(self, domain: int) -> torch.Tensor:
         """The last layer's rows and biases of the domain's items, (n_k, h + 1)."""
         index = self.space_index(domain)
-        items, own = self._model(index).items, self.spaces[index].columns(self.item_slice(domain))
-        return torch.cat([items.weight[own], items.bias[own].unsqueeze(1)], 1)
+        items, columns = self._model(index).items, self.spaces[index].columns(self.item_slice(domain))
+        return torch.cat([items.weight[columns], items.bias[columns].unsqueeze(1)], 1)
 
     def can_score(self, batch: Batch) -> torch.Tensor | None:
         """All: a zero vector has scores, and input dropout, which empties short histories, trains them."""

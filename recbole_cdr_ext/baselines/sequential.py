@@ -175,11 +175,11 @@ class SequenceDotBaseline(SequentialBaseline):
         loss: torch.Tensor = states.new_zeros(())
         for k in space.domains:
             span = self.item_slice(k)
-            own = (target >= span.start) & (target < span.stop)
-            if own.any():
-                share = own.sum() / len(target)
+            in_span = (target >= span.start) & (target < span.stop)
+            if in_span.any():
+                share = in_span.sum() / len(target)
                 loss = loss + share * self._softmax(
-                    states[own], model, space.columns(span), target[own] - span.start
+                    states[in_span], model, space.columns(span), target[in_span] - span.start
                 )
         return loss
 
@@ -211,9 +211,9 @@ class SequenceDotBaseline(SequentialBaseline):
 @contextmanager
 def _states_of_all_positions(model: nn.Module) -> Iterator[None]:
     """Lets RecBole's ``forward`` return (B, L, d): it ends by gathering each sequence's last state."""
-    own = vars(model)
-    own["gather_indexes"] = lambda states, last: states
+    attributes = vars(model)
+    attributes["gather_indexes"] = lambda states, last: states
     try:
         yield
     finally:
-        del own["gather_indexes"]
+        del attributes["gather_indexes"]

@@ -225,9 +225,11 @@ class PairwiseGraphModel(CrossDomainRecommender[Interaction, Split], ABC):
         self._cache: tuple[list[tuple[int, int]], Tables] | None = None
 
     def _graph(self, k: int) -> DomainGraph:
-        own, low = self._domain == k, self.item_offsets[k]
+        of_domain, low = self._domain == k, self.item_offsets[k]
         size = self.item_offsets[k + 1] - low
-        return DomainGraph(self._user[own], self._item[own] - low, self.n_users, size, self.device)
+        return DomainGraph(
+            self._user[of_domain], self._item[of_domain] - low, self.n_users, size, self.device
+        )
 
     @classmethod
     def check_settings(cls, config: CDRConfig) -> None:
@@ -266,9 +268,9 @@ class PairwiseGraphModel(CrossDomainRecommender[Interaction, Split], ABC):
         negative = np.empty((len(self._user), width), np.int64)
         shares = []
         for k in range(self.n_domains):
-            own = np.flatnonzero(self._domain == k)
-            negative[own] = self._sampler.negatives(self._user[own], k, width, rng)
-            shares.append(np.array_split(rng.permutation(own), number))
+            edges = np.flatnonzero(self._domain == k)
+            negative[edges] = self._sampler.negatives(self._user[edges], k, width, rng)
+            shares.append(np.array_split(rng.permutation(edges), number))
         columns = {"user_id": self._user, "item_id": self._item, "neg_item_id": negative}
 
         def batch(_: int, rows: np.ndarray) -> Interaction:
@@ -280,8 +282,8 @@ class PairwiseGraphModel(CrossDomainRecommender[Interaction, Split], ABC):
         """Yields the rows of each domain that has some."""
         for k in range(self.n_domains):
             span = self.item_slice(k)
-            own = (batch["item_id"] >= span.start) & (batch["item_id"] < span.stop)
-            rows = own.nonzero().squeeze(1)
+            in_span = (batch["item_id"] >= span.start) & (batch["item_id"] < span.stop)
+            rows = in_span.nonzero().squeeze(1)
             if len(rows):
                 positive, negative = (batch[f][rows] - span.start for f in ("item_id", "neg_item_id"))
                 yield EdgeRows(k, batch["user_id"][rows], positive, negative)

@@ -97,13 +97,13 @@ def check_direction(phases: Iterable[Phase], config: CDRConfig) -> None:
     Raises:
         CDRError: it does.
     """
-    own = next((phase.name for phase in phases if phase.validate), None)
-    if own is None:
+    scored_phase = next((phase.name for phase in phases if phase.validate), None)
+    if scored_phase is None:
         return
     larger = get_metric(config["valid_metric"].partition("@")[0]).needs != "value"
     if bool(config["valid_metric_bigger"]) != larger:
         raise CDRError(
-            f"{config['model']} chooses the epoch of its phase '{own}' by a score of its own, of which "
+            f"{config['model']} chooses the epoch of its phase '{scored_phase}' by a score of its own, of which "
             f"{'larger' if larger else 'smaller'} is better, and of valid_metric={config['valid_metric']} it is the "
             f"other way round. Choose another valid_metric, such as {'NDCG@k' if larger else 'MAE'}."
         )

@@ -127,7 +127,7 @@ def describe_batch(
         facts: what sharpness and model have to say.
     """
     domain = getattr(batch, "target_domain", None)
-    told = {
+    entries = {
         "domain": "-" if domain is None else domains[domain],
         "rows": len(batch),
         "learning rate": optimizer.param_groups[0]["lr"],
@@ -135,7 +135,7 @@ def describe_batch(
         "loss terms": ", ".join(f"{name or 'loss'} {term.item():g}" for name, term in terms.items()),
         **facts,
     }
-    return "; ".join(f"{name}: {fact}" for name, fact in told.items())
+    return "; ".join(f"{name}: {fact}" for name, fact in entries.items())
 
 
 def _gradient_norm(optimizer: torch.optim.Optimizer) -> str:

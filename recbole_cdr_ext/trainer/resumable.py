@@ -161,7 +161,7 @@ class ResumableTrainer(Trainer):
             **facts,
         }
 
-    def _kept(self) -> str:
+    def _last_good(self) -> str:
         last = self._last_saved
         saved = f"The last good checkpoint is kept: {last}." if last else "Nothing was saved yet."
         return f"{saved} Lower learning_rate, or set clip_grad_norm."

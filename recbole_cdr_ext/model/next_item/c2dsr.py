@@ -152,8 +152,8 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
         first, then = np.concatenate(follows, 1)
         graphs = [DirectedGraph(first, then, self.n_items, self.device)]
         for k in domains:
-            own, span = events.take(events.domain == k), self.item_slice(k)
-            pairs = _successions(own.item - span.start, own.sequence)
+            domain_events, span = events.take(events.domain == k), self.item_slice(k)
+            pairs = _successions(domain_events.item - span.start, domain_events.sequence)
             graphs.append(DirectedGraph(*pairs, span.stop - span.start, self.device))
 
         def encoder() -> SequenceEncoder:
@@ -283,8 +283,10 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
         read = [batch.items, *(self._corrupted(batch.items[rows], x) for x, rows, _ in contrasted)]
         merged, *corrupted = self._merged_states(torch.cat(read), tables).split([len(r) for r in read])
         domain = self._domain_of(batch.targets)
-        real = [held.target != 0 for held in streams]
-        states = [self._single_states(x, held.items, tables) for x, held in enumerate(streams)]
+        real = [domain_stream.target != 0 for domain_stream in streams]
+        states = [
+            self._single_states(x, domain_stream.items, tables) for x, domain_stream in enumerate(streams)
+        ]
         single = shared = infomax = merged.new_zeros(())
         for x in range(self.n_domains) if self.clock else [batch.tag]:
             # Row by row, the nth item of a stream is the nth of its places.
@@ -302,10 +304,10 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
         whole = torch.cat([batch.items[:, :1], batch.targets], 1)
         domain, streams = self._domain_of(whole), []
         for x in range(self.n_domains):
-            own = domain == x
-            alone, count = stream(whole, own)
+            of_domain = domain == x
+            alone, count = stream(whole, of_domain)
             target = F.pad(alone[:, 1:], (0, 1))
-            followed = own & (count < count[:, -1:])
+            followed = of_domain & (count < count[:, -1:])
             streams.append(Stream(alone * (target != 0), target, followed[:, :-1]))
         return streams
 
@@ -313,10 +315,10 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
         """Each domain X with an infomax term, the sequences (n,) that have both sides of it, and where their r_MY is
         taken (n, L)."""
         contrasts = []
-        every = torch.stack([held.places for held in streams]).any(0)
-        for x, held in enumerate(streams):
-            others = every & ~held.places
-            rows = (held.places.any(1) & others.any(1)).nonzero().squeeze(1)
+        every = torch.stack([domain_stream.places for domain_stream in streams]).any(0)
+        for x, domain_stream in enumerate(streams):
+            others = every & ~domain_stream.places
+            rows = (domain_stream.places.any(1) & others.any(1)).nonzero().squeeze(1)
             if self.weight < 1 and len(rows) and (self.clock or x != tag):
                 contrasts.append((x, rows, others[rows]))
         return contrasts

@@ -166,12 +166,12 @@ class CDRIB(PairwiseGraphModel):
         Returns:
             The order in which they come, (B,), and their vectors in it, (B, L·d).
         """
-        own, other = self.graphs[domain].place[user], self.graphs[1 - domain].place[user]
+        place, other = self.graphs[domain].place[user], self.graphs[1 - domain].place[user]
         cross = other >= 0
         order = torch.cat([cross.nonzero().squeeze(1), (~cross).nonzero().squeeze(1)])
         parts = [
             users[1 - domain].at(other[cross], self.training),
-            users[domain].at(own[~cross], self.training),
+            users[domain].at(place[~cross], self.training),
         ]
         return order, torch.cat(parts)
 

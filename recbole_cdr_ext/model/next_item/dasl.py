@@ -164,10 +164,10 @@ class DASL(CrossDomainRecommender[Batch, Split]):
         if not self.user_size:
             return self.item_embedding.weight.new_zeros(len(users), 0)
         here, there = (self.trained[k, users].unsqueeze(1) for k in (x, 1 - x))
-        own: torch.Tensor = self.user_embedding[x](users)
+        vectors: torch.Tensor = self.user_embedding[x](users)
         if here.all():  # as in training, where the other table's gradient would be a table of zeros
-            return own
-        return torch.where(here, own, self.mapped(x, self.user_embedding[1 - x](users)) * there)
+            return vectors
+        return torch.where(here, vectors, self.mapped(x, self.user_embedding[1 - x](users)) * there)
 
     # -- preference ---------------------------------------------------------------------------------------------
 
@@ -194,12 +194,12 @@ class DASL(CrossDomainRecommender[Batch, Split]):
     def preference(self, batch: Batch, user: torch.Tensor) -> torch.Tensor:
         """g, (B, d): the attended states of both histories; 0 for a user without any."""
         x = batch.target_domain
-        own, own_real = self.states(x, batch.own_history, user)
+        own_states, own_real = self.states(x, batch.own_history, user)
         cross, cross_real = self.states(1 - x, batch.history(1 - x), user)
-        states, real = torch.cat([own, cross], 1), torch.cat([own_real, cross_real], 1)
+        states, real = torch.cat([own_states, cross], 1), torch.cat([own_real, cross_real], 1)
         weight = self.attention[x](states, real)
         if not self.attend_cross:
-            states, weight = own, weight[:, : own.shape[1]]
+            states, weight = own_states, weight[:, : own_states.shape[1]]
         return torch.einsum("bl,bld->bd", weight, states)
 
     def _user_side(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -241,9 +241,9 @@ class EMCDR(CrossDomainRecommender[Batch, Split]):
                 scores = users @ items.T
                 row, column = (torch.from_numpy(index).to(items.device) for index in candidates.touched(rows))
                 target = torch.from_numpy(instances.target[rows] - first).to(items.device)
-                own = scores.gather(1, target.unsqueeze(1))
+                target_score = scores.gather(1, target.unsqueeze(1))
                 scores[row, column] = -torch.inf
-                rank = (scores >= own).sum(1)
+                rank = (scores >= target_score).sum(1)
             else:
                 ids = torch.from_numpy(block).to(items.device)
                 scores = gathered_product(users, items, (ids - first).clamp(min=0))
@@ -287,11 +287,11 @@ class EMCDR(CrossDomainRecommender[Batch, Split]):
     def encode(self, batch: Batch) -> torch.Tensor:
         """The user's own vector, else the mapped one, else the mean user's, (B, d)."""
         target, users = batch.target_domain, batch.users
-        own, other = self.trained[target][users], self.trained[1 - target][users]
-        vectors = torch.where(own.unsqueeze(1), self.users[target](users), self.mean_user(target))
+        has_vector, other = self.trained[target][users], self.trained[1 - target][users]
+        vectors = torch.where(has_vector.unsqueeze(1), self.users[target](users), self.mean_user(target))
         if not len(self._fit):
             return vectors
-        mapped = other if self.config["map_users"] == "overlap" else other & ~own
+        mapped = other if self.config["map_users"] == "overlap" else other & ~has_vector
         return torch.where(mapped.unsqueeze(1), self.maps[target](self.users[1 - target](users)), vectors)
 
     def mean_user(self, domain: int) -> torch.Tensor:

@@ -96,14 +96,14 @@ class Latents:
     """The posteriors of a batch. Those of z_t hold only the rows of their mask.
 
     Attributes:
-        own, augmented: q(z^x), q(z_a^x), (B, d); no q(z_a^x) without pseudo-sequences.
+        interest, augmented: q(z^x), q(z_a^x), (B, d); no q(z_a^x) without pseudo-sequences.
         transfer: q(z_t^y), the rows in ``both``.
         auxiliary: r^y(z_t^y|y), the rows in ``other``; None if the regulariser that trains it is off.
         has_own, other, both: (B,) masks: a history in X, one in Y, one in each.
         length: (B,) the history length in X, at most T.
     """
 
-    own: Gaussian
+    interest: Gaussian
     augmented: Gaussian | None
     transfer: Gaussian | None
     auxiliary: Gaussian | None
@@ -295,10 +295,12 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
     def _posteriors(self, x: int, views: Views) -> Latents:
         augmented = views.augmented
         return Latents(
-            own=self.own_head[x](views.own),
+            interest=self.own_head[x](views.own_state),
             augmented=None if augmented is None else self.augmented_head[x](augmented),
             transfer=self.transfer_head[x](views.mixed) if bool(views.both.any()) else None,
-            auxiliary=self.auxiliary_head[x](views.other[views.has_other]) if self.use_auxiliary else None,
+            auxiliary=self.auxiliary_head[x](views.other_state[views.has_other])
+            if self.use_auxiliary
+            else None,
             has_own=views.has_own,
             other=views.has_other,
             both=views.both,
@@ -311,18 +313,18 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
         """X̂ from [z^x; z_t^y; z_a^x], (B, d); what a user has no history for is at its prior mean."""
         has_own = latents.has_own.unsqueeze(1)
         noise = self.training and self.variational
-        own = torch.where(has_own, latents.own.sample(noise), self.own_prior[x].mean)
-        augmented = self.augmented_prior[x].mean.expand_as(own)
+        interest = torch.where(has_own, latents.interest.sample(noise), self.own_prior[x].mean)
+        augmented = self.augmented_prior[x].mean.expand_as(interest)
         if latents.augmented is not None:
             augmented = torch.where(has_own, latents.augmented.sample(noise), augmented)
-        transfer = torch.zeros_like(own)
+        transfer = torch.zeros_like(interest)
         if latents.transfer is not None:
             transfer = transfer.index_put((latents.both,), latents.transfer.sample(noise))
         if latents.auxiliary is not None:
             cold = latents.other & ~latents.has_own
             drawn = latents.auxiliary[cold[latents.other]].sample(noise)
             transfer = transfer.index_put((cold,), drawn)
-        vectors: torch.Tensor = self.decoder[x](torch.cat([own, transfer, augmented], 1))
+        vectors: torch.Tensor = self.decoder[x](torch.cat([interest, transfer, augmented], 1))
         return vectors
 
     def encode(self, batch: Batch) -> torch.Tensor:
@@ -350,15 +352,15 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
         total: list[torch.Tensor] | None = None
         for x in range(self.n_domains):
             span = self.item_slice(x)
-            own = ((target >= span.start) & (target < span.stop)).nonzero().squeeze(1)
-            if not len(own):
+            in_span = ((target >= span.start) & (target < span.stop)).nonzero().squeeze(1)
+            if not len(in_span):
                 continue
-            recalled = self.training_sequences.recalled_at(batch, row[own], place[own])
-            views = self.positions.views(states, x, row[own], place[own], recalled)
+            recalled = self.training_sequences.recalled_at(batch, row[in_span], place[in_span])
+            views = self.positions.views(states, x, row[in_span], place[in_span], recalled)
             views = views.with_hidden(self.cold_start_mask_prob)
             latents = self._posteriors(x, views)
-            recon = self._softmax(x, self.decode(x, latents), target[own])
-            share = len(own) / len(row)
+            recon = self._softmax(x, self.decode(x, latents), target[in_span])
+            share = len(in_span) / len(row)
             terms = [term * share for term in self.objective(x, latents, recon)]
             total = terms if total is None else [a + b for a, b in zip(total, terms, strict=True)]
         assert total is not None, "a batch without targets"
@@ -367,12 +369,12 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
     def objective(self, x: int, latents: Latents, recon: torch.Tensor) -> Terms:
         """The objective from posteriors and reconstruction losses ``recon``, (B,) or their mean."""
         count, recon = len(latents.length), recon.mean()
-        own = latents.has_own.to(recon.dtype)
-        kl_own = kl(latents.own, self.own_prior[x]()) * own
+        has_own = latents.has_own.to(recon.dtype)
+        kl_own = kl(latents.interest, self.own_prior[x]()) * has_own
         kl_augmented = denoise = kl_transfer = cross = recon.new_zeros(())
         if latents.augmented is not None:
-            kl_augmented = kl(latents.augmented, self.augmented_prior[x]()) * own
-            denoise = kl(latents.own, latents.augmented) * own * self.denoise_weight(latents.length)
+            kl_augmented = kl(latents.augmented, self.augmented_prior[x]()) * has_own
+            denoise = kl(latents.interest, latents.augmented) * has_own * self.denoise_weight(latents.length)
         if latents.transfer is not None:
             kl_transfer = kl(latents.transfer).sum()
         if latents.auxiliary is not None:
@@ -393,7 +395,7 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
         )
 
     def _measure(self, x: int, latents: Latents, kl_own: torch.Tensor, kl_augmented: torch.Tensor) -> None:
-        self._meter.add("z", x, latents.own.mean[latents.has_own], kl_own)
+        self._meter.add("z", x, latents.interest.mean[latents.has_own], kl_own)
         if latents.augmented is not None:
             self._meter.add("z_a", x, latents.augmented.mean[latents.has_own], kl_augmented)
         if latents.transfer is not None:

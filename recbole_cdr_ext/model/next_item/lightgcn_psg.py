@@ -153,8 +153,8 @@ class LightGCNPSG(CrossDomainRecommender[Interaction, Split]):
         negative = np.empty_like(item)
         domain = np.searchsorted(self.split.item_offset, item, side="right") - 1
         for k in range(self.n_domains):
-            own = domain == k
-            negative[own] = self._sampler.negatives(user[own], k, 1, rng)[:, 0]
+            of_domain = domain == k
+            negative[of_domain] = self._sampler.negatives(user[of_domain], k, 1, rng)[:, 0]
         order = rng.permutation(len(user))
         for first in range(0, len(order), self.batch_size):
             rows = order[first : first + self.batch_size]
@@ -272,9 +272,9 @@ class LightGCNPSG(CrossDomainRecommender[Interaction, Split]):
     ) -> None:
         domain = int(job.instances.domain[rows[0]])
         span = self.item_slice(domain)
-        row, item, own = job.known(rows, domain)
+        row, item, in_domain = job.known(rows, domain)
         scores = _sum_rows(messages, row, item, len(rows)) @ vectors[span].T
-        seen_row, seen_item = torch.from_numpy(row[own]), torch.from_numpy(item[own] - span.start)
+        seen_row, seen_item = torch.from_numpy(row[in_domain]), torch.from_numpy(item[in_domain] - span.start)
         scores[seen_row, seen_item] = -torch.inf
         best = scores.topk(min(self.per_round, scores.shape[1]), dim=1)
         recalled = torch.where(best.values > -torch.inf, best.indices + span.start, 0).cpu().numpy()
@@ -298,19 +298,19 @@ class _Recall:
 
     def known(self, rows: np.ndarray, domain: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Histories and what was recalled so far: (row, item) pairs, and which of them lie in ``domain``."""
-        instances, row, item, own = self.instances, [], [], []
+        instances, row, item, in_domain = self.instances, [], [], []
         for k in range(instances.start.shape[1]):
             length = instances.lengths[rows, k]
             r = np.repeat(np.arange(len(rows)), length)
             offset = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
             row.append(r)
             item.append(instances.pool.item[instances.start[rows, k][r] + offset])
-            own.append(np.full(len(r), k == domain))
+            in_domain.append(np.full(len(r), k == domain))
         r, column = np.nonzero(self.items[rows])
         row.append(r)
         item.append(self.items[rows][r, column])
-        own.append(np.ones(len(r), bool))
-        return np.concatenate(row), np.concatenate(item).astype(np.int64), np.concatenate(own)
+        in_domain.append(np.ones(len(r), bool))
+        return np.concatenate(row), np.concatenate(item).astype(np.int64), np.concatenate(in_domain)
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """All (user, recalled item) pairs."""

@@ -160,21 +160,21 @@ class PiNet(CrossDomainRecommender[Batch, Split]):
 
     def vectors(self, encoded: Encoded, x: int, hide: bool = False) -> torch.Tensor:
         """Returns [r; h^X; 1] at each position, (B, L, 2d + 1); ``hide`` treats some accounts as cold in X."""
-        domain, own = encoded.domain, encoded.latest[x]
+        domain, own_states = encoded.domain, encoded.latest[x]
         other = (domain >= 0) & (domain != x)
         index, count = standing(other)
         if hide and self.cold_start_mask_prob:
-            hidden = torch.rand(len(own), 1, device=own.device) < self.cold_start_mask_prob
+            hidden = torch.rand(len(own_states), 1, device=own_states.device) < self.cold_start_mask_prob
             # Before the first Y event there would be nothing left to learn from.
-            own = own * ~(hidden & (count > 0)).unsqueeze(2)
-        foreign = torch.zeros_like(own)
+            own_states = own_states * ~(hidden & (count > 0)).unsqueeze(2)
+        foreign = torch.zeros_like(own_states)
         for k, states in enumerate(encoded.latest):
             if k != x:
                 foreign = foreign + states * (domain == k).unsqueeze(2)
-        at = index.unsqueeze(2).expand(-1, -1, own.shape[2])
-        filtered = self.filter[x](foreign.gather(1, at), own.gather(1, at))
+        at = index.unsqueeze(2).expand(-1, -1, own_states.shape[2])
+        filtered = self.filter[x](foreign.gather(1, at), own_states.gather(1, at))
         transferred = carried(self.transfer[x](filtered), count)
-        both = self.dropout(torch.cat([transferred, own], 2))
+        both = self.dropout(torch.cat([transferred, own_states], 2))
         return torch.cat([both, both.new_ones(*both.shape[:2], 1)], 2)
 
     # -- inference ----------------------------------------------------------------------------------------------
@@ -273,10 +273,10 @@ class FilterUnit(nn.Module):
             else:
                 nn.init.ones_(parameter)
 
-    def forward(self, foreign: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    def forward(self, foreign: torch.Tensor, own_states: torch.Tensor) -> torch.Tensor:
         """h^Y_j and h^X_n(j), each (B, M, d) → s_j, (B, M, d)."""
         d = foreign.shape[2]
-        both = self.dropout(torch.cat([foreign, own], 2))
+        both = self.dropout(torch.cat([foreign, own_states], 2))
         for_gate, of_gate = self.w_f.weight.split((2 * d, d), 1)
         for_candidate, of_candidate = self.w_s.weight.split((d, d), 1)
         # All but the state's part, for all steps: (B, M, 1, 2d) and (K, 2d).

@@ -143,11 +143,11 @@ class SAVAE(CrossDomainRecommender[Batch, Split]):
         split = data.split
         self.whole = split.train_targets == "all"
         events = split.train_events
-        held = users_as_instances(events.user, events.item, self.n_users, split.item_offset)
-        if self.rigid and not (held.lengths > 0).all(1).any():
+        users = users_as_instances(events.user, events.item, self.n_users, split.item_offset)
+        if self.rigid and not (users.lengths > 0).all(1).any():
             raise CDRError("alignment=rigid learns from users with both domains, and none trains: use soft.")
-        self.instances = held if self.whole else split.train
-        self.longest = int(held.lengths.max(initial=1)) if self.whole else self.max_history_length
+        self.instances = users if self.whole else split.train
+        self.longest = int(users.lengths.max(initial=1)) if self.whole else self.max_history_length
 
         d, hidden = int(config["embedding_size"]), int(config["hidden_size"])
         sizes = np.diff(self.item_offsets).tolist()
@@ -213,27 +213,27 @@ class SAVAE(CrossDomainRecommender[Batch, Split]):
 
     def source_loss(self, batch: Batch) -> Terms:
         """Phase 1: the evidence lower bound of the target domain's bags, with the weight β for the KL."""
-        k, own = batch.target_domain, _any(batch, batch.target_domain)
+        k, has_own = batch.target_domain, _any(batch, batch.target_domain)
         q = self.source_encoder[k](self._bags(batch, k))
-        loss = self._decoder(k, False).loss(self._drawn(q, own), self._predicted(batch))
-        return Terms(loss, self._beta(0, k) * (kl(q) * own).mean())
+        loss = self._decoder(k, False).loss(self._drawn(q, has_own), self._predicted(batch))
+        return Terms(loss, self._beta(0, k) * (kl(q) * has_own).mean())
 
     def target_loss(self, batch: Batch) -> Terms:
         """Phase 2: the same with the other domain's posterior as the reference (soft), or as the posterior (rigid)."""
         k = batch.target_domain
-        own, other = _any(batch, k), _any(batch, 1 - k)
+        has_own, other = _any(batch, k), _any(batch, 1 - k)
         beta, predicted, reference = self._beta(1, k), self._predicted(batch), self._reference(batch)
         if self.rigid:
             loss = self._decoder(k, True).loss(self._drawn(reference, other), predicted)
             return Terms(loss, torch.zeros_like(loss))
         q = self.encoder[k](self._bags(batch, k))
-        z = self._drawn(q, own)
-        from_source = ~own
+        z = self._drawn(q, has_own)
+        from_source = ~has_own
         if self.decode_source_prob:
-            from_source |= other & (torch.rand(len(own), device=own.device) < self.decode_source_prob)
+            from_source |= other & (torch.rand(len(has_own), device=has_own.device) < self.decode_source_prob)
         if from_source.any():
             z = torch.where(from_source.unsqueeze(1), self._drawn(reference, other), z)
-        weight = torch.where(other, self.align_weight, 1.0) * own
+        weight = torch.where(other, self.align_weight, 1.0) * has_own
         return Terms(self._decoder(k, True).loss(z, predicted), beta * (weight * kl(q, reference)).mean())
 
     # -- latents and scores -------------------------------------------------------------------------------------
@@ -251,14 +251,14 @@ class SAVAE(CrossDomainRecommender[Batch, Split]):
     def latent(self, batch: Batch) -> torch.Tensor:
         """The mean of the target's posterior, of the source's where there is no history to read, else 0: (B, d)."""
         k = batch.target_domain
-        own = _any(batch, k).unsqueeze(1)
+        has_own = _any(batch, k).unsqueeze(1)
         if not self._aligned(k):
-            vectors: torch.Tensor = self.source_encoder[k](self._bags(batch, k)).mean * own
+            vectors: torch.Tensor = self.source_encoder[k](self._bags(batch, k)).mean * has_own
             return vectors
         from_source: torch.Tensor = self._reference(batch).mean
         if self.rigid:
             return from_source
-        return torch.where(own, self.encoder[k](self._bags(batch, k)).mean, from_source)
+        return torch.where(has_own, self.encoder[k](self._bags(batch, k)).mean, from_source)
 
     def _aligned(self, k: int) -> bool:
         return bool(self.updates[1, k])

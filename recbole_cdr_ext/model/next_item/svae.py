@@ -280,15 +280,15 @@ class SVAE(CrossDomainRecommender[Batch, Split]):
         recon = divergence.sum() * 0  # all that is left of a batch without targets
         for k in range(self.n_domains):
             span = self.item_slice(k)
-            own = (targets[:, 0] >= span.start) & (targets[:, 0] < span.stop)
-            if own.any():
-                share = own.sum() / len(own)
-                recon = recon + share * self.softmax_loss_in(k, decoded[own], targets[own])
+            in_span = (targets[:, 0] >= span.start) & (targets[:, 0] < span.stop)
+            if in_span.any():
+                share = in_span.sum() / len(in_span)
+                recon = recon + share * self.softmax_loss_in(k, decoded[in_span], targets[in_span])
         if self.training:
             self._users_seen[index] += len(targets) / per_user
             self._meter.add("z", index, posterior.mean, divergence)
-        held = (divergence * weight if self.kl_mean else divergence).sum() / max(len(targets), 1)
-        return Terms(recon=per_user * recon, kl=per_user * self.kl_weight(index) * held)
+        penalty = (divergence * weight if self.kl_mean else divergence).sum() / max(len(targets), 1)
+        return Terms(recon=per_user * recon, kl=per_user * self.kl_weight(index) * penalty)
 
 
 class _Source(TrainingSequences):

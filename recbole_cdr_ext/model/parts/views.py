@@ -36,15 +36,15 @@ class Views:
     """What N instances of target domain X give to the posteriors.
 
     Attributes:
-        own, other: S^X, S^Y, (N, d), zero where there is no such history.
+        own_state, other_state: S^X, S^Y, (N, d), zero where there is no such history.
         augmented: S_a^X (N, d), or None without pseudo-sequences.
         mixed: what z_t^y is made from, the rows in ``both``.
         has_own, has_other, both: (N,) masks.
         length: (N,) history lengths in X.
     """
 
-    own: torch.Tensor
-    other: torch.Tensor
+    own_state: torch.Tensor
+    other_state: torch.Tensor
     augmented: torch.Tensor | None
     mixed: torch.Tensor
     has_own: torch.Tensor
@@ -117,8 +117,8 @@ class HistoryEncoder:
         else:
             mixed = self._cross[x](torch.cat([pooled[both], pooled_memory[both]], 1))
         return Views(
-            own=pooled,
-            other=pooled_memory,
+            own_state=pooled,
+            other_state=pooled_memory,
             augmented=self._pooled_pseudo(batch, hidden),
             mixed=mixed,
             has_own=has_own,
@@ -250,8 +250,8 @@ class PositionEncoder(nn.Module):
             recalled: (N, r) items that PSG recalled in ``x``, 0 where there are fewer; None without PSG.
         """
         others = [k for k in range(self.n_domains) if k != x]
-        own, length = self._pooled(encoded, [x], row, place)
-        other, other_length = self._pooled(encoded, others, row, place)
+        own_state, length = self._pooled(encoded, [x], row, place)
+        other_state, other_length = self._pooled(encoded, others, row, place)
         has_own, has_other = length > 0, other_length > 0
         both = has_own & has_other
         if self.how == "merged":
@@ -260,12 +260,12 @@ class PositionEncoder(nn.Module):
         elif self.how == "attention":
             mixed = self._attended(encoded, others, x, row[both], place[both])
         else:
-            mixed = self.mix(torch.cat([own[both], other[both]], 1))
+            mixed = self.mix(torch.cat([own_state[both], other_state[both]], 1))
         augmented = None
         if self.pseudo:
             assert recalled is not None
-            augmented = own + self._read(own, recalled)
-        return Views(own, other, augmented, mixed, has_own, has_other, both, length)
+            augmented = own_state + self._read(own_state, recalled)
+        return Views(own_state, other_state, augmented, mixed, has_own, has_other, both, length)
 
     def _pooled(
         self, encoded: States, domains: list[int], row: torch.Tensor, place: torch.Tensor
@@ -310,13 +310,15 @@ class PositionEncoder(nn.Module):
         states: torch.Tensor = self.out(attended[row, place])
         return states
 
-    def _read(self, own: torch.Tensor, recalled: torch.Tensor) -> torch.Tensor:
+    def _read(self, state: torch.Tensor, recalled: torch.Tensor) -> torch.Tensor:
         """Attention from the own state to the recalled items, (N, d); zero where nothing was recalled."""
         (embedding,) = self._embedding
         known = recalled != 0
         vectors = embedding(recalled)
-        scores = torch.bmm(vectors, self.recall_query(own).unsqueeze(2)).squeeze(2) / math.sqrt(own.shape[1])
+        scores = torch.bmm(vectors, self.recall_query(state).unsqueeze(2)).squeeze(2) / math.sqrt(
+            state.shape[1]
+        )
         weight = scores.masked_fill(~known, -1e9).softmax(1) * known
-        read = torch.bmm(weight.unsqueeze(1), vectors * math.sqrt(own.shape[1])).squeeze(1)
+        read = torch.bmm(weight.unsqueeze(1), vectors * math.sqrt(state.shape[1])).squeeze(1)
         states: torch.Tensor = self.dropout(self.recall_out(read)) * known.any(1, keepdim=True)
         return states

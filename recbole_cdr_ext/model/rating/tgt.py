@@ -110,10 +110,10 @@ class TGT(RatingRecommender):
         self.rates_target = self.domain == split.target
         ratings = split.train[self.domain]
         self.size = int(config["embedding_size"])
-        own = data.item_range(self.domain)
-        self.n_own_items = own.stop - own.start
+        span = data.item_range(self.domain)
+        self.n_own_items = span.stop - span.start
         self._batch_size = int(config["pretrain_batch_size"])
-        self._split_off(whole_batch(ratings, own.start, self.domain), config)
+        self._split_off(whole_batch(ratings, span.start, self.domain), config)
         std, width = float(config["init_std"]), int(self.has_biases)
         sparse = not backbones.propagates(config) and config["pretrain_learner"].lower() in SPARSE_LEARNERS
         self.user_vectors = _table(self.n_users, self.size, std, sparse)
@@ -146,10 +146,10 @@ class TGT(RatingRecommender):
     def check_settings(cls, config: CDRConfig) -> None:
         """As in the base class; checks what the backbone can be trained with, and warns of settings without effect."""
         super().check_settings(config)
-        for key, own in PRETRAINED.items():
+        for key, replacement in PRETRAINED.items():
             if config[key] != config.internal_config_dict[key]:
                 getLogger().warning(
-                    f"{key}={config[key]} has no effect on TGT, which is pre-training alone: set {own}."
+                    f"{key}={config[key]} has no effect on TGT, which is pre-training alone: set {replacement}."
                 )
         backbones.check_settings(config)
 
