@@ -40,7 +40,7 @@ class UserBaseline(RecBoleBaseline):
         self.n_negatives = 0 if self.on_users else _uniform_negatives(self.settings, self.recbole_class)
 
     def phases(self) -> list[Phase]:
-        """One phase over training events, or over users for the models that RecBole feeds with users."""
+        """Returns one phase over training events, or over users for the models that RecBole feeds with users."""
         if not any(p.numel() > 1 for p in self.wrapped.parameters()):
             return []  # A single number is what RecBole gives models without any, for the optimiser's sake.
         return [Phase(batches=self.user_batches if self.on_users else self.event_batches)]
@@ -171,7 +171,7 @@ class GraphModel(Protocol):
     restore_item_e: torch.Tensor | None
 
     def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The convolved vectors of all users and items."""
+        """Returns the convolved vectors of all users and items."""
 
 
 class FactorBaseline(UserBaseline):

@@ -51,7 +51,7 @@ class _TraditionalBaseline(RecBoleBaseline):
     """Models without gradients, complete once built."""
 
     def phases(self) -> list[Phase]:
-        """None."""
+        """Returns none."""
         return []
 
 

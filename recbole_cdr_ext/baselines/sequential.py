@@ -106,7 +106,7 @@ class SequenceModel(Protocol):
     item_embedding: nn.Embedding
 
     def forward(self, items: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-        """(B, L) ids and their number → the state behind the last, (B, d)."""
+        """Maps (B, L) ids and their number to the state behind the last, (B, d)."""
 
 
 class SequenceDotBaseline(SequentialBaseline):
@@ -148,7 +148,7 @@ class SequenceDotBaseline(SequentialBaseline):
         return cast(SequenceModel, self.wrapped[index])
 
     def phases(self) -> list[Phase]:
-        """One phase, over whole sequences with ``one_pass``."""
+        """Returns one phase, over whole sequences with ``one_pass``."""
         if self.training_sequences is None:
             return [Phase()]
         return [Phase(batches=self.training_sequences.batches, loss=self.sequence_loss)]
@@ -161,7 +161,7 @@ class SequenceDotBaseline(SequentialBaseline):
         return [TrainingSequences(events, self.max_history_length, mask) for mask in masks]
 
     def sequence_loss(self, batch: SequenceBatch) -> torch.Tensor:
-        """Softmax cross-entropy, mean over all positions: over the items of the space, or of the target's domain."""
+        """Returns the mean cross-entropy of all positions: over the items of the space, or of the target's domain."""
         model, space = self._model(batch.tag), self.spaces[batch.tag]
         items = space.local(batch.items)
         predicts = batch.targets != 0

@@ -158,7 +158,7 @@ class RatingRecommender(CrossDomainRecommender[RatingBatch, RatingSplit]):
         return self.finished(self.rate(interaction), interaction)
 
     def facts(self, batch: RatingBatch) -> dict[str, str]:
-        """The reduction, and how long the vectors are that the batch starts from."""
+        """Returns the reduction, and how long the vectors are that the batch starts from."""
         facts = {"reduction": "mean" if self.mean_reduction else "sum"}
         rows_of = next((phase.rows for phase in self.phases() if phase.rows is not None), None)
         if rows_of is not None:

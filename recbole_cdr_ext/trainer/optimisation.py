@@ -173,7 +173,7 @@ class WeightAverage:
             parameter.data, self._average[i] = self._average[i], parameter.data
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint keeps."""
+        """Returns what a checkpoint keeps."""
         return {"steps": torch.tensor(self.steps), **{str(i): a for i, a in enumerate(self._average)}}
 
     def load(self, state: Mapping[str, torch.Tensor]) -> None:

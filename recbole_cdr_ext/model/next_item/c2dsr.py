@@ -184,7 +184,7 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
 
     @classmethod
     def check_settings(cls, config: CDRConfig) -> None:
-        """Every position is a target and one pass trains them."""
+        """Requires that every position is a target and one pass trains them."""
         if config["train_targets"] != "all" or config["targets_per_sequence"] or not config["one_pass"]:
             raise CDRError(
                 "C2DSR trains all positions of a sequence in one pass: it takes train_targets=all, "
@@ -192,7 +192,7 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
             )
 
     def phases(self) -> list[Phase]:
-        """One phase, over whole sequences."""
+        """Returns one phase, over whole sequences."""
         return [Phase(batches=self.training_sequences.batches, loss=self.sequence_loss)]
 
     # -- tables of items ----------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
         return states
 
     def item_vectors(self, domain: int) -> torch.Tensor:
-        """W_X and, as its last column, b_X: (n_k, d + 1)."""
+        """Returns W_X and, as its last column, b_X: (n_k, d + 1)."""
         predictor = self.predictor[domain]
         return torch.cat([predictor.weight, predictor.bias.unsqueeze(1)], 1)
 
@@ -251,7 +251,7 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
         return items.gather(1, to_the_right)[:, -self.max_history_length :]
 
     def encode(self, batch: Batch) -> torch.Tensor:
-        """h^M + h^X and a constant 1 for the bias, (B, d + 1)."""
+        """Returns h^M + h^X and a constant 1 for the bias, (B, d + 1)."""
         x, tables = batch.target_domain, self._tables()
         items, length = left_aligned(self._timeline(batch))
         alone, count = stream(items, self._domain_of(items) == x)
@@ -272,7 +272,7 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
         return [TrainingSequences(each, longest, asked=each.domain == k) for k, each in enumerate(by_domain)]
 
     def sequence_loss(self, batch: SequenceBatch) -> Terms:
-        """The objective over all positions of a batch of sequences; a domain's terms are means over its positions.
+        """Returns the objective over a batch of sequences; a domain's terms are means over its positions.
 
         Without a clock the batch's tag is the domain that stands last, and the only one whose items are asked for.
         """
@@ -354,7 +354,7 @@ class GraphEmbedding(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self) -> torch.Tensor:
-        """E + G, (n, d)."""
+        """Returns E + G, (n, d)."""
         total = layer = self.embedding.weight
         for bias in self.bias:
             layer = self.graph.step(self.dropout(layer)) + bias
@@ -371,7 +371,7 @@ class Bilinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(()))
 
     def forward(self, r: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        """Two (B, d) → (B,)."""
+        """Maps two (B, d) to (B,)."""
         scores: torch.Tensor = (self.weight(s) * r).sum(1) + self.bias
         return scores
 

@@ -1,6 +1,6 @@
 """DisenCDR: Cao et al., "DisenCDR: Learning Disentangled Representations for Cross-Domain Recommendation", SIGIR 2022.
 
-A user is a Gaussian of each domain's own and one that the domains share, made by the encoders of ``variational.py``:
+A user is a Gaussian of each domain's own and one that the domains share, made by the encoders of ``DomainEncoder``:
 
     z_u^k, z_i^k   specific to domain k: encoders of their own over tables of their own
     z_u^S ~ q      shared: further user tables, a branch per domain; after each layer, and for the last one's mean and
@@ -126,7 +126,7 @@ class DisenCDR(PairwiseGraphModel):
     prior_logvar: torch.Tensor
 
     def phases(self) -> list[Phase]:
-        """The specific part alone for ``warmup_epochs``, whose last is kept; then everything."""
+        """Returns the specific part alone for ``warmup_epochs``, whose last is kept; then everything."""
         warmup = Phase(
             "warm-up",
             loss=self.warmup_loss,
@@ -140,13 +140,13 @@ class DisenCDR(PairwiseGraphModel):
     # -- loss -------------------------------------------------------------------------------------------------------
 
     def warmup_loss(self, batch: Interaction) -> Terms:
-        """BCE of the specific parts' own scores, and their KL."""
+        """Returns BCE of the specific parts' own scores, and their KL."""
         specific = self.specific_parts()
         zero = specific[0][0].mean.new_zeros(())
         return Terms(self._bce(batch, specific, None), self._specific_kl(specific), zero, zero)
 
     def calculate_loss(self, interaction: Interaction) -> Terms:
-        """The loss of a batch of pairs; everything is propagated once, and the KL are over all nodes."""
+        """Returns the loss of a batch of pairs; everything is propagated once, and the KL are over all nodes."""
         specific, q = self.specific_parts(), self.shared()
         alignment = q.mean.new_zeros(())
         for k, graph in enumerate(self.graphs):
@@ -160,7 +160,7 @@ class DisenCDR(PairwiseGraphModel):
         )
 
     def from_one_domain(self, k: int) -> Gaussian:
-        """q̃^k over the members of domain k, (m_k, d)."""
+        """Returns q̃^k over the members of domain k, (m_k, d)."""
         graph = self.graphs[k]
         posterior: Gaussian = self.auxiliary[k](self.specific[k].user_table, graph.to_items, graph.to_users)[
             1
@@ -194,13 +194,13 @@ class DisenCDR(PairwiseGraphModel):
         return kl(z, Gaussian(torch.zeros_like(self.prior_logvar), self.prior_logvar))
 
     def specific_parts(self) -> list[tuple[Gaussian, Gaussian]]:
-        """z_u^k over the members (m_k, d) and z_i^k over the items (n_k, d), by domain."""
+        """Returns z_u^k over the members (m_k, d) and z_i^k over the items (n_k, d), by domain."""
         return [(users.last, items.last) for users, items in (part() for part in self.specific)]
 
     # -- inference --------------------------------------------------------------------------------------------------
 
     def vectors(self) -> Tables:
-        """z^S + z^k of users with edges in k, z^S of the others (zero without any edge), and z_i^k."""
+        """Returns z^S + z^k of users with edges in k, z^S of the others (zero without any edge), and z_i^k."""
         q = self.shared().mean
         specific = [(users.mean, items.mean) for users, items in self.specific_parts()]
         users = [
@@ -237,7 +237,7 @@ class _Shared(nn.Module):
             )
 
     def forward(self) -> Gaussian:
-        """A Gaussian over all users (n_users, d); those without edges have mean and s zero."""
+        """Returns a Gaussian over all users (n_users, d); those without edges have mean and s zero."""
         states = list(self.tables)
         mixed: list[torch.Tensor] = []
         for depth in range(self.design.n_layers):

@@ -18,8 +18,8 @@ Without one in X (cold start), z^x and z_a^x are their prior means and z_t^y ~ r
 weight w as any posterior of z_t.
 
 What an instance sees, S^X, S^Y, S_a^X and the attention, has two forms. With ``one_pass: False``, the paper's text,
-each instance's histories are encoded by themselves (``parts/views.py``); else one pass over the merged timeline
-encodes all of its positions (``parts/views.py``). What is made of it is the same, and stands here. Decisions where
+each instance's histories are encoded by themselves (``HistoryEncoder``); else one pass over the merged timeline
+encodes all of its positions (``PositionEncoder``). What is made of it is the same, and stands here. Decisions where
 the paper is silent are those of the documentation page; with more than two domains the other domains' sequences are
 one memory, each encoded by its own domain's encoder.
 """
@@ -76,12 +76,12 @@ ONE_PASS_ONLY = {"cross_encoder": "merged", "pooling": "last", "psg": "none"}
 
 
 def on_sequences(config: CDRConfig) -> bool:
-    """Whether training batches are whole sequences; the binary loss has negatives of each instance's own."""
+    """Returns whether training batches are whole sequences; the binary loss has negatives of each instance's own."""
     return trains_whole_sequences(config) and config["loss_type"] != "BCE"
 
 
 def recalled_width(config: CDRConfig) -> int:
-    """How many items a pseudo-sequence generator recalls for an instance at most."""
+    """Returns how many items a pseudo-sequence generator recalls for an instance at most."""
     if config["psg"] == "none":
         return 0
     if config["psg"] == "random":
@@ -254,7 +254,7 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
 
     @classmethod
     def stages(cls, config: CDRConfig) -> list[Stage]:
-        """LightGCN-PSG runs first, unless nothing of it is used."""
+        """Returns LightGCN-PSG, which runs first, unless nothing of it is used."""
         reads_lightgcn = config["psg"] == "lightgcn" or config["item_init"] == "psg"
         return [Stage("LightGCNPSG", config["psg_settings"] or {})] if reads_lightgcn else []
 
@@ -270,7 +270,7 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
         return split
 
     def phases(self) -> list[Phase]:
-        """One phase, over sequences or over instances."""
+        """Returns one phase, over sequences or over instances."""
         if self.training_sequences is None:
             return [Phase()]
         return [Phase(batches=self.training_sequences.batches, loss=self.sequence_loss)]
@@ -281,7 +281,7 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
         self._meter.reset()
 
     def epoch_facts(self) -> dict[str, float]:
-        """KL (nats) and active dimensions of each latent, over the training instances of the epoch."""
+        """Returns KL (nats) and active dimensions of each latent, over the training instances of the epoch."""
         return self._meter.facts()
 
     # -- latents (3.3.1) ----------------------------------------------------------------------------------------
@@ -310,7 +310,7 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
     # -- decoder (3.3.3) ----------------------------------------------------------------------------------------
 
     def decode(self, x: int, latents: Latents) -> torch.Tensor:
-        """X̂ from [z^x; z_t^y; z_a^x], (B, d); what a user has no history for is at its prior mean."""
+        """Returns X̂ from [z^x; z_t^y; z_a^x], (B, d); what a user has no history for is at its prior mean."""
         has_own = latents.has_own.unsqueeze(1)
         noise = self.training and self.variational
         interest = torch.where(has_own, latents.interest.sample(noise), self.own_prior[x].mean)
@@ -328,23 +328,23 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
         return vectors
 
     def encode(self, batch: Batch) -> torch.Tensor:
-        """The decoded interest X̂ at the posteriors' means, (B, d)."""
+        """Returns the decoded interest X̂ at the posteriors' means, (B, d)."""
         return self.decode(batch.target_domain, self.posteriors(batch))
 
     def item_vectors(self, domain: int) -> torch.Tensor:
-        """E^X, (n_x, d)."""
+        """Returns E^X, (n_x, d)."""
         return self.item_embedding.weight[self.item_slice(domain)]
 
     # -- training -----------------------------------------------------------------------------------------------
 
     def calculate_loss(self, interaction: Batch) -> Terms:
-        """Reconstruction, KL to the priors, denoising, and the cross-domain and disentangling regularisers."""
+        """Returns reconstruction, KL to the priors, denoising, and cross-domain and disentangling regularisers."""
         batch, x = interaction, interaction.target_domain
         latents = self.posteriors(batch, hide=True)
         return self.objective(x, latents, self._reconstruction(batch, self.decode(x, latents)))
 
     def sequence_loss(self, batch: SequenceBatch) -> Terms:
-        """The same terms over all positions of a batch of sequences, each domain's by its share of the positions."""
+        """Returns the terms over all positions of a batch of sequences, each domain's by its share of the positions."""
         assert self.training_sequences is not None, "batches of sequences come from training_sequences"
         states = self.positions(batch.items)
         row, place = (batch.targets != 0).nonzero(as_tuple=True)
@@ -367,7 +367,7 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
         return Terms(*total)
 
     def objective(self, x: int, latents: Latents, recon: torch.Tensor) -> Terms:
-        """The objective from posteriors and reconstruction losses ``recon``, (B,) or their mean."""
+        """Returns the objective from posteriors and reconstruction losses ``recon``, (B,) or their mean."""
         count, recon = len(latents.length), recon.mean()
         has_own = latents.has_own.to(recon.dtype)
         kl_own = kl(latents.interest, self.own_prior[x]()) * has_own
@@ -402,7 +402,7 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
             self._meter.add("z_t", x, latents.transfer.mean, kl(latents.transfer))
 
     def denoise_weight(self, length: torch.Tensor) -> torch.Tensor:
-        """λ_d = exp(a·L/T) − b for history lengths L (B,), or 1 without the adaptive weight."""
+        """Returns λ_d = exp(a·L/T) − b for history lengths L (B,), or 1 without the adaptive weight."""
         if not self.adaptive:
             return torch.ones_like(length, dtype=torch.float32)
         return torch.exp(self.adaptive_a * length / self.max_history_length) - self.adaptive_b

@@ -131,7 +131,7 @@ class LightGCNPSG(CrossDomainRecommender[Interaction, Split]):
 
     @classmethod
     def check_settings(cls, config: CDRConfig) -> None:
-        """What decides the graph and the recall."""
+        """Checks what decides the graph and the recall."""
         super().check_settings(config)
         if config["train_neg_num"] != 1:
             raise CDRError(
@@ -144,7 +144,7 @@ class LightGCNPSG(CrossDomainRecommender[Interaction, Split]):
     # -- training: BPR over the edges --------------------------------------------------------------------------
 
     def phases(self) -> list[Phase]:
-        """One phase over the graph's edges, whose epoch is chosen on the held-out ones."""
+        """Returns one phase over the graph's edges, whose epoch is chosen on the held-out ones."""
         return [Phase("lightgcn", batches=self.edge_batches, validate=self.recall_of_held_out_edges)]
 
     def edge_batches(self, rng: np.random.Generator) -> Iterator[Interaction]:
@@ -162,7 +162,7 @@ class LightGCNPSG(CrossDomainRecommender[Interaction, Split]):
             yield Interaction({name: torch.from_numpy(column) for name, column in columns.items()})
 
     def calculate_loss(self, interaction: Interaction) -> Terms:
-        """BPR on the propagated vectors, and L2 on the embeddings of the batch (LightGCN, eq. 15)."""
+        """Returns BPR on the propagated vectors, and L2 on the embeddings of the batch (LightGCN, eq. 15)."""
         self._final = None
         users, items = self._train_graph.mean_of_layers(
             self.user_embedding.weight, self.item_embedding.weight, self.n_layers
@@ -175,7 +175,7 @@ class LightGCNPSG(CrossDomainRecommender[Interaction, Split]):
 
     @torch.no_grad()
     def recall_of_held_out_edges(self) -> float:
-        """Recall@20 of the held-out edges, by history vectors as in use, over up to 2,000 users."""
+        """Returns Recall@20 of the held-out edges, by history vectors as in use, over up to 2,000 users."""
         messages, vectors = self._read_out(self._train_graph)
         hits = total = 0
         for first in range(0, len(self._checked_users), 256):
@@ -221,7 +221,7 @@ class LightGCNPSG(CrossDomainRecommender[Interaction, Split]):
         return states
 
     def encode(self, batch: Batch) -> torch.Tensor:
-        """The sum of the messages of everything in the histories, (B, d)."""
+        """Returns the sum of the messages of everything in the histories, (B, d)."""
         messages, _ = self._vectors()
         out = messages.new_zeros(len(batch), messages.shape[1])
         for k in range(self.n_domains):
@@ -231,7 +231,7 @@ class LightGCNPSG(CrossDomainRecommender[Interaction, Split]):
         return out
 
     def item_vectors(self, domain: int) -> torch.Tensor:
-        """The propagated vectors of a domain's items, (n_k, d)."""
+        """Returns the propagated vectors of a domain's items, (n_k, d)."""
         return self._vectors()[1][self.item_slice(domain)]
 
     # -- recall -------------------------------------------------------------------------------------------------
@@ -313,7 +313,7 @@ class _Recall:
         return np.concatenate(row), np.concatenate(item).astype(np.int64), np.concatenate(in_domain)
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """All (user, recalled item) pairs."""
+        """Returns all (user, recalled item) pairs."""
         row, column = np.nonzero(self.items)
         return self.instances.user[row], self.items[row, column]
 

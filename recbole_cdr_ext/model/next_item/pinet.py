@@ -142,7 +142,7 @@ class PiNet(CrossDomainRecommender[Batch, Split]):
             self.training_sequences = WholeSequences(config, data.split.train_events, self._sequences)
 
     def phases(self) -> list[Phase]:
-        """One phase, over whole sequences or over instances."""
+        """Returns one phase, over whole sequences or over instances."""
         if self.training_sequences is None:
             return [Phase()]
         return [Phase(batches=self.training_sequences.batches, loss=self.sequence_loss)]
@@ -180,7 +180,7 @@ class PiNet(CrossDomainRecommender[Batch, Split]):
     # -- inference ----------------------------------------------------------------------------------------------
 
     def encode(self, batch: Batch) -> torch.Tensor:
-        """[r; h^X; 1] behind the last event, (B, 2d + 1)."""
+        """Returns [r; h^X; 1] behind the last event, (B, 2d + 1)."""
         return self._at_end(batch)
 
     def _at_end(self, batch: Batch, hide: bool = False) -> torch.Tensor:
@@ -197,19 +197,19 @@ class PiNet(CrossDomainRecommender[Batch, Split]):
         return self.vectors(encoded, batch.target_domain, hide)[row, (length - 1).clamp(min=0)]
 
     def item_vectors(self, domain: int) -> torch.Tensor:
-        """[w_i; b_i] of a domain's items, (n_x, 2d + 1)."""
+        """Returns [w_i; b_i] of a domain's items, (n_x, 2d + 1)."""
         return self.output.weight[self.item_slice(domain)]
 
     # -- training -----------------------------------------------------------------------------------------------
 
     def calculate_loss(self, interaction: Batch) -> torch.Tensor:
-        """The mean cross-entropy of a batch of instances."""
+        """Returns the mean cross-entropy of a batch of instances."""
         return self.softmax_loss_in(
             interaction.target_domain, self._at_end(interaction, hide=True), interaction.targets
         )
 
     def sequence_loss(self, batch: SequenceBatch) -> torch.Tensor:
-        """The cross-entropy of all positions: each domain's mean, summed over the domains."""
+        """Returns the cross-entropy of all positions: each domain's mean, summed over the domains."""
         encoded = self.read(batch.items)
         loss = self.output.weight.new_zeros(())
         for x in range(self.n_domains) if self.ordered else [batch.tag]:
@@ -245,7 +245,7 @@ class Recurrence(nn.Module):
                 nn.init.ones_(parameter[: 2 * d])  # the gates: a state is kept rather than replaced
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, M, d) → the states after each step, (B, M, d)."""
+        """Maps (B, M, d) to the states after each step, (B, M, d)."""
         x = self.dropout(x)
         if not self.training or self.dropout.p == 0:
             vectors: torch.Tensor = self.gru(x)[0]
@@ -274,7 +274,7 @@ class FilterUnit(nn.Module):
                 nn.init.ones_(parameter)
 
     def forward(self, foreign: torch.Tensor, own_states: torch.Tensor) -> torch.Tensor:
-        """h^Y_j and h^X_n(j), each (B, M, d) → s_j, (B, M, d)."""
+        """Maps h^Y_j and h^X_n(j), each (B, M, d) to s_j, (B, M, d)."""
         d = foreign.shape[2]
         both = self.dropout(torch.cat([foreign, own_states], 2))
         for_gate, of_gate = self.w_f.weight.split((2 * d, d), 1)

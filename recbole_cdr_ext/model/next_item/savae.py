@@ -72,12 +72,12 @@ class Decoder(nn.Module):
         self.hidden, self.items = nn.Linear(d, hidden), nn.Linear(hidden, n_items)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        """What the items' rows are multiplied with, (B, hidden)."""
+        """Returns what the items' rows are multiplied with, (B, hidden)."""
         vectors: torch.Tensor = self.hidden(z).tanh()
         return vectors
 
     def loss(self, z: torch.Tensor, bags: Bags) -> torch.Tensor:
-        """The mean of −log p(x|z), a scalar."""
+        """Returns the mean of −log p(x|z), a scalar."""
         return multinomial_loss(self(z), self.items.weight, self.items.bias, bags)
 
 
@@ -176,7 +176,7 @@ class SAVAE(CrossDomainRecommender[Batch, Split]):
     # -- phases -------------------------------------------------------------------------------------------------
 
     def phases(self) -> list[Phase]:
-        """A VAE per domain, then one per domain against the other's encoder."""
+        """Returns two: a VAE per domain, then one per domain against the other's encoder."""
         return [
             Phase(
                 f"{part} {name}",
@@ -212,14 +212,14 @@ class SAVAE(CrossDomainRecommender[Batch, Split]):
         )
 
     def source_loss(self, batch: Batch) -> Terms:
-        """Phase 1: the evidence lower bound of the target domain's bags, with the weight β for the KL."""
+        """Returns phase 1's loss: the evidence lower bound of the target domain's bags, β weighing the KL."""
         k, has_own = batch.target_domain, _any(batch, batch.target_domain)
         q = self.source_encoder[k](self._bags(batch, k))
         loss = self._decoder(k, False).loss(self._drawn(q, has_own), self._predicted(batch))
         return Terms(loss, self._beta(0, k) * (kl(q) * has_own).mean())
 
     def target_loss(self, batch: Batch) -> Terms:
-        """Phase 2: the same with the other domain's posterior as the reference (soft), or as the posterior (rigid)."""
+        """Returns phase 2's loss, with the other domain's posterior as reference (soft) or as posterior (rigid)."""
         k = batch.target_domain
         has_own, other = _any(batch, k), _any(batch, 1 - k)
         beta, predicted, reference = self._beta(1, k), self._predicted(batch), self._reference(batch)
@@ -239,17 +239,17 @@ class SAVAE(CrossDomainRecommender[Batch, Split]):
     # -- latents and scores -------------------------------------------------------------------------------------
 
     def encode(self, batch: Batch) -> torch.Tensor:
-        """What the decoder's last layer reads at the latent's mean, and a 1 for the bias, (B, hidden + 1)."""
+        """Returns what the decoder's last layer reads at the latent's mean, and a 1 for the bias, (B, hidden + 1)."""
         decoder = self._decoder(batch.target_domain, self._aligned(batch.target_domain))
         return F.pad(decoder(self.latent(batch)), (0, 1), value=1.0)
 
     def item_vectors(self, domain: int) -> torch.Tensor:
-        """The last layer's rows and biases, (n_k, hidden + 1)."""
+        """Returns the last layer's rows and biases, (n_k, hidden + 1)."""
         items = self._decoder(domain, self._aligned(domain)).items
         return torch.cat([items.weight, items.bias.unsqueeze(1)], 1)
 
     def latent(self, batch: Batch) -> torch.Tensor:
-        """The mean of the target's posterior, of the source's where there is no history to read, else 0: (B, d)."""
+        """Returns the mean of the target's posterior, of the source's where no history is read, else 0: (B, d)."""
         k = batch.target_domain
         has_own = _any(batch, k).unsqueeze(1)
         if not self._aligned(k):

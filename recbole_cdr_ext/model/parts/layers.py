@@ -49,7 +49,7 @@ class Gaussian:
         self.logvar = in_single(logvar).clamp(*LOGVAR_RANGE)
 
     def sample(self, training: bool) -> torch.Tensor:
-        """The reparameterised sample in training, the mean otherwise."""
+        """Returns the reparameterised sample in training, the mean otherwise."""
         if not training:
             vectors: torch.Tensor = self.mean
             return vectors
@@ -60,7 +60,7 @@ class Gaussian:
 
 
 def kl(q: Gaussian, p: Gaussian | None = None) -> torch.Tensor:
-    """KL(q ‖ p) in closed form, summed over d: (...,); p = None is N(0, I)."""
+    """Returns KL(q ‖ p) in closed form, summed over d: (...,); p = None is N(0, I)."""
     if p is None:
         terms = q.mean.square() + q.logvar.exp() - 1 - q.logvar
     else:
@@ -148,7 +148,7 @@ class Dropout(nn.Module):
         self.p = float(p)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Any shape."""
+        """Drops elements of a tensor of any shape."""
         if not self.training or self.p == 0.0:
             return x
         if x.device.type != "cpu":
@@ -160,7 +160,7 @@ class Dropout(nn.Module):
         return x * mask.mul_(256 / (256 - dropped))
 
     def extra_repr(self) -> str:
-        """Shown in the model's print."""
+        """Returns the rate, which is shown in the model's print."""
         return f"p={self.p}"
 
 
@@ -181,7 +181,7 @@ class GaussianHead(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: torch.Tensor) -> Gaussian:
-        """(B, d_in) → a Gaussian over (B, d)."""
+        """Maps (B, d_in) to a Gaussian over (B, d)."""
         for_mean, for_logvar = self.dropout(F.relu(self.hidden(x))).chunk(2, -1)
         mean = self.mean(for_mean)
         return Gaussian(x + mean if self.residual else mean, self.logvar(for_logvar))
@@ -195,12 +195,12 @@ class Prior(nn.Module):
         self.mean, self.logvar = nn.Parameter(torch.zeros(d)), nn.Parameter(torch.zeros(d))
 
     def forward(self) -> Gaussian:
-        """Shape (d,), broadcast against posteriors."""
+        """Returns a Gaussian of shape (d,), broadcast against posteriors."""
         return Gaussian(self.mean, self.logvar)
 
 
 def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The mean of (B, L, d) over the positions in ``mask`` (B, L); zero where a row has none."""
+    """Returns the mean of (B, L, d) over the positions in ``mask`` (B, L); zero where a row has none."""
     weight = mask.to(x.dtype)
     return torch.einsum("bld,bl->bd", x, weight) / weight.sum(1, keepdim=True).clamp(min=1)
 
@@ -312,7 +312,7 @@ class _Block(nn.Module):
     def forward(
         self, x: torch.Tensor, real: torch.Tensor, mask: torch.Tensor, batch: int, length: int
     ) -> torch.Tensor:
-        """x (N, d) holds the real positions, ``real`` their places in the (B·L,) rectangle."""
+        """Applies the block: x (N, d) holds the real positions, ``real`` their places in the (B·L,) rectangle."""
         d = x.shape[1]
         packed = self.qkv(self.norm_attention(x))
         padded = packed.new_zeros(batch * length, 3 * d).index_copy(0, real, packed)
@@ -335,7 +335,7 @@ class CrossAttention(nn.Module):
     def forward(
         self, query: torch.Tensor, query_mask: torch.Tensor, memory: torch.Tensor, memory_mask: torch.Tensor
     ) -> torch.Tensor:
-        """query (B, L, d) attends to memory (B, M, d); each row of both masks has a True. Returns (B, d)."""
+        """Returns (B, d): query (B, L, d) attends to memory (B, M, d); each row of both masks has a True."""
         batch, length, d = query.shape
         heads = (batch, -1, self.n_heads, d // self.n_heads)
         q = self.query(query).view(heads).transpose(1, 2)
@@ -349,7 +349,7 @@ class CrossAttention(nn.Module):
 
 
 def mapping(d_in: int, d_out: int, hidden: int | None) -> nn.Module:
-    """A map from one domain's vectors to another's: d_in → hidden → d_out with tanh on the hidden layer.
+    """Returns a map from one domain's vectors to another's: d_in → hidden → d_out with tanh on the hidden layer.
 
     Weights start Xavier-uniform, biases at zero.
 
@@ -366,7 +366,7 @@ def mapping(d_in: int, d_out: int, hidden: int | None) -> nn.Module:
 
 
 def mlp(*sizes: int, dropout: float = 0.0) -> nn.Sequential:
-    """Linear layers with ReLU between them."""
+    """Returns linear layers with ReLU between them."""
     layers: list[nn.Module] = []
     for i, (a, b) in enumerate(itertools.pairwise(sizes)):
         layers += [nn.Linear(a, b)]
@@ -384,7 +384,7 @@ class SumDecoder(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(d) for _ in range(3))
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """(B, 3d) → (B, d)."""
+        """Maps (B, 3d) to (B, d)."""
         out = latents.new_zeros(len(latents), latents.shape[1] // 3)
         for z, part, norm in zip(latents.chunk(3, 1), self.parts, self.norms, strict=True):
             out = out + norm(z + part(z)) * z.any(1, keepdim=True)

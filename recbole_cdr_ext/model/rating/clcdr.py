@@ -84,7 +84,7 @@ class CLCDR(Bridge):
         self.register_buffer("rated_pairs", pairs, persistent=False)
 
     def phases(self) -> list[Phase]:
-        """One phase, on D^o."""
+        """Returns one phase, on D^o."""
         return [self.mapping_phase(self.contrastive_loss, self.shared_batches)] if self.size else []
 
     def contrastive_loss(self, batch: RatingBatch, rows: torch.Tensor | None = None) -> ContrastiveLoss:

@@ -116,7 +116,7 @@ class SSCDR(EMCDR):
             self.register_buffer("neighbours", others)
 
     def phases(self) -> list[Phase]:
-        """One phase, over users."""
+        """Returns one phase, over users."""
         if not self.size:
             return []
         return [self.mapping_phase(self.semi_supervised_loss, self.user_batches)]

@@ -155,13 +155,13 @@ class TGT(RatingRecommender):
 
     @classmethod
     def learns_from(cls, config: CDRConfig, split: RatingSplit) -> str:
-        """One domain's training ratings decide the vectors, whatever is asked of whom."""
+        """Returns the fingerprint of one domain's training ratings: they alone decide the vectors."""
         domain = split.source if config["factorized"] == "source" else split.target
         ratings = split.train[domain]
         return hash_arrays(ratings.user, ratings.item, ratings.rating, np.array([split.n_users, domain]))
 
     def phases(self) -> list[Phase]:
-        """One phase; the epoch is chosen on held-out ratings of the domain itself."""
+        """Returns one phase; the epoch is chosen on held-out ratings of the domain itself."""
         config = self.config
         names = ("epochs", "learner", "learning_rate", "stopping_step", "sharpness", "pgd_steps")
         settings = {name: config[f"pretrain_{name}"] for name in names}
@@ -181,7 +181,7 @@ class TGT(RatingRecommender):
         ]
 
     def batches(self, rng: np.random.Generator) -> Iterable[RatingBatch]:
-        """All training ratings of the domain, shuffled."""
+        """Returns all training ratings of the domain, shuffled."""
         return Shuffled(self._train, self._batch_size, rng)
 
     # -- vectors -------------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ class TGT(RatingRecommender):
     # -- training ------------------------------------------------------------------------------------------------
 
     def user_rows(self, batch: RatingBatch) -> torch.Tensor:
-        """The vectors of a batch's users, (B, D): what SMF moves."""
+        """Returns the vectors of a batch's users, (B, D): what SMF moves."""
         self._parts = self._parts_of(batch)
         return self._parts.users
 
