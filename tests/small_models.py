@@ -29,7 +29,7 @@ SMALL_C2DSR = {
     "train_batch_size": 100,
     "split": "leave_one_out",
 }
-# What is compared here position by position is one order; tests/test_reorder.py has those of the epochs.
+# What is compared here position by position is one order; tests/test_model_parts.py has those of the epochs.
 CLOCKLESS_C2DSR = {"order": "none", "split": "user", "reorder": False}
 
 
@@ -242,7 +242,7 @@ SMALL_SVAE = {
     "max_history_length": 60,
     "train_batch_size": 60,
 }
-# What is compared here position by position is one order; tests/test_reorder.py has those of the epochs.
+# What is compared here position by position is one order; tests/test_model_parts.py has those of the epochs.
 CLOCKLESS_SVAE = {"order": "none", "split": "user", "input": "merged", "reorder": False}
 SVAE_FORMS = [{}, {"bos": False}, {"input": "merged"}, CLOCKLESS_SVAE, {"input": "merged", "bos": False}]
 

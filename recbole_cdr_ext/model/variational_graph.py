@@ -336,7 +336,7 @@ def sampled(q: Gaussian, rows: torch.Tensor, training: bool) -> torch.Tensor:
 
 
 def binary_loss(users: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
-    """Returns the cross-entropy of users' products with positives (B, d) and negatives (B, n, d), a mean of each kind."""
+    """Returns the cross-entropy of users' products with positives (B, d) and negatives (B, n, d), both means added."""
     for_positive = (users * positive).sum(1)
     for_negative = torch.bmm(negative, users.unsqueeze(2)).squeeze(2)
     return F.softplus(-for_positive).mean() + F.softplus(for_negative).mean()
