@@ -20,8 +20,7 @@ from recbole_cdr_ext.analysis.latents import (
 )
 from recbole_cdr_ext.cli.main import main
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.parts.latent_meter import LatentMeter
-from recbole_cdr_ext.model.parts.layers import kl
+from recbole_cdr_ext.model.parts.layers import LatentMeter, kl
 from recbole_cdr_ext.pages.figure import require
 from recbole_cdr_ext.runs.folder import finished_result
 from recbole_cdr_ext.runs.run import run_recbole_cdr
@@ -96,7 +95,7 @@ def test_tables_say_what_the_posteriors_are(saved):
     with torch.no_grad():
         posteriors = experiment.model.posteriors(batch)
         x = batch.target_domain
-        expected = kl(posteriors.own, experiment.model.own_prior[x]())[posteriors.has_own].numpy()
+        expected = kl(posteriors.interest, experiment.model.own_prior[x]())[posteriors.has_own].numpy()
     mine = next(one for one in found if one.domain == experiment.dataset.domains[x] and one.name == "z^x")
     np.testing.assert_allclose(mine.kl.sum(1)[: len(expected)], expected, rtol=1e-4, atol=1e-5)
     table, dimensions = latent_table(found), dimension_table(found)

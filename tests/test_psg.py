@@ -1,4 +1,4 @@
-"""LightGCN-PSG: propagation, recall, and that nothing held out is reachable."""
+"""LightGCN-PSG: propagation, recall, and that nothing held out is reachable; and the order-only yardstick."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from support import here, load, load_written, random_domains
 
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.next_item.lightgcn_psg import LightGCNPSG, graph_edges
+from recbole_cdr_ext.model.next_item.order_pop import OrderPop, _places
 from recbole_cdr_ext.model.parts.propagation import BipartiteGraph
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.audit import LeakError, audit_recalled
@@ -249,3 +250,38 @@ def test_settings_that_leave_nothing_to_choose_or_recall_are_refused(tmp_path, s
         CDRConfig(
             "LightGCNPSG", "mini", config_dict={**here(tmp_path), "domains": ["books", "films"], **settings}
         )
+
+
+def test_places_by_hand():
+    """0 → 1 → 2 → 3 and 0 → 3: paths to them 0, 1, 2, 3, from them 3, 2, 1, 0; 4 stands alone."""
+    places = _places(np.array([0, 1, 2, 0, 0]), np.array([1, 2, 3, 3, 1]), 5)
+    assert list(places) == [0 - 3, 1 - 2, 2 - 1, 3 - 0, 0]
+
+
+def test_contradicting_sequences_are_one_clear_error():
+    with pytest.raises(CDRError, match="No single order"):
+        _places(np.array([0, 1]), np.array([1, 0]), 2)
+
+
+def test_it_ranks_what_stands_after_the_last_item(tmp_path):
+    """Every user's items ascend, so whatever is below the last one of the history cannot be the target."""
+    rows = {
+        name: [(f"u{u}", f"{name[0]}{i:02d}", i) for u in range(100) for i in range(u % 20, u % 20 + 6)]
+        for name in ("books", "films")
+    }
+    loaded = load(tmp_path, rows, model="OrderPop", split="leave_one_out")
+    model = OrderPop(loaded.config, loaded.data)
+    for batch in CrossDomainLoader(loaded.config, loaded.split.test, model):
+        scores = model.score(batch)
+        local = batch.own_history[:, -1] - model.item_offsets[batch.target_domain]
+        popularity = model.popularity[model.item_slice(batch.target_domain)]
+        for row in range(min(len(batch), 40)):
+            if local[row] < 0:
+                assert (scores[row] == popularity).all()
+                continue
+            # What nobody was trained on has no place in the order.
+            below = scores[row, : local[row] + 1]
+            above = scores[row, local[row] + 1 :][popularity[local[row] + 1 :] > 0]
+            assert (below == popularity[: local[row] + 1]).all()
+            if len(above):
+                assert above.min() > below.max()

@@ -16,7 +16,7 @@ from recbole_cdr_ext.runs.experiment import build
 from recbole_cdr_ext.runs.run import run_recbole_cdr
 from recbole_cdr_ext.serving.recommendation import load_model, recommend
 from recbole_cdr_ext.trainer import checkpoint
-from recbole_cdr_ext.trainer.phase_setup import learning_parameters, settings_of
+from recbole_cdr_ext.trainer.optimisation import learning_parameters, settings_of
 from recbole_cdr_ext.trainer.sharpness import PGD
 from recbole_cdr_ext.trainer.stages import run_table_stages
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer

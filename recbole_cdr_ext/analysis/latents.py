@@ -15,8 +15,7 @@ from recbole_cdr_ext.analysis.bridges import check_ended, check_labels, distinct
 from recbole_cdr_ext.data.instances import Instances
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.next_item.i2vae import I2VAE
-from recbole_cdr_ext.model.parts.latent_meter import ACTIVE_VARIANCE
-from recbole_cdr_ext.model.parts.layers import Gaussian, kl
+from recbole_cdr_ext.model.parts.layers import ACTIVE_VARIANCE, Gaussian, kl
 from recbole_cdr_ext.registry import models as model_registry
 from recbole_cdr_ext.runs.folder import finished_result, stored_settings
 from recbole_cdr_ext.serving.recommendation import load_model
@@ -126,7 +125,7 @@ def latents(experiment: NextItemExperiment, part: str) -> list[Latent]:
         batch = batch.to(experiment.config["device"])
         x, posteriors = batch.target_domain, model.posteriors(batch)
         rows = posteriors.has_own
-        pairs = [("own", posteriors.own[rows], model.own_prior[x]())]
+        pairs = [("own", posteriors.interest[rows], model.own_prior[x]())]
         if posteriors.augmented is not None:
             pairs.append(("augmented", posteriors.augmented[rows], model.augmented_prior[x]()))
         if posteriors.transfer is not None:

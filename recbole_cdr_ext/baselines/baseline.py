@@ -72,7 +72,7 @@ class RecBoleBaseline(CrossDomainRecommender[Batch, Split]):
         return self.recbole_class(self.settings, view)
 
     def space_index(self, domain: int) -> int:
-        """Which of the RecBole models serves a domain."""
+        """Returns which of the RecBole models serves a domain."""
         return 0 if self.scope == "all" else domain
 
     # -- training -----------------------------------------------------------------------------------------------

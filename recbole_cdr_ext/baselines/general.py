@@ -39,7 +39,7 @@ class UserBaseline(RecBoleBaseline):
         self.n_negatives = 0 if self.on_users else _uniform_negatives(self.settings, self.recbole_class)
 
     def phases(self) -> list[Phase]:
-        """One phase over training events, or over users for the models that RecBole feeds with users."""
+        """Returns one phase over training events, or over users for the models that RecBole feeds with users."""
         if not any(p.numel() > 1 for p in self.wrapped.parameters()):
             return []  # A single number is what RecBole gives models without any, for the optimiser's sake.
         return [Phase(batches=self.user_batches if self.on_users else self.event_batches)]
@@ -76,9 +76,9 @@ class UserBaseline(RecBoleBaseline):
         if self.n_negatives:
             negatives = np.empty((len(rows), self.n_negatives), np.int64)
             for k in space.domains:
-                own = view.domain[rows] == k
-                if own.any():
-                    negatives[own] = self.sampler.negatives(user[own], k, self.n_negatives, rng)
+                of_domain = view.domain[rows] == k
+                if of_domain.any():
+                    negatives[of_domain] = self.sampler.negatives(user[of_domain], k, self.n_negatives, rng)
             fields["neg_item_id"] = negatives
         return self._batch(index, fields)
 
@@ -170,7 +170,7 @@ class GraphModel(Protocol):
     restore_item_e: torch.Tensor | None
 
     def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The convolved vectors of all users and items."""
+        """Returns the convolved vectors of all users and items."""
 
 
 class FactorBaseline(UserBaseline):

@@ -50,7 +50,7 @@ class _TraditionalBaseline(RecBoleBaseline):
     """Models without gradients, complete once built."""
 
     def phases(self) -> list[Phase]:
-        """None."""
+        """Returns none."""
         return []
 
 

@@ -48,7 +48,7 @@ class BagMultiVAE(MultiVAE):
         """Bags come with the batch, not from a table of all users."""
 
     def posterior(self, read: Bags) -> Gaussian:
-        """q(z | what is read), (B, d)."""
+        """Returns q(z | what is read), (B, d)."""
         return Gaussian(*self.encoder(read).chunk(2, 1))
 
     def reparameterize(self, mu: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
@@ -58,7 +58,7 @@ class BagMultiVAE(MultiVAE):
         return mu + self.noise_std * torch.randn_like(mu) * (0.5 * logvar).exp()
 
     def hidden(self, z: torch.Tensor) -> torch.Tensor:
-        """What the last layer, :attr:`items`, reads, (B, h)."""
+        """Returns what the last layer, :attr:`items`, reads, (B, h)."""
         vectors: torch.Tensor = self.decoder[:-1](z)
         return vectors
 
@@ -144,17 +144,17 @@ class MultiVAEBaseline(UserBaseline):
         return loss
 
     def encode(self, batch: Batch) -> torch.Tensor:
-        """What the decoder's last layer reads at the posterior's mean, and a 1 for the bias, (B, h + 1)."""
+        """Returns what the decoder's last layer reads at the posterior's mean, and a 1 for the bias, (B, h + 1)."""
         index = self.space_index(batch.target_domain)
         model = self._model(index)
         return F.pad(model.hidden(model.posterior(self._read(batch, index)).mean), (0, 1), value=1.0)
 
     def item_vectors(self, domain: int) -> torch.Tensor:
-        """The last layer's rows and biases of the domain's items, (n_k, h + 1)."""
+        """Returns the last layer's rows and biases of the domain's items, (n_k, h + 1)."""
         index = self.space_index(domain)
-        items, own = self._model(index).items, self.spaces[index].columns(self.item_slice(domain))
-        return torch.cat([items.weight[own], items.bias[own].unsqueeze(1)], 1)
+        items, columns = self._model(index).items, self.spaces[index].columns(self.item_slice(domain))
+        return torch.cat([items.weight[columns], items.bias[columns].unsqueeze(1)], 1)
 
     def can_score(self, batch: Batch) -> torch.Tensor | None:
-        """All: a zero vector has scores, and input dropout, which empties short histories, trains them."""
+        """Returns all: a zero vector has scores, and input dropout, which empties short histories, trains them."""
         return None

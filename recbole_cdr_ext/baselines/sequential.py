@@ -105,7 +105,7 @@ class SequenceModel(Protocol):
     item_embedding: nn.Embedding
 
     def forward(self, items: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-        """(B, L) ids and their number → the state behind the last, (B, d)."""
+        """Maps (B, L) ids and their number to the state behind the last, (B, d)."""
 
 
 class SequenceDotBaseline(SequentialBaseline):
@@ -147,7 +147,7 @@ class SequenceDotBaseline(SequentialBaseline):
         return cast(SequenceModel, self.wrapped[index])
 
     def phases(self) -> list[Phase]:
-        """One phase, over whole sequences with ``one_pass``."""
+        """Returns one phase, over whole sequences with ``one_pass``."""
         if self.training_sequences is None:
             return [Phase()]
         return [Phase(batches=self.training_sequences.batches, loss=self.sequence_loss)]
@@ -160,7 +160,7 @@ class SequenceDotBaseline(SequentialBaseline):
         return [TrainingSequences(events, self.max_history_length, mask) for mask in masks]
 
     def sequence_loss(self, batch: SequenceBatch) -> torch.Tensor:
-        """Softmax cross-entropy, mean over all positions: over the items of the space, or of the target's domain."""
+        """Returns the mean cross-entropy of all positions: over the items of the space, or of the target's domain."""
         model, space = self._model(batch.tag), self.spaces[batch.tag]
         items = space.local(batch.items)
         predicts = batch.targets != 0
@@ -174,11 +174,11 @@ class SequenceDotBaseline(SequentialBaseline):
         loss: torch.Tensor = states.new_zeros(())
         for k in space.domains:
             span = self.item_slice(k)
-            own = (target >= span.start) & (target < span.stop)
-            if own.any():
-                share = own.sum() / len(target)
+            in_span = (target >= span.start) & (target < span.stop)
+            if in_span.any():
+                share = in_span.sum() / len(target)
                 loss = loss + share * self._softmax(
-                    states[own], model, space.columns(span), target[own] - span.start
+                    states[in_span], model, space.columns(span), target[in_span] - span.start
                 )
         return loss
 
@@ -210,9 +210,9 @@ class SequenceDotBaseline(SequentialBaseline):
 @contextmanager
 def _states_of_all_positions(model: nn.Module) -> Iterator[None]:
     """Lets RecBole's ``forward`` return (B, L, d): it ends by gathering each sequence's last state."""
-    own = vars(model)
-    own["gather_indexes"] = lambda states, last: states
+    attributes = vars(model)
+    attributes["gather_indexes"] = lambda states, last: states
     try:
         yield
     finally:
-        del own["gather_indexes"]
+        del attributes["gather_indexes"]

@@ -42,7 +42,7 @@ class ItemSpace:
         return (items - (self.first - 1)).clamp(min=0)
 
     def columns(self, items: slice) -> slice:
-        """Where a range of global ids stands in a table indexed by the model's ids."""
+        """Returns where a range of global ids stands in a table indexed by the model's ids."""
         return slice(items.start - self.first + 1, items.stop - self.first + 1)
 
 

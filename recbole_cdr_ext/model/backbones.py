@@ -81,7 +81,7 @@ class Backbone(nn.Module):
             return self.propagated(users, items)
 
     def propagated(self, users: torch.Tensor, items: torch.Tensor) -> Pair:
-        """What a call returns."""
+        """Returns what a call returns."""
         raise NotImplementedError(f"{type(self).__name__}.propagated")
 
 
@@ -142,7 +142,7 @@ class NGCFBackbone(Backbone):
 
 
 def propagates(config: CDRConfig) -> bool:
-    """Whether the settings ask for more than the learned vectors: not with MF, without layers or without vectors."""
+    """Returns whether more than learned vectors is asked for: not with MF, without layers or without vectors."""
     return bool(config["backbone"] != "MF" and config["embedding_size"] > 0 and config["n_layers"] > 0)
 
 

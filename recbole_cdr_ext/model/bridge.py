@@ -39,7 +39,7 @@ PRETRAIN_KEYS = (
 
 
 def pretraining(config: CDRConfig, **changes: Any) -> list[Stage]:
-    """The two stages that learn the vectors and biases of source and target."""
+    """Returns the two stages that learn the vectors and biases of source and target."""
     settings = {key: config[key] for key in PRETRAIN_KEYS} | changes
     if settings["valid_metric"].lower() not in ("mae", "rmse"):  # between which the stages' own error chooses
         settings["valid_metric"] = "MAE"
@@ -111,7 +111,7 @@ class Bridge(RatingRecommender):
 
     @classmethod
     def stages(cls, config: CDRConfig) -> list[Stage]:
-        """The vectors and biases of both domains."""
+        """Returns the vectors and biases of both domains."""
         return pretraining(config)
 
     def make_mapping(self) -> nn.Module:
@@ -152,7 +152,7 @@ class Bridge(RatingRecommender):
     # -- training ------------------------------------------------------------------------------------------------
 
     def phases(self) -> list[Phase]:
-        """One phase: the mapping on the rating loss. Without vectors (d = 0) there is nothing to map."""
+        """Returns one phase: the mapping on the rating loss. Without vectors (d = 0) there is nothing to map."""
         return [self.mapping_phase(self.calculate_loss, self.shared_batches)] if self.size else []
 
     def mapping_phase(
@@ -176,7 +176,7 @@ class Bridge(RatingRecommender):
         )
 
     def shared_batches(self, rng: np.random.Generator) -> Iterable[RatingBatch]:
-        """The target ratings of the overlapping training users (D^o), shuffled."""
+        """Returns the target ratings of the overlapping training users (D^o), shuffled."""
         return Shuffled(self._shared, self._batch_size, rng)
 
     def calculate_loss(self, interaction: RatingBatch, rows: torch.Tensor | None = None) -> torch.Tensor:
@@ -188,7 +188,7 @@ class Bridge(RatingRecommender):
     # -- predictions -----------------------------------------------------------------------------------------------
 
     def source_rows(self, batch: RatingBatch) -> torch.Tensor:
-        """The source vectors of a batch's users, (B, d): what sharpness and attacks move."""
+        """Returns the source vectors of a batch's users, (B, d): what sharpness and attacks move."""
         vectors: torch.Tensor = self.source_users(batch.user)
         return vectors
 
@@ -198,7 +198,7 @@ class Bridge(RatingRecommender):
         return vectors
 
     def base_rating(self, batch: RatingBatch) -> torch.Tensor:
-        """What is predicted without any vector: μ + b_i + b̂_u, (B,); zero without biases."""
+        """Returns what is predicted without any vector: μ + b_i + b̂_u, (B,); zero without biases."""
         if not self.has_biases:
             return torch.zeros(len(batch), device=batch.user.device)
         return self.target_mean + self.target_item_bias[batch.item] + self.mapped_bias[batch.user]
@@ -224,7 +224,7 @@ class Bridge(RatingRecommender):
         return self.rate_from(self.source_rows(batch), batch)
 
     def cold_bias(self, user: torch.Tensor) -> torch.Tensor:
-        """The mapped biases."""
+        """Returns the mapped biases."""
         return self.mapped_bias[user]
 
 

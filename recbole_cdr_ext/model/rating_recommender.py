@@ -157,14 +157,14 @@ class RatingRecommender(CrossDomainRecommender[RatingBatch, RatingSplit]):
         return self.finished(self.rate(interaction), interaction)
 
     def facts(self, batch: RatingBatch) -> dict[str, str]:
-        """The reduction, and how long the vectors are that the batch starts from."""
-        said = {"reduction": "mean" if self.mean_reduction else "sum"}
+        """Returns the reduction, and how long the vectors are that the batch starts from."""
+        facts = {"reduction": "mean" if self.mean_reduction else "sum"}
         rows_of = next((phase.rows for phase in self.phases() if phase.rows is not None), None)
         if rows_of is not None:
             with torch.no_grad():
                 rows = rows_of(batch)
-            said["median length of the rows"] = f"{float(rows.norm(dim=1).median()):g}"
-        return said
+            facts["median length of the rows"] = f"{float(rows.norm(dim=1).median()):g}"
+        return facts
 
     def reduced(self, errors: torch.Tensor) -> torch.Tensor:
         """Returns the sum or the mean of (B,) losses, as ``reduction`` says."""

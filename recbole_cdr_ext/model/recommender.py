@@ -74,7 +74,7 @@ class CrossDomainRecommender(AbstractRecommender, Generic[AnyBatch, AnySplit]):
 
     @classmethod
     def stages(cls, config: CDRConfig) -> list[Stage]:
-        """The models that must run first."""
+        """Returns the models that must run first."""
         return []
 
     @classmethod
@@ -92,11 +92,11 @@ class CrossDomainRecommender(AbstractRecommender, Generic[AnyBatch, AnySplit]):
         return split
 
     def phases(self) -> list[Phase]:
-        """The model's training, in order. No phase: the model is complete once built."""
+        """Returns the model's training, in order. No phase: the model is complete once built."""
         return [Phase()]
 
     def item_slice(self, domain: int) -> slice:
-        """The rows that belong to ``domain`` in a table indexed by global item id."""
+        """Returns the rows that belong to ``domain`` in a table indexed by global item id."""
         return slice(self.item_offsets[domain], self.item_offsets[domain + 1])
 
     def calculate_loss(self, interaction: AnyBatch) -> Loss:
@@ -164,21 +164,21 @@ class CrossDomainRecommender(AbstractRecommender, Generic[AnyBatch, AnySplit]):
         return self.score(interaction)
 
     def fit_closed_form(self, split: AnySplit) -> None:
-        """Called once before the first phase with the training data; models without gradients learn here."""
+        """Is called once before the first phase with the training data; models without gradients learn here."""
 
     def facts(self, batch: AnyBatch) -> dict[str, str]:
-        """What a report on a loss that is not finite should say of the model."""
+        """Returns what a report on a loss that is not finite should say of the model."""
         return {}
 
     def start_epoch(self, phase: Phase, epoch: int) -> None:
-        """Called before each epoch; nothing by default."""
+        """Is called before each epoch; nothing by default."""
 
     def epoch_facts(self) -> dict[str, float]:
-        """What the model measured while it was trained for an epoch: logged, in TensorBoard, and in the result."""
+        """Returns what the model measured in an epoch of training: for the log, TensorBoard, and the result."""
         return {}
 
     def parameters_of(self, phase: Phase) -> Iterable[tuple[str, torch.nn.Parameter]]:
-        """The named parameters that learn in ``phase``."""
+        """Returns the named parameters that learn in ``phase``."""
         for name, parameter in self.named_parameters():
             if not phase.parameters or name.startswith(phase.parameters):
                 yield name, parameter

@@ -98,7 +98,7 @@ class GraphLayer(nn.Module):
         self.slope = slope
 
     def forward(self, x: torch.Tensor, there: NeighbourMean, back: NeighbourMean) -> list[torch.Tensor]:
-        """x (n, d) → ``outputs`` tensors (n, d)."""
+        """Maps x (n, d) to ``outputs`` tensors (n, d)."""
         d = x.shape[1]
         hidden = F.leaky_relu_(there(x, self.inner), self.slope)
         smoothed = F.leaky_relu_(back(hidden, self.outer), self.slope).split(d, 1)
@@ -128,7 +128,7 @@ class GaussianLayers(NamedTuple):
         return nn.ModuleList(GraphLayer(self.d, n, self.slope) for n in outputs)
 
     def gaussian(self, mean: torch.Tensor, s: torch.Tensor) -> Gaussian:
-        """N(mean, deviation²): exp(0.1 + 0.9 softplus(s)) as published, never below 1.1, or softplus(s)."""
+        """Returns N(mean, deviation²): exp(0.1 + 0.9 softplus(s)) as published, never below 1.1, or softplus(s)."""
         if self.cap is not None:
             s = s.clamp(max=self.cap)
         if self.deviation == "published":
@@ -148,7 +148,7 @@ class GraphEncoder(nn.Module):
     def forward(
         self, x: torch.Tensor, there: NeighbourMean, back: NeighbourMean
     ) -> tuple[list[torch.Tensor], Gaussian]:
-        """x (n, d) → the outputs of the layers before the last, each (n, d), and a Gaussian over (n, d)."""
+        """Maps x (n, d) to the outputs of the layers before the last, each (n, d), and a Gaussian over (n, d)."""
         hidden: list[torch.Tensor] = []
         *first, last = self.layers
         for layer in first:
@@ -165,13 +165,13 @@ class Nodes(NamedTuple):
     last: Gaussian
 
     def at(self, rows: torch.Tensor, training: bool) -> torch.Tensor:
-        """The vectors at ``rows``, any shape: (..., L·d)."""
+        """Returns the vectors at ``rows``, any shape: (..., L·d)."""
         flat = rows.reshape(-1)
         parts = [h.index_select(0, flat).view(*rows.shape, h.shape[1]) for h in self.hidden]
         return torch.cat([*parts, sampled(self.last, rows, training)], -1)
 
     def means(self) -> torch.Tensor:
-        """All vectors without noise, (n, L·d)."""
+        """Returns all vectors without noise, (n, L·d)."""
         return torch.cat([*self.hidden, self.last.mean], 1)
 
 
@@ -186,7 +186,7 @@ class DomainEncoder(nn.Module):
         self.users, self.items = GraphEncoder(design), GraphEncoder(design)
 
     def forward(self) -> tuple[Nodes, Nodes]:
-        """The members, and the items, of the graph."""
+        """Returns Gaussians of the members, and of the items, of the graph."""
         graph = self._graph
         users = Nodes(*self.users(self.user_table, graph.to_items, graph.to_users))
         return users, Nodes(*self.items(self.item_table, graph.to_users, graph.to_items))
@@ -223,13 +223,15 @@ class PairwiseGraphModel(CrossDomainRecommender[Interaction, Split], ABC):
         self._cache: tuple[list[tuple[int, int]], Tables] | None = None
 
     def _graph(self, k: int) -> DomainGraph:
-        own, low = self._domain == k, self.item_offsets[k]
+        of_domain, low = self._domain == k, self.item_offsets[k]
         size = self.item_offsets[k + 1] - low
-        return DomainGraph(self._user[own], self._item[own] - low, self.n_users, size, self.device)
+        return DomainGraph(
+            self._user[of_domain], self._item[of_domain] - low, self.n_users, size, self.device
+        )
 
     @classmethod
     def check_settings(cls, config: CDRConfig) -> None:
-        """Every evaluated user must be a training user."""
+        """Requires that every evaluated user is a training user."""
         if not config["train_on_histories"]:
             raise CDRError(
                 f"train_on_histories=False leaves the held-out users out of training, and {cls.__name__} knows "
@@ -237,7 +239,7 @@ class PairwiseGraphModel(CrossDomainRecommender[Interaction, Split], ABC):
             )
 
     def encoder(self, cap: float | None = None) -> GaussianLayers:
-        """What the model's encoders are to be, by its settings."""
+        """Returns what the model's encoders are to be, by its settings."""
         c = self.config
         return GaussianLayers(
             d=int(c["embedding_size"]),
@@ -251,7 +253,7 @@ class PairwiseGraphModel(CrossDomainRecommender[Interaction, Split], ABC):
     # -- training ---------------------------------------------------------------------------------------------------
 
     def phases(self) -> list[Phase]:
-        """One phase over the pairs."""
+        """Returns one phase over the pairs."""
         return [Phase(batches=self.edge_batches)]
 
     def edge_batches(self, rng: np.random.Generator) -> EpochBatches:
@@ -264,9 +266,9 @@ class PairwiseGraphModel(CrossDomainRecommender[Interaction, Split], ABC):
         negative = np.empty((len(self._user), width), np.int64)
         shares = []
         for k in range(self.n_domains):
-            own = np.flatnonzero(self._domain == k)
-            negative[own] = self._sampler.negatives(self._user[own], k, width, rng)
-            shares.append(np.array_split(rng.permutation(own), number))
+            edges = np.flatnonzero(self._domain == k)
+            negative[edges] = self._sampler.negatives(self._user[edges], k, width, rng)
+            shares.append(np.array_split(rng.permutation(edges), number))
         columns = {"user_id": self._user, "item_id": self._item, "neg_item_id": negative}
 
         def batch(_: int, rows: np.ndarray) -> Interaction:
@@ -278,8 +280,8 @@ class PairwiseGraphModel(CrossDomainRecommender[Interaction, Split], ABC):
         """Yields the rows of each domain that has some."""
         for k in range(self.n_domains):
             span = self.item_slice(k)
-            own = (batch["item_id"] >= span.start) & (batch["item_id"] < span.stop)
-            rows = own.nonzero().squeeze(1)
+            in_span = (batch["item_id"] >= span.start) & (batch["item_id"] < span.stop)
+            rows = in_span.nonzero().squeeze(1)
             if len(rows):
                 positive, negative = (batch[f][rows] - span.start for f in ("item_id", "neg_item_id"))
                 yield EdgeRows(k, batch["user_id"][rows], positive, negative)
@@ -308,16 +310,16 @@ class PairwiseGraphModel(CrossDomainRecommender[Interaction, Split], ABC):
         return torch.stack([graph.place[batch.users] >= 0 for graph in self.graphs]).any(0)
 
     def encode(self, batch: Batch) -> torch.Tensor:
-        """The users' vectors for the target's domain, (B, d)."""
+        """Returns the users' vectors for the target's domain, (B, d)."""
         return self._tables()[0][batch.target_domain][batch.users]
 
     def item_vectors(self, domain: int) -> torch.Tensor:
-        """The vectors of a domain's items, (n_k, d)."""
+        """Returns the vectors of a domain's items, (n_k, d)."""
         return self._tables()[1][domain]
 
 
 def embedding(rows: int, d: int) -> nn.Parameter:
-    """A table of vectors to learn, N(0, 1) as published."""
+    """Returns a table of vectors to learn, N(0, 1) as published."""
     return nn.Parameter(torch.randn(rows, d))
 
 
@@ -332,12 +334,12 @@ def sampled(q: Gaussian, rows: torch.Tensor, training: bool) -> torch.Tensor:
 
 
 def binary_loss(users: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of dot products: users and positives (B, d), negatives (B, n, d); the mean of each kind, added."""
+    """Returns the cross-entropy of users' products with positives (B, d) and negatives (B, n, d), both means added."""
     for_positive = (users * positive).sum(1)
     for_negative = torch.bmm(negative, users.unsqueeze(2)).squeeze(2)
     return F.softplus(-for_positive).mean() + F.softplus(for_negative).mean()
 
 
 def mean_or_zero(x: torch.Tensor) -> torch.Tensor:
-    """The mean of (n,), zero if n is 0."""
+    """Returns the mean of (n,), zero if n is 0."""
     return x.sum() / max(1, x.numel())

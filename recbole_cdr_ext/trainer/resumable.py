@@ -18,10 +18,8 @@ from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.trainer import checkpoint
-from recbole_cdr_ext.trainer.averaging import WeightAverage
-from recbole_cdr_ext.trainer.clock import Clock
-from recbole_cdr_ext.trainer.tensorboard import TensorBoard
-from recbole_cdr_ext.trainer.wording import Table
+from recbole_cdr_ext.trainer.optimisation import WeightAverage
+from recbole_cdr_ext.trainer.progress import Clock, Table, TensorBoard
 
 
 class ResumableTrainer(Trainer):
@@ -163,7 +161,7 @@ class ResumableTrainer(Trainer):
             **facts,
         }
 
-    def _kept(self) -> str:
+    def _last_good(self) -> str:
         last = self._last_saved
         saved = f"The last good checkpoint is kept: {last}." if last else "Nothing was saved yet."
         return f"{saved} Lower learning_rate, or set clip_grad_norm."

@@ -44,7 +44,7 @@ class Plain:
     """The gradient at the current weights."""
 
     def facts(self) -> dict[str, str]:
-        """What a report on a loss that is not finite should say."""
+        """Returns what a report on a loss that is not finite should say."""
         return {}
 
     def backward(self, step: Step) -> Terms:

@@ -17,20 +17,20 @@ from recbole_cdr_ext import compat
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation.metric_tables import mean_over_domains
 from recbole_cdr_ext.model.phase import Loss, Phase
-from recbole_cdr_ext.trainer import checkpoint, finite, sharpness, wording
-from recbole_cdr_ext.trainer.averaging import WeightAverage
-from recbole_cdr_ext.trainer.clipping import clip_gradients
-from recbole_cdr_ext.trainer.direction import check_direction
-from recbole_cdr_ext.trainer.phase_setup import (
+from recbole_cdr_ext.trainer import checkpoint, progress, sharpness
+from recbole_cdr_ext.trainer.optimisation import (
+    WeightAverage,
+    check_direction,
     check_learner,
+    check_weights,
+    clip_gradients,
     frozen_but,
     fused,
     learning_parameters,
     settings_of,
 )
+from recbole_cdr_ext.trainer.progress import Table, TensorBoard
 from recbole_cdr_ext.trainer.resumable import ResumableTrainer
-from recbole_cdr_ext.trainer.tensorboard import TensorBoard
-from recbole_cdr_ext.trainer.wording import Table
 
 compat.apply()
 
@@ -183,7 +183,7 @@ class CrossDomainTrainer(ResumableTrainer):
         facts = self.model.epoch_facts()
         if facts:
             entry["facts"] = facts
-            line += wording.facts_of(facts)
+            line += progress.facts_of(facts)
             scalars |= {f"Facts/{name}": value for name, value in facts.items()}
 
         last = epoch + 1 == epochs or self.clock.is_up()
@@ -193,9 +193,9 @@ class CrossDomainTrainer(ResumableTrainer):
             improved, self.best_epoch = True, epoch
         elif (epoch + 1) % step == 0 or last:
             # The last epoch is always validated: what it learnt would be lost otherwise.
-            score, stop, improved, said = self._validate(phase, epoch, settings, valid_data)
+            score, stop, improved, text = self._validate(phase, epoch, settings, valid_data)
             entry["valid_score"] = scalars["Valid_score"] = score
-            line += said
+            line += text
         if self.tensorboard is not None:
             self.tensorboard.add_scalars(scalars, epoch, phase.name if self._title else None)
         if self.verbose:
@@ -245,8 +245,8 @@ class CrossDomainTrainer(ResumableTrainer):
             self.best_epoch, self.best_valid_result = epoch, result
         took = perf_counter() - started
         self.seconds["validation"] += took
-        said = wording.validation_line(took, score, result, self.valid_metric, improved)
-        return score, stop, improved, said
+        text = progress.validation_line(took, score, result, self.valid_metric, improved)
+        return score, stop, improved, text
 
     def _train_epoch(
         self,
@@ -274,7 +274,7 @@ class CrossDomainTrainer(ResumableTrainer):
                 bar.set_postfix_str(set_color("GPU RAM: " + get_gpu_usage(self.device), "yellow"))
         if not total:
             raise CDRError(f"There is no batch to train on {self._where}.")
-        finite.check_weights(self.model, self._where, self._kept())
+        check_weights(self.model, self._where, self._last_good())
         scalar = total.get("")
         return total if scalar is None else scalar
 
@@ -319,7 +319,7 @@ class CrossDomainTrainer(ResumableTrainer):
             result = valid_data()
             score = mean_over_domains(result, self.valid_metric)
         if math.isnan(score):
-            raise CDRError(f"The validation score is not a number {self._where}. {self._kept()}")
+            raise CDRError(f"The validation score is not a number {self._where}. {self._last_good()}")
         return score, result
 
     def _how_to_resume(self) -> str:
@@ -351,8 +351,10 @@ class CrossDomainTrainer(ResumableTrainer):
         if not all(math.isfinite(term.item()) for term in terms.values()):
             facts = {**self._sharpness.facts(), **self.model.facts(batch)}
             domains = self.model.domain_names
-            said = finite.describe(terms, batch, domains, self.optimizer, facts)
-            raise CDRError(f"The loss is not finite {self._where}, batch {number} ({said}). {self._kept()}")
+            details = progress.describe_batch(terms, batch, domains, self.optimizer, facts)
+            raise CDRError(
+                f"The loss is not finite {self._where}, batch {number} ({details}). {self._last_good()}"
+            )
 
     # -- what is said ----------------------------------------------------------------------------------------
 
@@ -363,7 +365,7 @@ class CrossDomainTrainer(ResumableTrainer):
         if not isinstance(losses, dict):
             return super()._generate_train_loss_output(epoch_idx, s_time, e_time, losses)
         line = super()._generate_train_loss_output(epoch_idx, s_time, e_time, tuple(losses.values()))
-        return wording.with_names(line, losses)
+        return progress.with_names(line, losses)
 
     def _ending(self, phase: Phase) -> str:
         why = {

@@ -151,8 +151,8 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
         first, then = np.concatenate(follows, 1)
         graphs = [DirectedGraph(first, then, self.n_items, self.device)]
         for k in domains:
-            own, span = events.take(events.domain == k), self.item_slice(k)
-            pairs = _successions(own.item - span.start, own.sequence)
+            domain_events, span = events.take(events.domain == k), self.item_slice(k)
+            pairs = _successions(domain_events.item - span.start, domain_events.sequence)
             graphs.append(DirectedGraph(*pairs, span.stop - span.start, self.device))
 
         def encoder() -> SequenceEncoder:
@@ -183,7 +183,7 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
 
     @classmethod
     def check_settings(cls, config: CDRConfig) -> None:
-        """Every position is a target and one pass trains them."""
+        """Requires that every position is a target and one pass trains them."""
         if config["train_targets"] != "all" or config["targets_per_sequence"] or not config["one_pass"]:
             raise CDRError(
                 "C2DSR trains all positions of a sequence in one pass: it takes train_targets=all, "
@@ -191,7 +191,7 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
             )
 
     def phases(self) -> list[Phase]:
-        """One phase, over whole sequences."""
+        """Returns one phase, over whole sequences."""
         return [Phase(batches=self.training_sequences.batches, loss=self.sequence_loss)]
 
     # -- tables of items ----------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
         return states
 
     def item_vectors(self, domain: int) -> torch.Tensor:
-        """W_X and, as its last column, b_X: (n_k, d + 1)."""
+        """Returns W_X and, as its last column, b_X: (n_k, d + 1)."""
         predictor = self.predictor[domain]
         return torch.cat([predictor.weight, predictor.bias.unsqueeze(1)], 1)
 
@@ -250,7 +250,7 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
         return items.gather(1, to_the_right)[:, -self.max_history_length :]
 
     def encode(self, batch: Batch) -> torch.Tensor:
-        """h^M + h^X and a constant 1 for the bias, (B, d + 1)."""
+        """Returns h^M + h^X and a constant 1 for the bias, (B, d + 1)."""
         x, tables = batch.target_domain, self._tables()
         items, length = left_aligned(self._timeline(batch))
         alone, count = stream(items, self._domain_of(items) == x)
@@ -273,7 +273,7 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
         ]
 
     def sequence_loss(self, batch: SequenceBatch) -> Terms:
-        """The objective over all positions of a batch of sequences; a domain's terms are means over its positions.
+        """Returns the objective over a batch of sequences; a domain's terms are means over its positions.
 
         Without a clock the batch's tag is the domain that stands last, and the only one whose items are asked for.
         """
@@ -284,8 +284,10 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
         read = [batch.items, *(self._corrupted(batch.items[rows], x) for x, rows, _ in contrasted)]
         merged, *corrupted = self._merged_states(torch.cat(read), tables).split([len(r) for r in read])
         domain = self._domain_of(batch.targets)
-        real = [held.target != 0 for held in streams]
-        states = [self._single_states(x, held.items, tables) for x, held in enumerate(streams)]
+        real = [domain_stream.target != 0 for domain_stream in streams]
+        states = [
+            self._single_states(x, domain_stream.items, tables) for x, domain_stream in enumerate(streams)
+        ]
         single = shared = infomax = merged.new_zeros(())
         for x in range(self.n_domains) if self.clock else [batch.tag]:
             # Row by row, the nth item of a stream is the nth of its places.
@@ -303,10 +305,10 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
         whole = torch.cat([batch.items[:, :1], batch.targets], 1)
         domain, streams = self._domain_of(whole), []
         for x in range(self.n_domains):
-            own = domain == x
-            alone, count = stream(whole, own)
+            of_domain = domain == x
+            alone, count = stream(whole, of_domain)
             target = F.pad(alone[:, 1:], (0, 1))
-            followed = own & (count < count[:, -1:])
+            followed = of_domain & (count < count[:, -1:])
             streams.append(Stream(alone * (target != 0), target, followed[:, :-1]))
         return streams
 
@@ -314,10 +316,10 @@ class C2DSR(CrossDomainRecommender[Batch, Split]):
         """Each domain X with an infomax term, the sequences (n,) that have both sides of it, and where their r_MY is
         taken (n, L)."""
         contrasts = []
-        every = torch.stack([held.places for held in streams]).any(0)
-        for x, held in enumerate(streams):
-            others = every & ~held.places
-            rows = (held.places.any(1) & others.any(1)).nonzero().squeeze(1)
+        every = torch.stack([domain_stream.places for domain_stream in streams]).any(0)
+        for x, domain_stream in enumerate(streams):
+            others = every & ~domain_stream.places
+            rows = (domain_stream.places.any(1) & others.any(1)).nonzero().squeeze(1)
             if self.weight < 1 and len(rows) and (self.clock or x != tag):
                 contrasts.append((x, rows, others[rows]))
         return contrasts
@@ -353,7 +355,7 @@ class GraphEmbedding(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self) -> torch.Tensor:
-        """E + G, (n, d)."""
+        """Returns E + G, (n, d)."""
         total = layer = self.embedding.weight
         for bias in self.bias:
             layer = self.graph.step(self.dropout(layer)) + bias
@@ -370,7 +372,7 @@ class Bilinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(()))
 
     def forward(self, r: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        """Two (B, d) → (B,)."""
+        """Maps two (B, d) to (B,)."""
         scores: torch.Tensor = (self.weight(s) * r).sum(1) + self.bias
         return scores
 

@@ -1,7 +1,7 @@
 """CDRIB: Cao et al., "Cross-Domain Recommendation to Cold-Start Users via Variational Information Bottleneck", ICDE
 2022.
 
-Each domain has a variational graph encoder (``variational.py``) for its users and one for its items. The outputs of
+Each domain has a variational graph encoder (``GraphEncoder``) for its users and one for its items. The outputs of
 all L layers are concatenated, the last layer's being a sample, its mean at inference: vectors v of size L·d. What a
 user did in one domain must explain the other, so to score the items of X an overlapping user is represented by the
 encoder of *Y*, any other by X's own:
@@ -142,7 +142,7 @@ class CDRIB(PairwiseGraphModel):
     # -- loss -------------------------------------------------------------------------------------------------------
 
     def calculate_loss(self, interaction: Interaction) -> Terms:
-        """The loss of a batch of pairs; everything is propagated once, and the KL are over all nodes."""
+        """Returns the loss of a batch of pairs; everything is propagated once, and the KL are over all nodes."""
         encoded = [encoder() for encoder in self.encoders]
         users, items = [u for u, _ in encoded], [i for _, i in encoded]
         bce = users[0].last.mean.new_zeros(())
@@ -160,17 +160,17 @@ class CDRIB(PairwiseGraphModel):
     def represented(
         self, domain: int, user: torch.Tensor, users: list[Nodes]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Who users (B,) of a domain are in training: overlapping ones by the other encoder, the others by their own.
+        """Returns users (B,) as in training: overlapping ones by the other encoder, the others by their own.
 
         Returns:
             The order in which they come, (B,), and their vectors in it, (B, L·d).
         """
-        own, other = self.graphs[domain].place[user], self.graphs[1 - domain].place[user]
+        place, other = self.graphs[domain].place[user], self.graphs[1 - domain].place[user]
         cross = other >= 0
         order = torch.cat([cross.nonzero().squeeze(1), (~cross).nonzero().squeeze(1)])
         parts = [
             users[1 - domain].at(other[cross], self.training),
-            users[domain].at(own[~cross], self.training),
+            users[domain].at(place[~cross], self.training),
         ]
         return order, torch.cat(parts)
 
@@ -198,7 +198,7 @@ class CDRIB(PairwiseGraphModel):
     # -- inference --------------------------------------------------------------------------------------------------
 
     def vectors(self) -> Tables:
-        """The users as ``warm_score`` says and cold ones by the other encoder (zero without any edge); the items."""
+        """Returns the users as ``warm_score`` says, cold ones by the other encoder (zero without edges); the items."""
         encoded = [encoder() for encoder in self.encoders]
         spread = [graph.of_all(u.means()) for graph, (u, _) in zip(self.graphs, encoded, strict=True)]
         share = {"cross": 0.0, "own": 1.0, "mean": 0.5}[self.warm_score]
@@ -211,14 +211,14 @@ class CDRIB(PairwiseGraphModel):
 
 
 def another(rows: torch.Tensor, count: int) -> torch.Tensor:
-    """For each of ``rows`` (B,) another one of ``count``, uniformly; the same one if there is no other."""
+    """Returns for each of ``rows`` (B,) another one of ``count``, uniformly; the same one if there is no other."""
     return (rows + torch.randint(1, max(2, count), rows.shape, device=rows.device)) % count
 
 
 def contrastive_loss(
     positive: torch.Tensor, negatives: list[torch.Tensor], margin: float | None
 ) -> torch.Tensor:
-    """Of critics c⁺ and c⁻, each (B,): a hinge on their probabilities per kind of negatives; without a margin BCE."""
+    """Returns the loss of critics c⁺ and c⁻, each (B,): a hinge per kind of negatives; without a margin BCE."""
     if margin is None:
         return F.softplus(-positive).mean() + sum(F.softplus(c).mean() for c in negatives)
     return sum(

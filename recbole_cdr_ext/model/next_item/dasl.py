@@ -139,7 +139,7 @@ class DASL(CrossDomainRecommender[Batch, Split]):
 
     @classmethod
     def check_settings(cls, config: CDRConfig) -> None:
-        """Even widths, a hidden layer, and that user vectors get trained."""
+        """Requires even widths, a hidden layer, and that user vectors get trained."""
         if config["user_embedding"] and config["split"] == "user" and not config["train_on_histories"]:
             raise CDRError(
                 "train_on_histories=False leaves the evaluated users without vectors. "
@@ -159,14 +159,14 @@ class DASL(CrossDomainRecommender[Batch, Split]):
         return vectors @ (self.map.T if x == 0 else self.map)
 
     def user_vectors(self, x: int, users: torch.Tensor) -> torch.Tensor:
-        """U_X[u] of users with training items in X, else what the map makes of U_Y[u], else 0: (B, d/2)."""
+        """Returns U_X[u] of users with training items in X, else what the map makes of U_Y[u], else 0: (B, d/2)."""
         if not self.user_size:
             return self.item_embedding.weight.new_zeros(len(users), 0)
         here, there = (self.trained[k, users].unsqueeze(1) for k in (x, 1 - x))
-        own: torch.Tensor = self.user_embedding[x](users)
+        vectors: torch.Tensor = self.user_embedding[x](users)
         if here.all():  # as in training, where the other table's gradient would be a table of zeros
-            return own
-        return torch.where(here, own, self.mapped(x, self.user_embedding[1 - x](users)) * there)
+            return vectors
+        return torch.where(here, vectors, self.mapped(x, self.user_embedding[1 - x](users)) * there)
 
     # -- preference ---------------------------------------------------------------------------------------------
 
@@ -191,14 +191,14 @@ class DASL(CrossDomainRecommender[Batch, Split]):
         return states, torch.arange(states.shape[1], device=length.device) < length.unsqueeze(1)
 
     def preference(self, batch: Batch, user: torch.Tensor) -> torch.Tensor:
-        """g, (B, d): the attended states of both histories; 0 for a user without any."""
+        """Returns g, (B, d): the attended states of both histories; 0 for a user without any."""
         x = batch.target_domain
-        own, own_real = self.states(x, batch.own_history, user)
+        own_states, own_real = self.states(x, batch.own_history, user)
         cross, cross_real = self.states(1 - x, batch.history(1 - x), user)
-        states, real = torch.cat([own, cross], 1), torch.cat([own_real, cross_real], 1)
+        states, real = torch.cat([own_states, cross], 1), torch.cat([own_real, cross_real], 1)
         weight = self.attention[x](states, real)
         if not self.attend_cross:
-            states, weight = own, weight[:, : own.shape[1]]
+            states, weight = own_states, weight[:, : own_states.shape[1]]
         return torch.einsum("bl,bld->bd", weight, states)
 
     def _user_side(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -232,7 +232,7 @@ class DASL(CrossDomainRecommender[Batch, Split]):
         return torch.cat(parts, 1) + user_bias
 
     def calculate_loss(self, interaction: Batch) -> Terms:
-        """Binary cross-entropy of targets and negatives, the map's error, and its distance from orthogonality."""
+        """Returns the cross-entropy of targets and negatives, the map's error, and its distance from orthogonality."""
         batch, head = interaction, self.head[interaction.target_domain]
         candidates = torch.cat([batch.targets.unsqueeze(1), batch.negatives], 1)
         user, user_bias = self._user_side(batch)
@@ -251,7 +251,7 @@ class DASL(CrossDomainRecommender[Batch, Split]):
         )
 
     def map_error(self, users: torch.Tensor) -> torch.Tensor:
-        """Σ over both directions of 1 − cos(mapped, own), mean over those with training items in both domains."""
+        """Returns Σ over both directions of 1 − cos(mapped, own), mean over users that train in both domains."""
         both = users[self.trained[:, users].all(0)].unique()
         if not len(both):
             return self.map.new_zeros(())
@@ -260,7 +260,7 @@ class DASL(CrossDomainRecommender[Batch, Split]):
         return (2 - cosines[0] - cosines[1]).mean()
 
     def orthogonality(self) -> torch.Tensor:
-        """‖MᵀM − I‖²_F."""
+        """Returns ‖MᵀM − I‖²_F."""
         return (self.map.T @ self.map - torch.eye(len(self.map), device=self.map.device)).square().sum()
 
 
@@ -295,17 +295,17 @@ class _Head(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise([*hidden, 1]))
 
     def user_side(self, preference: torch.Tensor, user: torch.Tensor) -> torch.Tensor:
-        """g (B, d) and user vectors (B, d/2) → (B, h)."""
+        """Maps g (B, d) and user vectors (B, d/2) to (B, h)."""
         vectors: torch.Tensor = self.of_user(self.norm_user(torch.cat([self.dropout(preference), user], 1)))
         return vectors
 
     def item_side(self, items: torch.Tensor) -> torch.Tensor:
-        """Item vectors (..., d/2) → (..., h)."""
+        """Maps item vectors (..., d/2) to (..., h)."""
         vectors: torch.Tensor = self.of_item(self.norm_item(items.flatten(0, -2)).view(items.shape))
         return vectors
 
     def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
-        """The two sides, (B, h) and (B or 1, C, h) → (B, C)."""
+        """Maps the two sides, (B, h) and (B or 1, C, h) to (B, C)."""
         x = user.unsqueeze(1) + item
         for layer in self.layers:
             x = layer(x.sigmoid_())
@@ -316,7 +316,7 @@ class _BatchNorm(nn.BatchNorm1d):
     """Batch-norm that takes a single row, which has no variance, by its running statistics."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, features)."""
+        """Normalises (N, features)."""
         if self.training and len(x) == 1:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         return super().forward(x)

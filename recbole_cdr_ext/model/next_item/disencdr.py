@@ -1,6 +1,6 @@
 """DisenCDR: Cao et al., "DisenCDR: Learning Disentangled Representations for Cross-Domain Recommendation", SIGIR 2022.
 
-A user is a Gaussian of each domain's own and one that the domains share, made by the encoders of ``variational.py``:
+A user is a Gaussian of each domain's own and one that the domains share, made by the encoders of ``DomainEncoder``:
 
     z_u^k, z_i^k   specific to domain k: encoders of their own over tables of their own
     z_u^S ~ q      shared: further user tables, a branch per domain; after each layer, and for the last one's mean and
@@ -125,7 +125,7 @@ class DisenCDR(PairwiseGraphModel):
     prior_logvar: torch.Tensor
 
     def phases(self) -> list[Phase]:
-        """The specific part alone for ``warmup_epochs``, whose last is kept; then everything."""
+        """Returns the specific part alone for ``warmup_epochs``, whose last is kept; then everything."""
         warmup = Phase(
             "warm-up",
             loss=self.warmup_loss,
@@ -139,27 +139,27 @@ class DisenCDR(PairwiseGraphModel):
     # -- loss -------------------------------------------------------------------------------------------------------
 
     def warmup_loss(self, batch: Interaction) -> Terms:
-        """BCE of the specific parts' own scores, and their KL."""
-        own = self.own()
-        zero = own[0][0].mean.new_zeros(())
-        return Terms(self._bce(batch, own, None), self._specific_kl(own), zero, zero)
+        """Returns BCE of the specific parts' own scores, and their KL."""
+        specific = self.specific_parts()
+        zero = specific[0][0].mean.new_zeros(())
+        return Terms(self._bce(batch, specific, None), self._specific_kl(specific), zero, zero)
 
     def calculate_loss(self, interaction: Interaction) -> Terms:
-        """The loss of a batch of pairs; everything is propagated once, and the KL are over all nodes."""
-        own, q = self.own(), self.shared()
+        """Returns the loss of a batch of pairs; everything is propagated once, and the KL are over all nodes."""
+        specific, q = self.specific_parts(), self.shared()
         alignment = q.mean.new_zeros(())
         for k, graph in enumerate(self.graphs):
             alignment = alignment + mean_or_zero(kl(q[graph.members], self.from_one_domain(k)))
         share = self.beta * self.kl_weight
         return Terms(
-            bce=self._bce(interaction, own, q),
-            specific=self._specific_kl(own),
+            bce=self._bce(interaction, specific, q),
+            specific=self._specific_kl(specific),
             shared=(self.kl_weight - share) * mean_or_zero(self._to_prior(q[self.shared.known])),
             alignment=share * alignment,
         )
 
     def from_one_domain(self, k: int) -> Gaussian:
-        """q̃^k over the members of domain k, (m_k, d)."""
+        """Returns q̃^k over the members of domain k, (m_k, d)."""
         graph = self.graphs[k]
         posterior: Gaussian = self.auxiliary[k](self.specific[k].user_table, graph.to_items, graph.to_users)[
             1
@@ -167,11 +167,11 @@ class DisenCDR(PairwiseGraphModel):
         return posterior
 
     def _bce(
-        self, batch: Interaction, own: list[tuple[Gaussian, Gaussian]], q: Gaussian | None
+        self, batch: Interaction, specific: list[tuple[Gaussian, Gaussian]], q: Gaussian | None
     ) -> torch.Tensor:
-        loss: torch.Tensor = own[0][0].mean.new_zeros(())
+        loss: torch.Tensor = specific[0][0].mean.new_zeros(())
         for rows in self.by_domain(batch):
-            users, items = (self._noisy(z) for z in own[rows.domain])
+            users, items = (self._noisy(z) for z in specific[rows.domain])
             vectors = sampled(users, self.graphs[rows.domain].place[rows.user], self.training)
             if q is not None:
                 vectors = vectors + sampled(self._noisy(q), rows.user, self.training)
@@ -183,8 +183,8 @@ class DisenCDR(PairwiseGraphModel):
         """What is drawn from: z, or with the code's noise N(mean, exp(deviation)²)."""
         return Gaussian(z.mean, 2 * (0.5 * z.logvar).exp()) if self.official_noise else z
 
-    def _specific_kl(self, own: list[tuple[Gaussian, Gaussian]]) -> torch.Tensor:
-        terms = [mean_or_zero(self._to_prior(z)) for pair in own for z in pair]
+    def _specific_kl(self, specific: list[tuple[Gaussian, Gaussian]]) -> torch.Tensor:
+        terms = [mean_or_zero(self._to_prior(z)) for pair in specific for z in pair]
         return self.kl_weight * torch.stack(terms).sum()
 
     def _to_prior(self, z: Gaussian) -> torch.Tensor:
@@ -192,18 +192,20 @@ class DisenCDR(PairwiseGraphModel):
             return kl(z)
         return kl(z, Gaussian(torch.zeros_like(self.prior_logvar), self.prior_logvar))
 
-    def own(self) -> list[tuple[Gaussian, Gaussian]]:
-        """z_u^k over the members (m_k, d) and z_i^k over the items (n_k, d), by domain."""
+    def specific_parts(self) -> list[tuple[Gaussian, Gaussian]]:
+        """Returns z_u^k over the members (m_k, d) and z_i^k over the items (n_k, d), by domain."""
         return [(users.last, items.last) for users, items in (part() for part in self.specific)]
 
     # -- inference --------------------------------------------------------------------------------------------------
 
     def vectors(self) -> Tables:
-        """z^S + z^k of users with edges in k, z^S of the others (zero without any edge), and z_i^k."""
+        """Returns z^S + z^k of users with edges in k, z^S of the others (zero without any edge), and z_i^k."""
         q = self.shared().mean
-        own = [(users.mean, items.mean) for users, items in self.own()]
-        users = [q.index_add(0, graph.members, z) for graph, (z, _) in zip(self.graphs, own, strict=True)]
-        return users, [items for _, items in own]
+        specific = [(users.mean, items.mean) for users, items in self.specific_parts()]
+        users = [
+            q.index_add(0, graph.members, z) for graph, (z, _) in zip(self.graphs, specific, strict=True)
+        ]
+        return users, [items for _, items in specific]
 
 
 class _Shared(nn.Module):
@@ -234,7 +236,7 @@ class _Shared(nn.Module):
             )
 
     def forward(self) -> Gaussian:
-        """A Gaussian over all users (n_users, d); those without edges have mean and s zero."""
+        """Returns a Gaussian over all users (n_users, d); those without edges have mean and s zero."""
         states = list(self.tables)
         mixed: list[torch.Tensor] = []
         for depth in range(self.design.n_layers):

@@ -195,7 +195,7 @@ class EMCDR(CrossDomainRecommender[Batch, Split]):
     # -- factors ------------------------------------------------------------------------------------------------
 
     def pair_batches(self, domain: int, rng: np.random.Generator) -> EpochBatches:
-        """The (user, item) pairs of a domain, shuffled, with ``train_neg_num`` negatives each."""
+        """Returns the (user, item) pairs of a domain, shuffled, with ``train_neg_num`` negatives each."""
         user, item = self._pairs[domain]
         number = int(self.config["train_neg_num"])
 
@@ -210,7 +210,7 @@ class EMCDR(CrossDomainRecommender[Batch, Split]):
         return _shuffled(domain, len(user), int(self.config["train_batch_size"]), rng, make)
 
     def factor_loss(self, batch: Batch) -> FactorLoss:
-        """The loss of a batch of one domain's pairs: BPR or squared error, and the penalty."""
+        """Returns the loss of a batch of one domain's pairs: BPR or squared error, and the penalty."""
         k = batch.target_domain
         first = self.item_offsets[k]
         user = self.users[k](batch.users)
@@ -226,7 +226,7 @@ class EMCDR(CrossDomainRecommender[Batch, Split]):
 
     @torch.no_grad()
     def warm_ndcg(self, domain: int) -> float:
-        """NDCG@10 of the validation instances of users with a vector of the domain, by that vector."""
+        """Returns NDCG@10 of the validation instances of users with a vector of the domain, by that vector."""
         instances, first = self._valid[domain], self.item_offsets[domain]
         if domain not in self._candidates:
             mode = self.config["eval_args"]["mode"]["valid"]
@@ -240,9 +240,9 @@ class EMCDR(CrossDomainRecommender[Batch, Split]):
                 scores = users @ items.T
                 row, column = (torch.from_numpy(index).to(items.device) for index in candidates.touched(rows))
                 target = torch.from_numpy(instances.target[rows] - first).to(items.device)
-                own = scores.gather(1, target.unsqueeze(1))
+                target_score = scores.gather(1, target.unsqueeze(1))
                 scores[row, column] = -torch.inf
-                rank = (scores >= own).sum(1)
+                rank = (scores >= target_score).sum(1)
             else:
                 ids = torch.from_numpy(block).to(items.device)
                 scores = gathered_product(users, items, (ids - first).clamp(min=0))
@@ -253,7 +253,7 @@ class EMCDR(CrossDomainRecommender[Batch, Split]):
     # -- mappings -----------------------------------------------------------------------------------------------
 
     def overlap_batches(self, target: int, rng: np.random.Generator) -> EpochBatches:
-        """The overlapping users that fit the mapping into ``target``, each once, shuffled."""
+        """Returns the overlapping users that fit the mapping into ``target``, each once, shuffled."""
 
         def make(k: int, rows: np.ndarray) -> Batch:
             return Batch({"user_id": self._fit[torch.from_numpy(rows)]}, k, self.n_domains)
@@ -261,7 +261,7 @@ class EMCDR(CrossDomainRecommender[Batch, Split]):
         return _shuffled(target, len(self._fit), int(self.config["map_batch_size"]), rng, make)
 
     def map_loss(self, batch: Batch) -> torch.Tensor:
-        """The mean error of a batch of users, and the penalty on a linear mapping as one user's share."""
+        """Returns the mean error of a batch of users, and the penalty on a linear mapping as one user's share."""
         target = batch.target_domain
         error = self.map_error(target, batch.users).mean()
         if self.config["mapping"] == "mlp":
@@ -270,7 +270,7 @@ class EMCDR(CrossDomainRecommender[Batch, Split]):
         return error + weight * self.maps[target].get_parameter("weight").square().sum()
 
     def map_error(self, target: int, users: torch.Tensor) -> torch.Tensor:
-        """‖f(U_u^Y) − U_u^X‖² of users with vectors of both domains, (B,)."""
+        """Returns ‖f(U_u^Y) − U_u^X‖² of users with vectors of both domains, (B,)."""
         with torch.no_grad():
             source, wanted = self.users[1 - target](users), self.users[target](users)
         error: torch.Tensor = (self.maps[target](source) - wanted).square().sum(1)
@@ -284,23 +284,23 @@ class EMCDR(CrossDomainRecommender[Batch, Split]):
     # -- scores -------------------------------------------------------------------------------------------------
 
     def encode(self, batch: Batch) -> torch.Tensor:
-        """The user's own vector, else the mapped one, else the mean user's, (B, d)."""
+        """Returns the user's own vector, else the mapped one, else the mean user's, (B, d)."""
         target, users = batch.target_domain, batch.users
-        own, other = self.trained[target][users], self.trained[1 - target][users]
-        vectors = torch.where(own.unsqueeze(1), self.users[target](users), self.mean_user(target))
+        has_vector, other = self.trained[target][users], self.trained[1 - target][users]
+        vectors = torch.where(has_vector.unsqueeze(1), self.users[target](users), self.mean_user(target))
         if not len(self._fit):
             return vectors
-        mapped = other if self.config["map_users"] == "overlap" else other & ~own
+        mapped = other if self.config["map_users"] == "overlap" else other & ~has_vector
         return torch.where(mapped.unsqueeze(1), self.maps[target](self.users[1 - target](users)), vectors)
 
     def mean_user(self, domain: int) -> torch.Tensor:
-        """The mean vector of the users with training items in a domain, (d,)."""
+        """Returns the mean vector of the users with training items in a domain, (d,)."""
         vectors = self.users[domain].get_parameter("weight")
         trained = self.trained[domain].to(vectors.dtype)
         return trained @ vectors / trained.sum().clamp(min=1)
 
     def item_vectors(self, domain: int) -> torch.Tensor:
-        """The factors of a domain's items, (n_k, d)."""
+        """Returns the factors of a domain's items, (n_k, d)."""
         return self.items[domain].get_parameter("weight")
 
 

@@ -18,8 +18,8 @@ Without one in X (cold start), z^x and z_a^x are their prior means and z_t^y ~ r
 weight w as any posterior of z_t.
 
 What an instance sees, S^X, S^Y, S_a^X and the attention, has two forms. With ``one_pass: False``, the paper's text,
-each instance's histories are encoded by themselves (``parts/histories.py``); else one pass over the merged timeline
-encodes all of its positions (``parts/positions.py``). What is made of it is the same, and stands here. Decisions where
+each instance's histories are encoded by themselves (``HistoryEncoder``); else one pass over the merged timeline
+encodes all of its positions (``PositionEncoder``). What is made of it is the same, and stands here. Decisions where
 the paper is silent are those of the documentation page; with more than two domains the other domains' sequences are
 one memory, each encoded by its own domain's encoder.
 """
@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -41,14 +41,13 @@ from recbole_cdr_ext.data.instances import Batch, random_recall
 from recbole_cdr_ext.data.sequences import SequenceBatch, TrainingSequences
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.next_item.i2vae_settings import I2VAESettings
-from recbole_cdr_ext.model.parts.histories import HistoryEncoder
-from recbole_cdr_ext.model.parts.latent_meter import LatentMeter
 from recbole_cdr_ext.model.parts.layers import (
     AnyModule,
     CrossAttention,
     Gaussian,
     GaussianHead,
     ItemTable,
+    LatentMeter,
     Modules,
     Prior,
     SequenceEncoder,
@@ -58,8 +57,7 @@ from recbole_cdr_ext.model.parts.layers import (
     mlp,
 )
 from recbole_cdr_ext.model.parts.losses import sampled_softmax_loss, softmax_loss
-from recbole_cdr_ext.model.parts.positions import PositionEncoder
-from recbole_cdr_ext.model.parts.views import Views
+from recbole_cdr_ext.model.parts.views import HistoryEncoder, PositionEncoder, Views
 from recbole_cdr_ext.model.parts.whole_sequences import (
     WholeSequences,
     merged_timelines,
@@ -71,25 +69,17 @@ from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.reading import properties_dir, read_mapping
 from recbole_cdr_ext.splits.split import PARTS, Split, TrainingData, recalled_by_event
 
-CHOICES = {
-    "loss_type": ("BCE", "CE", "sampled"),
-    "psg": ("lightgcn", "random", "none"),
-    "cross_encoder": ("attention", "mlp", "merged"),
-    "pooling": ("mean", "mean_last", "last"),
-    "decoder": ("mlp", "sum"),
-    "item_init": ("random", "psg"),
-}
 # What the paper's form, an encoding per instance, does not have.
-ONE_PASS_ONLY = {"cross_encoder": ("merged",), "pooling": ("last",), "psg": ("none",)}
+ONE_PASS_ONLY = {"cross_encoder": "merged", "pooling": "last", "psg": "none"}
 
 
 def on_sequences(config: CDRConfig) -> bool:
-    """Whether training batches are whole sequences; the binary loss has negatives of each instance's own."""
+    """Returns whether training batches are whole sequences; the binary loss has negatives of each instance's own."""
     return trains_whole_sequences(config) and config["loss_type"] != "BCE"
 
 
 def recalled_width(config: CDRConfig) -> int:
-    """How many items a pseudo-sequence generator recalls for an instance at most."""
+    """Returns how many items a pseudo-sequence generator recalls for an instance at most."""
     if config["psg"] == "none":
         return 0
     if config["psg"] == "random":
@@ -104,14 +94,14 @@ class Latents:
     """The posteriors of a batch. Those of z_t hold only the rows of their mask.
 
     Attributes:
-        own, augmented: q(z^x), q(z_a^x), (B, d); no q(z_a^x) without pseudo-sequences.
+        interest, augmented: q(z^x), q(z_a^x), (B, d); no q(z_a^x) without pseudo-sequences.
         transfer: q(z_t^y), the rows in ``both``.
         auxiliary: r^y(z_t^y|y), the rows in ``other``; None if the regulariser that trains it is off.
         has_own, other, both: (B,) masks: a history in X, one in Y, one in each.
         length: (B,) the history length in X, at most T.
     """
 
-    own: Gaussian
+    interest: Gaussian
     augmented: Gaussian | None
     transfer: Gaussian | None
     auxiliary: Gaussian | None
@@ -235,22 +225,17 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
 
     @classmethod
     def check_settings(cls, config: CDRConfig) -> None:
-        """Choices, weights that must not be negative, and widths that heads must divide."""
-        for key, known in CHOICES.items():
-            if config[key] not in known:
-                raise CDRError(f"{key}={config[key]!r} should be one of {', '.join(known)}.")
-        for key, known in ({} if config["one_pass"] else ONE_PASS_ONLY).items():
-            if config[key] in known:
-                others = ", ".join(sorted(set(CHOICES[key]) - set(known)))
+        """Refuses settings that do not fit each other.
+
+        Raises:
+            CDRError: a choice needs one pass, heads do not divide the width, or no real item fits beside recalled ones.
+        """
+        for key, absent in ({} if config["one_pass"] else ONE_PASS_ONLY).items():
+            if config[key] == absent:
+                choices = get_args(I2VAESettings.model_fields[key].annotation)
+                others = ", ".join(sorted(set(choices) - {absent}))
                 raise CDRError(
                     f"{key}={config[key]} needs one_pass=True; without it, {key} is one of {others}."
-                )
-        if config["temperature"] <= 0:
-            raise CDRError(f"temperature={config['temperature']!r} should be above 0.")
-        for key in ("kl_weight", "lambda_a", "lambda_c", "free_bits", "cold_start_mask_prob"):
-            if not 0 <= config[key] < (1 if key == "cold_start_mask_prob" else float("inf")):
-                raise CDRError(
-                    f"{key}={config[key]!r} is out of range: weights from 0, probabilities from 0 below 1."
                 )
         heads = config["n_cross_heads"]
         if config["cross_encoder"] == "attention" and (heads < 1 or config["embedding_size"] % heads):
@@ -267,7 +252,7 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
 
     @classmethod
     def stages(cls, config: CDRConfig) -> list[Stage]:
-        """LightGCN-PSG runs first, unless nothing of it is used."""
+        """Returns LightGCN-PSG, which runs first, unless nothing of it is used."""
         reads_lightgcn = config["psg"] == "lightgcn" or config["item_init"] == "psg"
         return [Stage("LightGCNPSG", config["psg_settings"] or {})] if reads_lightgcn else []
 
@@ -283,7 +268,7 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
         return split
 
     def phases(self) -> list[Phase]:
-        """One phase, over sequences or over instances."""
+        """Returns one phase, over sequences or over instances."""
         if self.training_sequences is None:
             return [Phase()]
         return [Phase(batches=self.training_sequences.batches, loss=self.sequence_loss)]
@@ -294,7 +279,7 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
         self._meter.reset()
 
     def epoch_facts(self) -> dict[str, float]:
-        """KL (nats) and active dimensions of each latent, over the training instances of the epoch."""
+        """Returns KL (nats) and active dimensions of each latent, over the training instances of the epoch."""
         return self._meter.facts()
 
     # -- latents (3.3.1) ----------------------------------------------------------------------------------------
@@ -308,10 +293,12 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
     def _posteriors(self, x: int, views: Views) -> Latents:
         augmented = views.augmented
         return Latents(
-            own=self.own_head[x](views.own),
+            interest=self.own_head[x](views.own_state),
             augmented=None if augmented is None else self.augmented_head[x](augmented),
             transfer=self.transfer_head[x](views.mixed) if bool(views.both.any()) else None,
-            auxiliary=self.auxiliary_head[x](views.other[views.has_other]) if self.use_auxiliary else None,
+            auxiliary=self.auxiliary_head[x](views.other_state[views.has_other])
+            if self.use_auxiliary
+            else None,
             has_own=views.has_own,
             other=views.has_other,
             both=views.both,
@@ -321,41 +308,41 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
     # -- decoder (3.3.3) ----------------------------------------------------------------------------------------
 
     def decode(self, x: int, latents: Latents) -> torch.Tensor:
-        """X̂ from [z^x; z_t^y; z_a^x], (B, d); what a user has no history for is at its prior mean."""
+        """Returns X̂ from [z^x; z_t^y; z_a^x], (B, d); what a user has no history for is at its prior mean."""
         has_own = latents.has_own.unsqueeze(1)
         noise = self.training and self.variational
-        own = torch.where(has_own, latents.own.sample(noise), self.own_prior[x].mean)
-        augmented = self.augmented_prior[x].mean.expand_as(own)
+        interest = torch.where(has_own, latents.interest.sample(noise), self.own_prior[x].mean)
+        augmented = self.augmented_prior[x].mean.expand_as(interest)
         if latents.augmented is not None:
             augmented = torch.where(has_own, latents.augmented.sample(noise), augmented)
-        transfer = torch.zeros_like(own)
+        transfer = torch.zeros_like(interest)
         if latents.transfer is not None:
             transfer = transfer.index_put((latents.both,), latents.transfer.sample(noise))
         if latents.auxiliary is not None:
             cold = latents.other & ~latents.has_own
             drawn = latents.auxiliary[cold[latents.other]].sample(noise)
             transfer = transfer.index_put((cold,), drawn)
-        vectors: torch.Tensor = self.decoder[x](torch.cat([own, transfer, augmented], 1))
+        vectors: torch.Tensor = self.decoder[x](torch.cat([interest, transfer, augmented], 1))
         return vectors
 
     def encode(self, batch: Batch) -> torch.Tensor:
-        """The decoded interest X̂ at the posteriors' means, (B, d)."""
+        """Returns the decoded interest X̂ at the posteriors' means, (B, d)."""
         return self.decode(batch.target_domain, self.posteriors(batch))
 
     def item_vectors(self, domain: int) -> torch.Tensor:
-        """E^X, (n_x, d)."""
+        """Returns E^X, (n_x, d)."""
         return self.item_embedding.weight[self.item_slice(domain)]
 
     # -- training -----------------------------------------------------------------------------------------------
 
     def calculate_loss(self, interaction: Batch) -> Terms:
-        """Reconstruction, KL to the priors, denoising, and the cross-domain and disentangling regularisers."""
+        """Returns reconstruction, KL to the priors, denoising, and cross-domain and disentangling regularisers."""
         batch, x = interaction, interaction.target_domain
         latents = self.posteriors(batch, hide=True)
         return self.objective(x, latents, self._reconstruction(batch, self.decode(x, latents)))
 
     def sequence_loss(self, batch: SequenceBatch) -> Terms:
-        """The same terms over all positions of a batch of sequences, each domain's by its share of the positions."""
+        """Returns the terms over all positions of a batch of sequences, each domain's by its share of the positions."""
         assert self.training_sequences is not None, "batches of sequences come from training_sequences"
         states = self.positions(batch.items)
         row, place = (batch.targets != 0).nonzero(as_tuple=True)
@@ -363,29 +350,29 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
         total: list[torch.Tensor] | None = None
         for x in range(self.n_domains):
             span = self.item_slice(x)
-            own = ((target >= span.start) & (target < span.stop)).nonzero().squeeze(1)
-            if not len(own):
+            in_span = ((target >= span.start) & (target < span.stop)).nonzero().squeeze(1)
+            if not len(in_span):
                 continue
-            recalled = self.training_sequences.recalled_at(batch, row[own], place[own])
-            views = self.positions.views(states, x, row[own], place[own], recalled)
+            recalled = self.training_sequences.recalled_at(batch, row[in_span], place[in_span])
+            views = self.positions.views(states, x, row[in_span], place[in_span], recalled)
             views = views.with_hidden(self.cold_start_mask_prob)
             latents = self._posteriors(x, views)
-            recon = self._softmax(x, self.decode(x, latents), target[own])
-            share = len(own) / len(row)
+            recon = self._softmax(x, self.decode(x, latents), target[in_span])
+            share = len(in_span) / len(row)
             terms = [term * share for term in self.objective(x, latents, recon)]
             total = terms if total is None else [a + b for a, b in zip(total, terms, strict=True)]
         assert total is not None, "a batch without targets"
         return Terms(*total)
 
     def objective(self, x: int, latents: Latents, recon: torch.Tensor) -> Terms:
-        """The objective from posteriors and reconstruction losses ``recon``, (B,) or their mean."""
+        """Returns the objective from posteriors and reconstruction losses ``recon``, (B,) or their mean."""
         count, recon = len(latents.length), recon.mean()
-        own = latents.has_own.to(recon.dtype)
-        kl_own = kl(latents.own, self.own_prior[x]()) * own
+        has_own = latents.has_own.to(recon.dtype)
+        kl_own = kl(latents.interest, self.own_prior[x]()) * has_own
         kl_augmented = denoise = kl_transfer = cross = recon.new_zeros(())
         if latents.augmented is not None:
-            kl_augmented = kl(latents.augmented, self.augmented_prior[x]()) * own
-            denoise = kl(latents.own, latents.augmented) * own * self.denoise_weight(latents.length)
+            kl_augmented = kl(latents.augmented, self.augmented_prior[x]()) * has_own
+            denoise = kl(latents.interest, latents.augmented) * has_own * self.denoise_weight(latents.length)
         if latents.transfer is not None:
             kl_transfer = kl(latents.transfer).sum()
         if latents.auxiliary is not None:
@@ -406,14 +393,14 @@ class I2VAE(CrossDomainRecommender[Batch, Split]):
         )
 
     def _measure(self, x: int, latents: Latents, kl_own: torch.Tensor, kl_augmented: torch.Tensor) -> None:
-        self._meter.add("z", x, latents.own.mean[latents.has_own], kl_own)
+        self._meter.add("z", x, latents.interest.mean[latents.has_own], kl_own)
         if latents.augmented is not None:
             self._meter.add("z_a", x, latents.augmented.mean[latents.has_own], kl_augmented)
         if latents.transfer is not None:
             self._meter.add("z_t", x, latents.transfer.mean, kl(latents.transfer))
 
     def denoise_weight(self, length: torch.Tensor) -> torch.Tensor:
-        """λ_d = exp(a·L/T) − b for history lengths L (B,), or 1 without the adaptive weight."""
+        """Returns λ_d = exp(a·L/T) − b for history lengths L (B,), or 1 without the adaptive weight."""
         if not self.adaptive:
             return torch.ones_like(length, dtype=torch.float32)
         return torch.exp(self.adaptive_a * length / self.max_history_length) - self.adaptive_b

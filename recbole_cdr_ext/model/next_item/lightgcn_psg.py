@@ -129,7 +129,7 @@ class LightGCNPSG(CrossDomainRecommender[Interaction, Split]):
 
     @classmethod
     def check_settings(cls, config: CDRConfig) -> None:
-        """What decides the graph and the recall."""
+        """Checks what decides the graph and the recall."""
         super().check_settings(config)
         if config["train_neg_num"] != 1:
             raise CDRError(
@@ -142,7 +142,7 @@ class LightGCNPSG(CrossDomainRecommender[Interaction, Split]):
     # -- training: BPR over the edges --------------------------------------------------------------------------
 
     def phases(self) -> list[Phase]:
-        """One phase over the graph's edges, whose epoch is chosen on the held-out ones."""
+        """Returns one phase over the graph's edges, whose epoch is chosen on the held-out ones."""
         return [Phase("lightgcn", batches=self.edge_batches, validate=self.recall_of_held_out_edges)]
 
     def edge_batches(self, rng: np.random.Generator) -> Iterator[Interaction]:
@@ -151,8 +151,8 @@ class LightGCNPSG(CrossDomainRecommender[Interaction, Split]):
         negative = np.empty_like(item)
         domain = np.searchsorted(self.split.item_offset, item, side="right") - 1
         for k in range(self.n_domains):
-            own = domain == k
-            negative[own] = self._sampler.negatives(user[own], k, 1, rng)[:, 0]
+            of_domain = domain == k
+            negative[of_domain] = self._sampler.negatives(user[of_domain], k, 1, rng)[:, 0]
         order = rng.permutation(len(user))
         for first in range(0, len(order), self.batch_size):
             rows = order[first : first + self.batch_size]
@@ -160,7 +160,7 @@ class LightGCNPSG(CrossDomainRecommender[Interaction, Split]):
             yield Interaction({name: torch.from_numpy(column) for name, column in columns.items()})
 
     def calculate_loss(self, interaction: Interaction) -> Terms:
-        """BPR on the propagated vectors, and L2 on the embeddings of the batch (LightGCN, eq. 15)."""
+        """Returns BPR on the propagated vectors, and L2 on the embeddings of the batch (LightGCN, eq. 15)."""
         self._final = None
         users, items = self._train_graph.mean_of_layers(
             self.user_embedding.weight, self.item_embedding.weight, self.n_layers
@@ -173,7 +173,7 @@ class LightGCNPSG(CrossDomainRecommender[Interaction, Split]):
 
     @torch.no_grad()
     def recall_of_held_out_edges(self) -> float:
-        """Recall@20 of the held-out edges, by history vectors as in use, over up to 2,000 users."""
+        """Returns Recall@20 of the held-out edges, by history vectors as in use, over up to 2,000 users."""
         messages, vectors = self._read_out(self._train_graph)
         hits = total = 0
         for first in range(0, len(self._checked_users), 256):
@@ -219,7 +219,7 @@ class LightGCNPSG(CrossDomainRecommender[Interaction, Split]):
         return states
 
     def encode(self, batch: Batch) -> torch.Tensor:
-        """The sum of the messages of everything in the histories, (B, d)."""
+        """Returns the sum of the messages of everything in the histories, (B, d)."""
         messages, _ = self._vectors()
         out = messages.new_zeros(len(batch), messages.shape[1])
         for k in range(self.n_domains):
@@ -229,7 +229,7 @@ class LightGCNPSG(CrossDomainRecommender[Interaction, Split]):
         return out
 
     def item_vectors(self, domain: int) -> torch.Tensor:
-        """The propagated vectors of a domain's items, (n_k, d)."""
+        """Returns the propagated vectors of a domain's items, (n_k, d)."""
         return self._vectors()[1][self.item_slice(domain)]
 
     # -- recall -------------------------------------------------------------------------------------------------
@@ -270,9 +270,9 @@ class LightGCNPSG(CrossDomainRecommender[Interaction, Split]):
     ) -> None:
         domain = int(job.instances.domain[rows[0]])
         span = self.item_slice(domain)
-        row, item, own = job.known(rows, domain)
+        row, item, in_domain = job.known(rows, domain)
         scores = _sum_rows(messages, row, item, len(rows)) @ vectors[span].T
-        seen_row, seen_item = torch.from_numpy(row[own]), torch.from_numpy(item[own] - span.start)
+        seen_row, seen_item = torch.from_numpy(row[in_domain]), torch.from_numpy(item[in_domain] - span.start)
         scores[seen_row, seen_item] = -torch.inf
         best = scores.topk(min(self.per_round, scores.shape[1]), dim=1)
         recalled = torch.where(best.values > -torch.inf, best.indices + span.start, 0).cpu().numpy()
@@ -296,22 +296,22 @@ class _Recall:
 
     def known(self, rows: np.ndarray, domain: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Histories and what was recalled so far: (row, item) pairs, and which of them lie in ``domain``."""
-        instances, row, item, own = self.instances, [], [], []
+        instances, row, item, in_domain = self.instances, [], [], []
         for k in range(instances.start.shape[1]):
             length = instances.lengths[rows, k]
             r = np.repeat(np.arange(len(rows)), length)
             offset = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
             row.append(r)
             item.append(instances.pool.item[instances.start[rows, k][r] + offset])
-            own.append(np.full(len(r), k == domain))
+            in_domain.append(np.full(len(r), k == domain))
         r, column = np.nonzero(self.items[rows])
         row.append(r)
         item.append(self.items[rows][r, column])
-        own.append(np.ones(len(r), bool))
-        return np.concatenate(row), np.concatenate(item).astype(np.int64), np.concatenate(own)
+        in_domain.append(np.ones(len(r), bool))
+        return np.concatenate(row), np.concatenate(item).astype(np.int64), np.concatenate(in_domain)
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """All (user, recalled item) pairs."""
+        """Returns all (user, recalled item) pairs."""
         row, column = np.nonzero(self.items)
         return self.instances.user[row], self.items[row, column]
 

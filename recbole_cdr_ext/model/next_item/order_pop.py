@@ -44,11 +44,11 @@ class OrderPop(CrossDomainRecommender[Batch, Split]):
         self.register_buffer("popularity", torch.from_numpy(counts), persistent=False)
 
     def phases(self) -> list[Phase]:
-        """None: everything is counted."""
+        """Returns none: everything is counted."""
         return []
 
     def score(self, batch: Batch, candidates: torch.Tensor | None = None) -> torch.Tensor:
-        """Popularity, plus a bonus above any popularity for items after the last of the own history."""
+        """Returns popularity, plus a bonus above any popularity for items after the last of the own history."""
         if candidates is None:
             candidates = torch.arange(*self.item_offsets[batch.target_domain : batch.target_domain + 2])
             candidates = candidates.to(batch.users.device).expand(len(batch), -1)

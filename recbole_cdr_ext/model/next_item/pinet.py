@@ -141,7 +141,7 @@ class PiNet(CrossDomainRecommender[Batch, Split]):
             self.training_sequences = WholeSequences(config, data.split.train_events, self._sequences)
 
     def phases(self) -> list[Phase]:
-        """One phase, over whole sequences or over instances."""
+        """Returns one phase, over whole sequences or over instances."""
         if self.training_sequences is None:
             return [Phase()]
         return [Phase(batches=self.training_sequences.batches, loss=self.sequence_loss)]
@@ -159,27 +159,27 @@ class PiNet(CrossDomainRecommender[Batch, Split]):
 
     def vectors(self, encoded: Encoded, x: int, hide: bool = False) -> torch.Tensor:
         """Returns [r; h^X; 1] at each position, (B, L, 2d + 1); ``hide`` treats some accounts as cold in X."""
-        domain, own = encoded.domain, encoded.latest[x]
+        domain, own_states = encoded.domain, encoded.latest[x]
         other = (domain >= 0) & (domain != x)
         index, count = standing(other)
         if hide and self.cold_start_mask_prob:
-            hidden = torch.rand(len(own), 1, device=own.device) < self.cold_start_mask_prob
+            hidden = torch.rand(len(own_states), 1, device=own_states.device) < self.cold_start_mask_prob
             # Before the first Y event there would be nothing left to learn from.
-            own = own * ~(hidden & (count > 0)).unsqueeze(2)
-        foreign = torch.zeros_like(own)
+            own_states = own_states * ~(hidden & (count > 0)).unsqueeze(2)
+        foreign = torch.zeros_like(own_states)
         for k, states in enumerate(encoded.latest):
             if k != x:
                 foreign = foreign + states * (domain == k).unsqueeze(2)
-        at = index.unsqueeze(2).expand(-1, -1, own.shape[2])
-        filtered = self.filter[x](foreign.gather(1, at), own.gather(1, at))
+        at = index.unsqueeze(2).expand(-1, -1, own_states.shape[2])
+        filtered = self.filter[x](foreign.gather(1, at), own_states.gather(1, at))
         transferred = carried(self.transfer[x](filtered), count)
-        both = self.dropout(torch.cat([transferred, own], 2))
+        both = self.dropout(torch.cat([transferred, own_states], 2))
         return torch.cat([both, both.new_ones(*both.shape[:2], 1)], 2)
 
     # -- inference ----------------------------------------------------------------------------------------------
 
     def encode(self, batch: Batch) -> torch.Tensor:
-        """[r; h^X; 1] behind the last event, (B, 2d + 1)."""
+        """Returns [r; h^X; 1] behind the last event, (B, 2d + 1)."""
         return self._at_end(batch)
 
     def _at_end(self, batch: Batch, hide: bool = False) -> torch.Tensor:
@@ -196,19 +196,19 @@ class PiNet(CrossDomainRecommender[Batch, Split]):
         return self.vectors(encoded, batch.target_domain, hide)[row, (length - 1).clamp(min=0)]
 
     def item_vectors(self, domain: int) -> torch.Tensor:
-        """[w_i; b_i] of a domain's items, (n_x, 2d + 1)."""
+        """Returns [w_i; b_i] of a domain's items, (n_x, 2d + 1)."""
         return self.output.weight[self.item_slice(domain)]
 
     # -- training -----------------------------------------------------------------------------------------------
 
     def calculate_loss(self, interaction: Batch) -> torch.Tensor:
-        """The mean cross-entropy of a batch of instances."""
+        """Returns the mean cross-entropy of a batch of instances."""
         return self.softmax_loss_in(
             interaction.target_domain, self._at_end(interaction, hide=True), interaction.targets
         )
 
     def sequence_loss(self, batch: SequenceBatch) -> torch.Tensor:
-        """The cross-entropy of all positions: each domain's mean, summed over the domains."""
+        """Returns the cross-entropy of all positions: each domain's mean, summed over the domains."""
         encoded = self.read(batch.items)
         loss = self.output.weight.new_zeros(())
         for x in range(self.n_domains) if self.ordered else [batch.tag]:
@@ -244,7 +244,7 @@ class Recurrence(nn.Module):
                 nn.init.ones_(parameter[: 2 * d])  # the gates: a state is kept rather than replaced
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, M, d) → the states after each step, (B, M, d)."""
+        """Maps (B, M, d) to the states after each step, (B, M, d)."""
         x = self.dropout(x)
         if not self.training or self.dropout.p == 0:
             vectors: torch.Tensor = self.gru(x)[0]
@@ -272,10 +272,10 @@ class FilterUnit(nn.Module):
             else:
                 nn.init.ones_(parameter)
 
-    def forward(self, foreign: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        """h^Y_j and h^X_n(j), each (B, M, d) → s_j, (B, M, d)."""
+    def forward(self, foreign: torch.Tensor, own_states: torch.Tensor) -> torch.Tensor:
+        """Maps h^Y_j and h^X_n(j), each (B, M, d) to s_j, (B, M, d)."""
         d = foreign.shape[2]
-        both = self.dropout(torch.cat([foreign, own], 2))
+        both = self.dropout(torch.cat([foreign, own_states], 2))
         for_gate, of_gate = self.w_f.weight.split((2 * d, d), 1)
         for_candidate, of_candidate = self.w_s.weight.split((d, d), 1)
         # All but the state's part, for all steps: (B, M, 1, 2d) and (K, 2d).

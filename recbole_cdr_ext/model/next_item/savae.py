@@ -70,12 +70,12 @@ class Decoder(nn.Module):
         self.hidden, self.items = nn.Linear(d, hidden), nn.Linear(hidden, n_items)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        """What the items' rows are multiplied with, (B, hidden)."""
+        """Returns what the items' rows are multiplied with, (B, hidden)."""
         vectors: torch.Tensor = self.hidden(z).tanh()
         return vectors
 
     def loss(self, z: torch.Tensor, bags: Bags) -> torch.Tensor:
-        """The mean of −log p(x|z), a scalar."""
+        """Returns the mean of −log p(x|z), a scalar."""
         return multinomial_loss(self(z), self.items.weight, self.items.bias, bags)
 
 
@@ -141,11 +141,11 @@ class SAVAE(CrossDomainRecommender[Batch, Split]):
         split = data.split
         self.whole = split.train_targets == "all"
         events = split.train_events
-        held = users_as_instances(events.user, events.item, self.n_users, split.item_offset)
-        if self.rigid and not (held.lengths > 0).all(1).any():
+        users = users_as_instances(events.user, events.item, self.n_users, split.item_offset)
+        if self.rigid and not (users.lengths > 0).all(1).any():
             raise CDRError("alignment=rigid learns from users with both domains, and none trains: use soft.")
-        self.instances = held if self.whole else split.train
-        self.longest = int(held.lengths.max(initial=1)) if self.whole else self.max_history_length
+        self.instances = users if self.whole else split.train
+        self.longest = int(users.lengths.max(initial=1)) if self.whole else self.max_history_length
 
         d, hidden = int(config["embedding_size"]), int(config["hidden_size"])
         sizes = np.diff(self.item_offsets).tolist()
@@ -174,7 +174,7 @@ class SAVAE(CrossDomainRecommender[Batch, Split]):
     # -- phases -------------------------------------------------------------------------------------------------
 
     def phases(self) -> list[Phase]:
-        """A VAE per domain, then one per domain against the other's encoder."""
+        """Returns two: a VAE per domain, then one per domain against the other's encoder."""
         return [
             Phase(
                 f"{part} {name}",
@@ -210,53 +210,53 @@ class SAVAE(CrossDomainRecommender[Batch, Split]):
         )
 
     def source_loss(self, batch: Batch) -> Terms:
-        """Phase 1: the evidence lower bound of the target domain's bags, with the weight β for the KL."""
-        k, own = batch.target_domain, _any(batch, batch.target_domain)
+        """Returns phase 1's loss: the evidence lower bound of the target domain's bags, β weighing the KL."""
+        k, has_own = batch.target_domain, _any(batch, batch.target_domain)
         q = self.source_encoder[k](self._bags(batch, k))
-        loss = self._decoder(k, False).loss(self._drawn(q, own), self._predicted(batch))
-        return Terms(loss, self._beta(0, k) * (kl(q) * own).mean())
+        loss = self._decoder(k, False).loss(self._drawn(q, has_own), self._predicted(batch))
+        return Terms(loss, self._beta(0, k) * (kl(q) * has_own).mean())
 
     def target_loss(self, batch: Batch) -> Terms:
-        """Phase 2: the same with the other domain's posterior as the reference (soft), or as the posterior (rigid)."""
+        """Returns phase 2's loss, with the other domain's posterior as reference (soft) or as posterior (rigid)."""
         k = batch.target_domain
-        own, other = _any(batch, k), _any(batch, 1 - k)
+        has_own, other = _any(batch, k), _any(batch, 1 - k)
         beta, predicted, reference = self._beta(1, k), self._predicted(batch), self._reference(batch)
         if self.rigid:
             loss = self._decoder(k, True).loss(self._drawn(reference, other), predicted)
             return Terms(loss, torch.zeros_like(loss))
         q = self.encoder[k](self._bags(batch, k))
-        z = self._drawn(q, own)
-        from_source = ~own
+        z = self._drawn(q, has_own)
+        from_source = ~has_own
         if self.decode_source_prob:
-            from_source |= other & (torch.rand(len(own), device=own.device) < self.decode_source_prob)
+            from_source |= other & (torch.rand(len(has_own), device=has_own.device) < self.decode_source_prob)
         if from_source.any():
             z = torch.where(from_source.unsqueeze(1), self._drawn(reference, other), z)
-        weight = torch.where(other, self.align_weight, 1.0) * own
+        weight = torch.where(other, self.align_weight, 1.0) * has_own
         return Terms(self._decoder(k, True).loss(z, predicted), beta * (weight * kl(q, reference)).mean())
 
     # -- latents and scores -------------------------------------------------------------------------------------
 
     def encode(self, batch: Batch) -> torch.Tensor:
-        """What the decoder's last layer reads at the latent's mean, and a 1 for the bias, (B, hidden + 1)."""
+        """Returns what the decoder's last layer reads at the latent's mean, and a 1 for the bias, (B, hidden + 1)."""
         decoder = self._decoder(batch.target_domain, self._aligned(batch.target_domain))
         return F.pad(decoder(self.latent(batch)), (0, 1), value=1.0)
 
     def item_vectors(self, domain: int) -> torch.Tensor:
-        """The last layer's rows and biases, (n_k, hidden + 1)."""
+        """Returns the last layer's rows and biases, (n_k, hidden + 1)."""
         items = self._decoder(domain, self._aligned(domain)).items
         return torch.cat([items.weight, items.bias.unsqueeze(1)], 1)
 
     def latent(self, batch: Batch) -> torch.Tensor:
-        """The mean of the target's posterior, of the source's where there is no history to read, else 0: (B, d)."""
+        """Returns the mean of the target's posterior, of the source's where no history is read, else 0: (B, d)."""
         k = batch.target_domain
-        own = _any(batch, k).unsqueeze(1)
+        has_own = _any(batch, k).unsqueeze(1)
         if not self._aligned(k):
-            vectors: torch.Tensor = self.source_encoder[k](self._bags(batch, k)).mean * own
+            vectors: torch.Tensor = self.source_encoder[k](self._bags(batch, k)).mean * has_own
             return vectors
         from_source: torch.Tensor = self._reference(batch).mean
         if self.rigid:
             return from_source
-        return torch.where(own, self.encoder[k](self._bags(batch, k)).mean, from_source)
+        return torch.where(has_own, self.encoder[k](self._bags(batch, k)).mean, from_source)
 
     def _aligned(self, k: int) -> bool:
         return bool(self.updates[1, k])

@@ -56,8 +56,7 @@ from recbole_cdr_ext.data.sequences import (
     with_start,
 )
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.parts.latent_meter import LatentMeter
-from recbole_cdr_ext.model.parts.layers import Gaussian, Modules, kl, left_aligned
+from recbole_cdr_ext.model.parts.layers import Gaussian, LatentMeter, Modules, kl, left_aligned
 from recbole_cdr_ext.model.parts.whole_sequences import (
     WholeSequences,
     events_by_target_domain,
@@ -181,7 +180,7 @@ class SVAE(CrossDomainRecommender[Batch, Split]):
             )
 
     def phases(self) -> list[Phase]:
-        """One phase, over sequences or over instances."""
+        """Returns one phase, over sequences or over instances."""
         if self.training_sequences is None:
             return [Phase()]
         return [Phase(batches=self.training_sequences.batches, loss=self.sequence_loss)]
@@ -194,12 +193,12 @@ class SVAE(CrossDomainRecommender[Batch, Split]):
         self._meter.reset()
 
     def epoch_facts(self) -> dict[str, float]:
-        """KL (nats) and active dimensions of the latents, and the weight of the KL, mean over the nets."""
+        """Returns KL (nats) and active dimensions of the latents, and the weight of the KL, mean over the nets."""
         weights = [self.kl_weight(net) for net in range(len(self.nets))]
         return {**self._meter.facts(), "kl weight": sum(weights) / len(weights)}
 
     def kl_weight(self, net: int) -> float:
-        """β, by the users that a net has seen."""
+        """Returns β, by the users that a net has seen."""
         if not self.anneal_users:
             return self.anneal_cap
         return min(self.anneal_cap, self._users_seen[net] / self.anneal_users)
@@ -211,7 +210,7 @@ class SVAE(CrossDomainRecommender[Batch, Split]):
     # -- inference ----------------------------------------------------------------------------------------------
 
     def read(self, batch: Batch) -> torch.Tensor:
-        """What is read of the histories, (B, L), right-aligned: the last of start token and items."""
+        """Returns what is read of the histories, (B, L), right-aligned: the last of start token and items."""
         x = batch.target_domain
         if not self.merged:
             items = batch.own_history
@@ -228,28 +227,28 @@ class SVAE(CrossDomainRecommender[Batch, Split]):
         return items[:, -self.max_history_length :]
 
     def can_score(self, batch: Batch) -> torch.Tensor | None:
-        """All instances, or without a start token those with something to read."""
+        """Returns all instances, or without a start token those with something to read."""
         return None if self.bos else (self.read(batch) != 0).any(1)
 
     def posterior(self, batch: Batch) -> Gaussian:
-        """q(z_t) at the last step of each history, over (B, latent)."""
+        """Returns q(z_t) at the last step of each history, over (B, latent)."""
         net = self.nets[self._net_of(batch.target_domain)]
         items, length = left_aligned(self.read(batch))
         row = torch.arange(len(items), device=items.device)
         return net.posterior(net.states(items)[row, (length - 1).clamp(min=0)])
 
     def encode(self, batch: Batch) -> torch.Tensor:
-        """The decoder's hidden layer at the posterior's mean, and a 1 for the items' biases, (B, hidden + 1)."""
+        """Returns the decoder's hidden layer at the posterior's mean, and a 1 for the biases, (B, hidden + 1)."""
         return self.nets[self._net_of(batch.target_domain)].decode(self.posterior(batch).mean)
 
     def item_vectors(self, domain: int) -> torch.Tensor:
-        """[W_o; b_o] of the domain's items, (n_k, hidden + 1)."""
+        """Returns [W_o; b_o] of the domain's items, (n_k, hidden + 1)."""
         return self.nets[self._net_of(domain)].output_of(self.item_slice(domain))
 
     # -- training -----------------------------------------------------------------------------------------------
 
     def sequence_loss(self, batch: SequenceBatch) -> Terms:
-        """The objective over all positions of a batch of sequences."""
+        """Returns the objective over all positions of a batch of sequences."""
         net = self.nets[self._net_of(batch.tag)]
         targets = batch["next_seq"]
         predicts = targets[:, :, 0] != 0
@@ -258,7 +257,7 @@ class SVAE(CrossDomainRecommender[Batch, Split]):
         return self.objective(batch.tag, posterior, targets[predicts], weight)
 
     def calculate_loss(self, interaction: Batch) -> Terms:
-        """The objective over instances, each a step of a user of its own."""
+        """Returns the objective over instances, each a step of a user of its own."""
         readable = self.can_score(interaction)
         interaction = interaction if readable is None else interaction.rows(readable)
         tag, target = interaction.target_domain, interaction.targets.unsqueeze(1)
@@ -266,7 +265,7 @@ class SVAE(CrossDomainRecommender[Batch, Split]):
         return self.objective(tag, self.posterior(interaction), target, weight)
 
     def objective(self, tag: int, posterior: Gaussian, targets: torch.Tensor, weight: torch.Tensor) -> Terms:
-        """Reconstruction and KL per user.
+        """Returns reconstruction and KL per user.
 
         Args:
             tag: of the source.
@@ -280,15 +279,15 @@ class SVAE(CrossDomainRecommender[Batch, Split]):
         recon = divergence.sum() * 0  # all that is left of a batch without targets
         for k in range(self.n_domains):
             span = self.item_slice(k)
-            own = (targets[:, 0] >= span.start) & (targets[:, 0] < span.stop)
-            if own.any():
-                share = own.sum() / len(own)
-                recon = recon + share * self.softmax_loss_in(k, decoded[own], targets[own])
+            in_span = (targets[:, 0] >= span.start) & (targets[:, 0] < span.stop)
+            if in_span.any():
+                share = in_span.sum() / len(in_span)
+                recon = recon + share * self.softmax_loss_in(k, decoded[in_span], targets[in_span])
         if self.training:
             self._users_seen[index] += len(targets) / per_user
             self._meter.add("z", index, posterior.mean, divergence)
-        held = (divergence * weight if self.kl_mean else divergence).sum() / max(len(targets), 1)
-        return Terms(recon=per_user * recon, kl=per_user * self.kl_weight(index) * held)
+        penalty = (divergence * weight if self.kl_mean else divergence).sum() / max(len(targets), 1)
+        return Terms(recon=per_user * recon, kl=per_user * self.kl_weight(index) * penalty)
 
 
 class _Source(TrainingSequences):
@@ -316,7 +315,7 @@ class _Source(TrainingSequences):
         self.owner = events.sequence[targeted]
 
     def batch(self, windows: np.ndarray, tag: int = 0) -> SequenceBatch:
-        """The batch of some windows, with the next items of each position as ``next_seq``, (B, L, k), 0 for none."""
+        """Returns the batch of some windows, with each position's next items as ``next_seq``, (B, L, k), 0 for none."""
         batch = super().batch(windows, tag)
         real = (batch["event"] >= 0).unsqueeze(2)
         return SequenceBatch({**batch.interaction, "next_seq": self._targets[batch["event"]] * real}, tag)
@@ -344,20 +343,20 @@ class _StepwiseVAE(nn.Module):
         nn.init.xavier_normal_(self.output.data[:, :-1])
 
     def states(self, items: torch.Tensor) -> torch.Tensor:
-        """h of left-aligned sequences of global ids (B, L): (B, L, rnn)."""
+        """Returns h of left-aligned sequences of global ids (B, L): (B, L, rnn)."""
         local = torch.where(items == self.start_token, self.n + 1, items - self.first + 1)
         states: torch.Tensor = self.gru(self.embedding(local.masked_fill(items == 0, 0)))[0]
         return states
 
     def posterior(self, states: torch.Tensor) -> Gaussian:
-        """q(z) of states (N, rnn), over (N, latent)."""
+        """Returns q(z) of states (N, rnn), over (N, latent)."""
         mean, log_deviation = self.latent(torch.tanh(self.encoder(states))).chunk(2, 1)
         return Gaussian(mean, 2 * log_deviation)
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """[tanh(W_d z + b_d); 1], (N, hidden + 1)."""
+        """Returns [tanh(W_d z + b_d); 1], (N, hidden + 1)."""
         return F.pad(torch.tanh(self.decoder(z)), (0, 1), value=1.0)
 
     def output_of(self, span: slice) -> torch.Tensor:
-        """The rows of the output layer that belong to global ids."""
+        """Returns the rows of the output layer that belong to global ids."""
         return self.output[span.start - self.first : span.stop - self.first]

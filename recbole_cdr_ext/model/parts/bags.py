@@ -92,10 +92,10 @@ class _MultinomialLoss(torch.autograd.Function):
             part = slice(bounds[first], bounds[min(first + step, n)])
             at = (owners[part] - first, bags.items[part])
             scores = products.of(rows, items.T, bias)
-            own = scores[at].sum()
+            target_score = scores[at].sum()
             highest = scores.amax(1, keepdim=True)
             total = scores.sub_(highest).exp_().sum(1, keepdim=True)
-            loss += (size * (total.log() + highest)).sum() - own
+            loss += (size * (total.log() + highest)).sum() - target_score
             share = scores.mul_(size / (total * n))
             share[at] -= 1 / n
             products.into(for_vectors[first : first + step], share, items)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -17,6 +18,9 @@ from recbole_cdr_ext.model.parts.losses import in_single
 # Log-variances outside this range mean a deviation below 0.7 % or above 150 times the prior's; clamped, exp() and
 # the KL stay finite in single precision.
 LOGVAR_RANGE = (-10.0, 10.0)
+# A dimension is active if its posterior mean varies by more than this over the instances: Burda, Grosse and
+# Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016, section 5.2.
+ACTIVE_VARIANCE = 0.01
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -45,7 +49,7 @@ class Gaussian:
         self.logvar = in_single(logvar).clamp(*LOGVAR_RANGE)
 
     def sample(self, training: bool) -> torch.Tensor:
-        """The reparameterised sample in training, the mean otherwise."""
+        """Returns the reparameterised sample in training, the mean otherwise."""
         if not training:
             vectors: torch.Tensor = self.mean
             return vectors
@@ -56,7 +60,7 @@ class Gaussian:
 
 
 def kl(q: Gaussian, p: Gaussian | None = None) -> torch.Tensor:
-    """KL(q ‖ p) in closed form, summed over d: (...,); p = None is N(0, I)."""
+    """Returns KL(q ‖ p) in closed form, summed over d: (...,); p = None is N(0, I)."""
     if p is None:
         terms = q.mean.square() + q.logvar.exp() - 1 - q.logvar
     else:
@@ -64,6 +68,45 @@ def kl(q: Gaussian, p: Gaussian | None = None) -> torch.Tensor:
         terms = (q.mean - p.mean).square() * (-p.logvar).exp() + difference.exp() - 1 - difference
     divergence: torch.Tensor = 0.5 * terms.sum(-1)
     return divergence
+
+
+class LatentMeter:
+    """Adds up, batch by batch, the KL to the prior and the spread of the posterior means of each latent."""
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[str, int], list[torch.Tensor]] = defaultdict(list)
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self._sums.clear()
+
+    @torch.no_grad()
+    def add(self, name: str, domain: int, mean: torch.Tensor, kl: torch.Tensor) -> None:
+        """Takes N instances in.
+
+        Args:
+            name: of the latent.
+            domain: of the targets; each domain's latents are their own.
+            mean: (N, d) posterior means.
+            kl: (N,) KL to the prior in nats, or their sum.
+        """
+        mean = mean.detach().double()
+        parts = [mean.new_tensor(len(mean)), kl.detach().double().sum(), mean.sum(0), mean.square().sum(0)]
+        sums = self._sums[name, domain]
+        self._sums[name, domain] = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
+
+    def facts(self) -> dict[str, float]:
+        """Returns, by latent, the mean KL in nats ("kl NAME") and the number of active dimensions ("active NAME").
+
+        Both are means over the domains that had instances.
+        """
+        facts: dict[str, list[float]] = defaultdict(list)
+        for (name, _), (count, kl, total, square) in self._sums.items():
+            if count > 0:
+                variance = square / count - (total / count).square()
+                facts[f"kl {name}"].append(float(kl / count))
+                facts[f"active {name}"].append(float((variance > ACTIVE_VARIANCE).sum()))
+        return {name: sum(values) / len(values) for name, values in facts.items()}
 
 
 class ItemTable(nn.Embedding):
@@ -105,7 +148,7 @@ class Dropout(nn.Module):
         self.p = float(p)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Any shape."""
+        """Drops elements of a tensor of any shape."""
         if not self.training or self.p == 0.0:
             return x
         if x.device.type != "cpu":
@@ -117,7 +160,7 @@ class Dropout(nn.Module):
         return x * mask.mul_(256 / (256 - dropped))
 
     def extra_repr(self) -> str:
-        """Shown in the model's print."""
+        """Returns the rate, which is shown in the model's print."""
         return f"p={self.p}"
 
 
@@ -138,7 +181,7 @@ class GaussianHead(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: torch.Tensor) -> Gaussian:
-        """(B, d_in) → a Gaussian over (B, d)."""
+        """Maps (B, d_in) to a Gaussian over (B, d)."""
         for_mean, for_logvar = self.dropout(F.relu(self.hidden(x))).chunk(2, -1)
         mean = self.mean(for_mean)
         return Gaussian(x + mean if self.residual else mean, self.logvar(for_logvar))
@@ -152,12 +195,12 @@ class Prior(nn.Module):
         self.mean, self.logvar = nn.Parameter(torch.zeros(d)), nn.Parameter(torch.zeros(d))
 
     def forward(self) -> Gaussian:
-        """Shape (d,), broadcast against posteriors."""
+        """Returns a Gaussian of shape (d,), broadcast against posteriors."""
         return Gaussian(self.mean, self.logvar)
 
 
 def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The mean of (B, L, d) over the positions in ``mask`` (B, L); zero where a row has none."""
+    """Returns the mean of (B, L, d) over the positions in ``mask`` (B, L); zero where a row has none."""
     weight = mask.to(x.dtype)
     return torch.einsum("bld,bl->bd", x, weight) / weight.sum(1, keepdim=True).clamp(min=1)
 
@@ -269,7 +312,7 @@ class _Block(nn.Module):
     def forward(
         self, x: torch.Tensor, real: torch.Tensor, mask: torch.Tensor, batch: int, length: int
     ) -> torch.Tensor:
-        """x (N, d) holds the real positions, ``real`` their places in the (B·L,) rectangle."""
+        """Applies the block: x (N, d) holds the real positions, ``real`` their places in the (B·L,) rectangle."""
         d = x.shape[1]
         packed = self.qkv(self.norm_attention(x))
         padded = packed.new_zeros(batch * length, 3 * d).index_copy(0, real, packed)
@@ -292,7 +335,7 @@ class CrossAttention(nn.Module):
     def forward(
         self, query: torch.Tensor, query_mask: torch.Tensor, memory: torch.Tensor, memory_mask: torch.Tensor
     ) -> torch.Tensor:
-        """query (B, L, d) attends to memory (B, M, d); each row of both masks has a True. Returns (B, d)."""
+        """Returns (B, d): query (B, L, d) attends to memory (B, M, d); each row of both masks has a True."""
         batch, length, d = query.shape
         heads = (batch, -1, self.n_heads, d // self.n_heads)
         q = self.query(query).view(heads).transpose(1, 2)
@@ -306,7 +349,7 @@ class CrossAttention(nn.Module):
 
 
 def mapping(d_in: int, d_out: int, hidden: int | None) -> nn.Module:
-    """A map from one domain's vectors to another's: d_in → hidden → d_out with tanh on the hidden layer.
+    """Returns a map from one domain's vectors to another's: d_in → hidden → d_out with tanh on the hidden layer.
 
     Weights start Xavier-uniform, biases at zero.
 
@@ -323,7 +366,7 @@ def mapping(d_in: int, d_out: int, hidden: int | None) -> nn.Module:
 
 
 def mlp(*sizes: int, dropout: float = 0.0) -> nn.Sequential:
-    """Linear layers with ReLU between them."""
+    """Returns linear layers with ReLU between them."""
     layers: list[nn.Module] = []
     for i, (a, b) in enumerate(itertools.pairwise(sizes)):
         layers += [nn.Linear(a, b)]
@@ -341,7 +384,7 @@ class SumDecoder(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(d) for _ in range(3))
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """(B, 3d) → (B, d)."""
+        """Maps (B, 3d) to (B, d)."""
         out = latents.new_zeros(len(latents), latents.shape[1] // 3)
         for z, part, norm in zip(latents.chunk(3, 1), self.parts, self.norms, strict=True):
             out = out + norm(z + part(z)) * z.any(1, keepdim=True)

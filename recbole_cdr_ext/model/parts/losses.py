@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 
 # Scores that a block of rows may hold: a few megabytes stay in the processor's cache between the passes over them.
 _BLOCK = 1 << 21
+
+Argument = TypeVar("Argument")
 
 
 class Products:
@@ -59,10 +61,11 @@ def with_products(loss: type[torch.autograd.Function], *arguments: Any) -> torch
         return value
 
 
-def in_single(value: Any) -> Any:
+def in_single(value: Argument) -> Argument:
     """Returns a tensor of half precision in single precision, anything else as it is."""
-    half = isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16)
-    return value.float() if half else value
+    if isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16):
+        return cast(Argument, value.float())
+    return value
 
 
 class _SoftmaxLoss(torch.autograd.Function):
@@ -80,9 +83,9 @@ class _SoftmaxLoss(torch.autograd.Function):
             rows, targets = vectors[first : first + step], target[first : first + step].unsqueeze(1)
             scores = products.of(rows, items.T)
             highest = scores.amax(1, keepdim=True)
-            own = scores.gather(1, targets) - highest
+            target_scores = scores.gather(1, targets) - highest
             total = scores.sub_(highest).exp_().sum(1, keepdim=True)
-            loss += (total.log() - own).sum()
+            loss += (total.log() - target_scores).sum()
             share = scores.div_(total * n)
             share.scatter_add_(1, targets, share.new_full(targets.shape, -1 / n))
             products.into(for_vectors[first : first + step], share, items)
@@ -148,12 +151,12 @@ class _SampledSoftmaxLoss(torch.autograd.Function):
     ) -> torch.Tensor:
         n = len(vectors)
         for_vectors, for_negatives = torch.empty_like(vectors), torch.zeros_like(negatives)
-        own = (vectors * own_items).sum(1, keepdim=True)
-        own_share = torch.empty_like(own)
+        target_scores = (vectors * own_items).sum(1, keepdim=True)
+        own_share = torch.empty_like(target_scores)
         loss, negatives = vectors.new_zeros(()), products.rounded(negatives)
         step = max(1, _BLOCK // len(negatives))
         for first in range(0, n, step):
-            rows, mine = vectors[first : first + step], own[first : first + step]
+            rows, mine = vectors[first : first + step], target_scores[first : first + step]
             scores = products.of(rows, negatives.T)
             if shift:
                 scores += shift
@@ -218,14 +221,16 @@ def sampled_softmax_loss_of_several(
     drawn = torch.randint(len(items), (n_negatives,), device=targets.device)
     # One lookup, since each makes a gradient of the whole table.
     ids = torch.cat([targets.clamp(min=0).flatten(), drawn])
-    own, negatives = F.embedding(ids, items).split([targets.numel(), n_negatives])
+    target_vectors, negatives = F.embedding(ids, items).split([targets.numel(), n_negatives])
     if targets.shape[1] == 1:
-        return with_products(_SampledSoftmaxLoss, vectors, own, negatives, targets[:, 0], drawn, 0.0)
+        return with_products(
+            _SampledSoftmaxLoss, vectors, target_vectors, negatives, targets[:, 0], drawn, 0.0
+        )
     real = (targets >= 0).float()
     scores = (vectors @ negatives.T).float()
     for column in targets.unbind(1):
         scores.masked_fill_(drawn == column.unsqueeze(1), -1e9)
-    mine = torch.bmm(own.view(*targets.shape, -1), vectors.unsqueeze(2)).squeeze(2).float()
+    mine = torch.bmm(target_vectors.view(*targets.shape, -1), vectors.unsqueeze(2)).squeeze(2).float()
     # -log(e^s / (e^s + Σ e^negatives)) = softplus(log Σ e^negatives - s)
     each = F.softplus(scores.logsumexp(1, keepdim=True) - mine) * real
     return (each.sum(1) / real.sum(1)).mean()

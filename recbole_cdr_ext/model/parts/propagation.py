@@ -112,7 +112,7 @@ class BipartiteGraph:
         self.items_to_users = SparseRows(normalised.T.tocsr(), device)
 
     def step(self, users: torch.Tensor, items: torch.Tensor) -> Pair:
-        """One layer: users (n_users, d) and items (n_items, d) each become the sum of their neighbours."""
+        """Applies one layer: users (n_users, d) and items (n_items, d) each become the sum of their neighbours."""
         down, up = self.users_to_items, self.items_to_users
         return product(down, up, items), product(up, down, users)
 
@@ -148,6 +148,6 @@ class DirectedGraph:
         self.against = SparseRows(mean.T.tocsr(), device)
 
     def step(self, nodes: torch.Tensor) -> torch.Tensor:
-        """One layer: (n, d) → (n, d)."""
+        """Applies one layer to (n, d) vectors."""
         vectors: torch.Tensor = _Product.apply(self.along, self.against, nodes)
         return vectors

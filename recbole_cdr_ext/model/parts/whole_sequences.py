@@ -28,7 +28,7 @@ AnySequences = TypeVar("AnySequences", bound=TrainingSequences)
 
 
 def trains_whole_sequences(config: CDRConfig) -> bool:
-    """Whether every position of a sequence is a target, and one pass over it trains them all."""
+    """Returns whether every position of a sequence is a target, and one pass over it trains them all."""
     every = config["train_targets"] == "all" and not config["targets_per_sequence"]
     return bool(config["one_pass"]) and every
 

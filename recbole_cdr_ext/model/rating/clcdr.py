@@ -83,7 +83,7 @@ class CLCDR(Bridge):
         self.register_buffer("rated_pairs", pairs, persistent=False)
 
     def phases(self) -> list[Phase]:
-        """One phase, on D^o."""
+        """Returns one phase, on D^o."""
         return [self.mapping_phase(self.contrastive_loss, self.shared_batches)] if self.size else []
 
     def contrastive_loss(self, batch: RatingBatch, rows: torch.Tensor | None = None) -> ContrastiveLoss:
@@ -104,9 +104,9 @@ class CLCDR(Bridge):
         first = torch.full_like(user, len(batch)).scatter_reduce_(0, place, numbers, "amin")
         mapped = self.bridged(rows[first], user)
         similarity = self.similarity(mapped, self.target_users[user])  # (n, n)
-        own = numbers[: len(user)]
-        there = F.cross_entropy(similarity, own, reduction="none")
-        back = F.cross_entropy(similarity.T, own, reduction="none")
+        labels = numbers[: len(user)]
+        there = F.cross_entropy(similarity, labels, reduction="none")
+        back = F.cross_entropy(similarity.T, labels, reduction="none")
         return self.reduced((there + back) / 2)
 
     def item_loss(self, batch: RatingBatch, rows: torch.Tensor) -> torch.Tensor:
@@ -115,12 +115,12 @@ class CLCDR(Bridge):
         if not likes.any():
             return rows.new_zeros(())
         item, place = batch.item.unique(return_inverse=True)
-        user, own = batch.user[likes], place[likes]
+        user, positive = batch.user[likes], place[likes]
         similarity = self.similarity(self.bridged(rows[likes], user), self.target_items[item])  # (p, n)
         allowed = ~self.has_rated(user, item)
-        allowed[torch.arange(len(own), device=own.device), own] = True
+        allowed[torch.arange(len(positive), device=positive.device), positive] = True
         return self.reduced(
-            F.cross_entropy(similarity.masked_fill(~allowed, -torch.inf), own, reduction="none")
+            F.cross_entropy(similarity.masked_fill(~allowed, -torch.inf), positive, reduction="none")
         )
 
     def similarity(self, mapped: torch.Tensor, others: torch.Tensor) -> torch.Tensor:

@@ -130,11 +130,11 @@ class CMF(RatingRecommender):
     # -- training ------------------------------------------------------------------------------------------------
 
     def phases(self) -> list[Phase]:
-        """One phase on the ratings of both domains; the validation users, cold in the target, choose the epoch."""
+        """Returns one phase on both domains' ratings; the validation users, cold in the target, choose the epoch."""
         return [Phase("factorize", batches=self.batches, rows=self.source_rows if self.size else None)]
 
     def batches(self, rng: np.random.Generator) -> Iterable[RatingBatch]:
-        """The training ratings of both domains, shuffled together: a batch mixes them as they come."""
+        """Returns the training ratings of both domains, shuffled together: a batch mixes them as they come."""
         return Shuffled(self._train, self._batch_size, rng)
 
     def calculate_loss(self, interaction: RatingBatch, rows: torch.Tensor | None = None) -> FactorizationLoss:
@@ -156,7 +156,7 @@ class CMF(RatingRecommender):
     # -- predictions ---------------------------------------------------------------------------------------------
 
     def source_rows(self, batch: RatingBatch) -> torch.Tensor:
-        """The vectors of a batch's users, (B, d): what sharpness and attacks move."""
+        """Returns the vectors of a batch's users, (B, d): what sharpness and attacks move."""
         vectors: torch.Tensor = self.user_vectors(batch.user)
         return vectors
 
@@ -169,7 +169,7 @@ class CMF(RatingRecommender):
         return self.rate_from(self.source_rows(batch), batch)
 
     def cold_bias(self, user: torch.Tensor) -> torch.Tensor:
-        """The shared biases."""
+        """Returns the shared biases."""
         bias: torch.Tensor = self.user_bias(user).sum(1)
         return bias
 

@@ -50,13 +50,13 @@ class EMCDR(Bridge):
         return mapping(self.size, self.target_items.shape[1], None)
 
     def phases(self) -> list[Phase]:
-        """One phase, over users."""
+        """Returns one phase, over users."""
         if not self.size:
             return []
         return [self.mapping_phase(self.embedding_loss, self.user_batches)]
 
     def user_batches(self, rng: np.random.Generator) -> Iterable[RatingBatch]:
-        """The overlapping training users, shuffled, each once; items and ratings of the batches are zeros."""
+        """Returns the overlapping training users, shuffled, each once; items and ratings of the batches are zeros."""
         users = self._overlapping
         nothing = torch.zeros(len(users))
         return Shuffled(RatingBatch(users, nothing.long(), nothing, self.target), self._batch_size, rng)

@@ -22,7 +22,7 @@ class GlobalMean(RatingRecommender):
     paper = "-"
 
     def phases(self) -> list[Phase]:
-        """There is nothing to train."""
+        """Returns none: there is nothing to train."""
         return []
 
     def rate(self, batch: RatingBatch) -> torch.Tensor:
@@ -70,7 +70,7 @@ class ItemMeanUserBias(ItemMean):
         return super().rate(batch) + self.cold_bias(batch.user)
 
     def cold_bias(self, user: torch.Tensor) -> torch.Tensor:
-        """The user's deviation in the source, scaled."""
+        """Returns the user's deviation in the source, scaled."""
         return self.user_deviation[user].float()
 
 
@@ -88,7 +88,7 @@ class BiasOnly(Bridge):
 
     @classmethod
     def stages(cls, config: CDRConfig) -> list[Stage]:
-        """The biases of both domains."""
+        """Returns the biases of both domains."""
         return pretraining(config, biases=True, embedding_size=0, backbone="MF", pretrain_sharpness="none")
 
 

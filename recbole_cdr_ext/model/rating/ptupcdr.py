@@ -130,7 +130,7 @@ class PTUPCDR(Bridge):
         return MetaNetwork(self.size, self.target_items.shape[1], hidden, scale)
 
     def phases(self) -> list[Phase]:
-        """One phase: the meta network on the rating loss."""
+        """Returns one phase: the meta network on the rating loss."""
         return (
             [self.mapping_phase(self.calculate_loss, self.shared_batches, name="meta")] if self.size else []
         )

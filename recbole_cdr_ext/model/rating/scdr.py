@@ -65,7 +65,7 @@ class SCDR(Bridge):
         super().__init__(config, data)
 
     def phases(self) -> list[Phase]:
-        """The mapping; rho is 0.25 with biases and 0.05 without, unless it is given."""
+        """Returns the mapping; rho is 0.25 with biases and 0.05 without, unless it is given."""
         if not self.size:
             return []
         rho = self.config["rho"]

@@ -110,12 +110,12 @@ class SSCDR(EMCDR):
         likes = liked(ratings, item, split, tables if self.has_biases else None)
         self.pairs = SourcePairs(split.overlapping, ratings.user, item, likes)
         if self.hops:
-            own, others = neighbourhood(ratings.user, item, tables, self.hops)
-            self.register_buffer("own_share", own)
+            share, others = neighbourhood(ratings.user, item, tables, self.hops)
+            self.register_buffer("own_share", share)
             self.register_buffer("neighbours", others)
 
     def phases(self) -> list[Phase]:
-        """One phase, over users."""
+        """Returns one phase, over users."""
         if not self.size:
             return []
         return [self.mapping_phase(self.semi_supervised_loss, self.user_batches)]
@@ -249,12 +249,12 @@ def neighbourhood(
     rated = csr_matrix((np.ones(len(user), np.float32), (user, item)), shape)
     raters = rated.T.tocsr()
     of_user, of_item = (1 / (1 + np.diff(matrix.indptr).astype(np.float32)) for matrix in (rated, raters))
-    own = of_user if hops == 1 else of_user * (of_user + rated @ of_item)
-    own = own.reshape(-1, 1)
+    own_share = of_user if hops == 1 else of_user * (of_user + rated @ of_item)
+    own_share = own_share.reshape(-1, 1)
     start = x_user
     for _ in range(hops):
         x_user, x_item = (
             of_user[:, None] * (x_user + rated @ x_item),
             of_item[:, None] * (x_item + raters @ x_user),
         )
-    return torch.from_numpy(own), torch.from_numpy(x_user - own * start)
+    return torch.from_numpy(own_share), torch.from_numpy(x_user - own_share * start)

@@ -109,10 +109,10 @@ class TGT(RatingRecommender):
         self.rates_target = self.domain == split.target
         ratings = split.train[self.domain]
         self.size = int(config["embedding_size"])
-        own = data.item_range(self.domain)
-        self.n_own_items = own.stop - own.start
+        span = data.item_range(self.domain)
+        self.n_own_items = span.stop - span.start
         self._batch_size = int(config["pretrain_batch_size"])
-        self._split_off(whole_batch(ratings, own.start, self.domain), config)
+        self._split_off(whole_batch(ratings, span.start, self.domain), config)
         std, width = float(config["init_std"]), int(self.has_biases)
         sparse = not backbones.propagates(config) and config["pretrain_learner"].lower() in SPARSE_LEARNERS
         self.user_vectors = _table(self.n_users, self.size, std, sparse)
@@ -145,22 +145,22 @@ class TGT(RatingRecommender):
     def check_settings(cls, config: CDRConfig) -> None:
         """As in the base class; checks what the backbone can be trained with, and warns of settings without effect."""
         super().check_settings(config)
-        for key, own in PRETRAINED.items():
+        for key, replacement in PRETRAINED.items():
             if config[key] != config.internal_config_dict[key]:
                 getLogger().warning(
-                    f"{key}={config[key]} has no effect on TGT, which is pre-training alone: set {own}."
+                    f"{key}={config[key]} has no effect on TGT, which is pre-training alone: set {replacement}."
                 )
         backbones.check_settings(config)
 
     @classmethod
     def learns_from(cls, config: CDRConfig, split: RatingSplit) -> str:
-        """One domain's training ratings decide the vectors, whatever is asked of whom."""
+        """Returns the fingerprint of one domain's training ratings: they alone decide the vectors."""
         domain = split.source if config["factorized"] == "source" else split.target
         ratings = split.train[domain]
         return hash_arrays(ratings.user, ratings.item, ratings.rating, np.array([split.n_users, domain]))
 
     def phases(self) -> list[Phase]:
-        """One phase; the epoch is chosen on held-out ratings of the domain itself."""
+        """Returns one phase; the epoch is chosen on held-out ratings of the domain itself."""
         config = self.config
         names = ("epochs", "learner", "learning_rate", "stopping_step", "sharpness", "pgd_steps")
         settings = {name: config[f"pretrain_{name}"] for name in names}
@@ -180,7 +180,7 @@ class TGT(RatingRecommender):
         ]
 
     def batches(self, rng: np.random.Generator) -> Iterable[RatingBatch]:
-        """All training ratings of the domain, shuffled."""
+        """Returns all training ratings of the domain, shuffled."""
         return Shuffled(self._train, self._batch_size, rng)
 
     # -- vectors -------------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ class TGT(RatingRecommender):
     # -- training ------------------------------------------------------------------------------------------------
 
     def user_rows(self, batch: RatingBatch) -> torch.Tensor:
-        """The vectors of a batch's users, (B, D): what SMF moves."""
+        """Returns the vectors of a batch's users, (B, D): what SMF moves."""
         self._parts = self._parts_of(batch)
         return self._parts.users
 

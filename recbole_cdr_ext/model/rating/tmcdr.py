@@ -89,11 +89,11 @@ class TMCDR(Bridge):
         self.inner_learning_rate, self.first_order = settings.inner_learning_rate, settings.first_order
 
     def phases(self) -> list[Phase]:
-        """One phase: the mapping, an episode a batch."""
+        """Returns one phase: the mapping, an episode a batch."""
         return [self.mapping_phase(self.episode_loss, self.episodes, name="meta")] if self.size else []
 
     def episodes(self, rng: np.random.Generator) -> Iterable[Episode]:
-        """The rows of D^o, shuffled, the users of each batch in two groups."""
+        """Returns the rows of D^o, shuffled, the users of each batch in two groups."""
         return Episodes(Shuffled(self._shared, self._batch_size, rng), rng)
 
     def episode_loss(self, episode: Episode, rows: torch.Tensor | None = None) -> torch.Tensor:
