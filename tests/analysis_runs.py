@@ -9,7 +9,7 @@ import pytest
 
 from recbole_cdr_ext.analysis.bridges import ratings_of
 from recbole_cdr_ext.cli.main import main
-from recbole_cdr_ext.pages.figure import require
+from recbole_cdr_ext.pages.figures import require
 from recbole_cdr_ext.runs.run import run_recbole_cdr
 from recbole_cdr_ext.serving.recommendation import load_model
 

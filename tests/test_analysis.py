@@ -10,11 +10,17 @@ import pytest
 import torch
 from analysis_runs import in_numpy
 
-from recbole_cdr_ext.analysis import landscape as landscapes
-from recbole_cdr_ext.analysis.attack import fgsm, signs
+from recbole_cdr_ext.analysis import robustness
 from recbole_cdr_ext.analysis.bridges import ratings_of
-from recbole_cdr_ext.analysis.landscape import directions, errors_at, landscape, sample
-from recbole_cdr_ext.analysis.lipschitz import lipschitz
+from recbole_cdr_ext.analysis.robustness import (
+    directions,
+    errors_at,
+    fgsm,
+    landscape,
+    lipschitz,
+    sample,
+    signs,
+)
 from recbole_cdr_ext.runs.folder import finished_result
 from recbole_cdr_ext.serving.recommendation import load_model
 from recbole_cdr_ext.trainer.sharpness import PGD
@@ -82,7 +88,8 @@ def test_clipping_hides_no_gradient(linear):
 def test_chunks_change_nothing(sharp, monkeypatch):
     whole = fgsm(sharp, [0.5])["mae"][0]
     monkeypatch.setattr(
-        "recbole_cdr_ext.analysis.attack.chunks", lambda batch: (batch.take([i]) for i in range(len(batch)))
+        "recbole_cdr_ext.analysis.robustness.chunks",
+        lambda batch: (batch.take([i]) for i in range(len(batch))),
     )
     assert fgsm(sharp, [0.5])["mae"][0] == pytest.approx(whole, rel=1e-6)
 
@@ -110,7 +117,7 @@ def test_a_landscape_is_measured_at_each_users_own_scale(linear):
 
 
 def test_axes_of_a_landscape(linear, monkeypatch):
-    monkeypatch.setattr(landscapes, "ROWS", 200)  # several forward passes, the last one smaller
+    monkeypatch.setattr(robustness, "ROWS", 200)  # several forward passes, the last one smaller
     found = landscape(linear, points=5, extent=2.0, samples=60, seed=3)
     first, second = directions(10, 2, 3)
     batch = sample(ratings_of(linear, "test"), 60, 3)

@@ -13,10 +13,8 @@ from analysis_runs import analyse, check_figures
 
 from recbole_cdr_ext.analysis import bridge_analyses
 from recbole_cdr_ext.analysis import sensitivity as grids
-from recbole_cdr_ext.analysis.attack import fgsm
 from recbole_cdr_ext.analysis.bridges import check_trained, find_run, labels, open_runs
-from recbole_cdr_ext.analysis.landscape import landscape
-from recbole_cdr_ext.analysis.lipschitz import lipschitz
+from recbole_cdr_ext.analysis.robustness import fgsm, landscape, lipschitz
 from recbole_cdr_ext.cli.main import main
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.runs.folder import stored_settings

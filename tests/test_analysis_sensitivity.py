@@ -10,8 +10,7 @@ import pytest
 from analysis_runs import ROOT, analyse, check_figures
 
 from recbole_cdr_ext.analysis import sensitivity as grids
-from recbole_cdr_ext.analysis.attack import fgsm
-from recbole_cdr_ext.analysis.lipschitz import lipschitz
+from recbole_cdr_ext.analysis.robustness import fgsm, lipschitz
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.pages.curves import Curves
 from recbole_cdr_ext.serving.recommendation import load_model

@@ -22,7 +22,7 @@ from recbole_cdr_ext.cli.main import main
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.latent_meter import LatentMeter
 from recbole_cdr_ext.model.parts.layers import kl
-from recbole_cdr_ext.pages.figure import require
+from recbole_cdr_ext.pages.figures import require
 from recbole_cdr_ext.runs.folder import finished_result
 from recbole_cdr_ext.runs.run import run_recbole_cdr
 from recbole_cdr_ext.serving.recommendation import load_model

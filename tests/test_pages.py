@@ -8,9 +8,7 @@ from page_reader import EVIL, Page, check_harmless
 from report_runs import only_group, write_run
 
 from recbole_cdr_ext.pages.curves import Curves
-from recbole_cdr_ext.pages.dots import Dots
-from recbole_cdr_ext.pages.figure import Figure, plain
-from recbole_cdr_ext.pages.surfaces import Axis, Surfaces
+from recbole_cdr_ext.pages.figures import Axis, Dots, Figure, Surfaces, plain
 from recbole_cdr_ext.reports.groups import Collection
 from recbole_cdr_ext.reports.report_page import page as report_page
 from recbole_cdr_ext.reports.tables import Table, tables_of

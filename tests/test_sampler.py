@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 import pytest
-from recbole.sampler import Sampler
+from recbole.sampler.sampler import Sampler
 from support import load, random_domains
 
 from recbole_cdr_ext.errors import CDRError

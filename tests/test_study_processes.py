@@ -17,7 +17,7 @@ from study_runs import CHILD, DATA, QUIET, ROOT, TWO, calls, go, written
 
 from recbole_cdr_ext.cli.main import main
 from recbole_cdr_ext.settings.config import RUNTIME_KEYS, CDRConfig
-from recbole_cdr_ext.studies import drive, processes
+from recbole_cdr_ext.studies import execution, processes
 from recbole_cdr_ext.studies.processes import Job, ends_on_sigterm, run_all
 
 # -- processes -------------------------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def test_a_child_follows_a_parent_that_was_killed(tmp_path):
 
 def test_an_interrupted_study_says_how_to_go_on(here, monkeypatch, capsys):
     Path("moods/ItemKNN").write_text("wait")
-    real = drive._take
+    real = execution._take
 
     def take(*given):
         said = real(*given)
@@ -119,7 +119,7 @@ def test_an_interrupted_study_says_how_to_go_on(here, monkeypatch, capsys):
     def calls_so_far():
         return Path("calls.txt").read_text().splitlines()
 
-    monkeypatch.setattr(drive, "_take", take)
+    monkeypatch.setattr(execution, "_take", take)
     assert main(["study", written(here, TWO), *QUIET]) == 130
     assert re.search(
         r"interrupted with \d of 4 runs to do; the same command goes on", capsys.readouterr().err
@@ -128,7 +128,7 @@ def test_an_interrupted_study_says_how_to_go_on(here, monkeypatch, capsys):
     time.sleep(0.1)
     assert not subprocess.run(["pgrep", "-f", f"{CHILD} run"], capture_output=True).stdout
     Path("moods/ItemKNN").unlink()
-    monkeypatch.setattr(drive, "_take", real)
+    monkeypatch.setattr(execution, "_take", real)
     calls()
     assert "| Neighbours (2) |" in go(TWO)
     assert sum("--resume=" in words for words in calls()) == 1

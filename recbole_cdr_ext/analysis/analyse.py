@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from recbole_cdr_ext.analysis.bridge_analyses import analyse_fgsm, analyse_landscape, analyse_lipschitz
-from recbole_cdr_ext.analysis.latent_analysis import analyse_latents
+from recbole_cdr_ext.analysis.latents import analyse_latents
 from recbole_cdr_ext.analysis.output import Options
-from recbole_cdr_ext.analysis.sensitivity_analysis import analyse_sensitivity
-from recbole_cdr_ext.pages.figure import require
+from recbole_cdr_ext.analysis.sensitivity import analyse_sensitivity
+from recbole_cdr_ext.pages.figures import require
 
 _ANALYSES: Mapping[str, Callable[[Options, Sequence[str]], Path]] = {
     "fgsm": analyse_fgsm,

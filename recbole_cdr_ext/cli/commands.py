@@ -156,7 +156,7 @@ def study(words: Sequence[str]) -> int:
     if not name:
         if arguments:
             raise CDRError(f"Which study? Say `{PROGRAM} study NAME`; `{PROGRAM} study` lists them.")
-        from recbole_cdr_ext.studies.listing import studies
+        from recbole_cdr_ext.studies.definition import studies
 
         print(text_table(studies()))
         return 0

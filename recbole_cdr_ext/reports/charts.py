@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from recbole_cdr_ext.evaluation.result_table import in_percent, spelt
-from recbole_cdr_ext.pages.figure import COLOURS, plain
+from recbole_cdr_ext.pages.figures import COLOURS, plain
 from recbole_cdr_ext.reports.groups import Group
 from recbole_cdr_ext.reports.tables import Table
 from recbole_cdr_ext.runs.finished import FinishedRun

@@ -1,4 +1,4 @@
-"""The runs of a study: what each is told, all of its settings, and the key that says whether it is done."""
+"""The runs of a study: what each is told, all of its settings, its data, and the key that says whether it is done."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recbole_cdr_ext.analysis.bridges import check_bridge
+from recbole_cdr_ext.data.prepare import ensure_dataset
+from recbole_cdr_ext.data.prepare.preparation import layout_folder
 from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.evaluation.ranking_metrics import RankingMetrics
 from recbole_cdr_ext.evaluation.rating_metrics import ValueMetrics
@@ -20,8 +22,46 @@ from recbole_cdr_ext.runs.finished import CAPS
 from recbole_cdr_ext.settings.config import RUNTIME_KEYS, CDRConfig
 from recbole_cdr_ext.settings.reading import as_argument, file_names, text_of
 from recbole_cdr_ext.studies.definition import SEED, Settings, Study, needs_bridges
-from recbole_cdr_ext.studies.sources import Source
 from recbole_cdr_ext.tasks.by_name import get_task
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset's files, as one layout has them."""
+
+    dataset: str
+    root: str
+    layout: str
+    domains: tuple[str, ...]
+
+    def digest(self) -> str | None:
+        """A hash of the atomic files; None if they are not there."""
+        names = [f"{name}.inter" for name in (*self.domains, *(["rows"] if self.layout == "rows" else []))]
+        folder, found = layout_folder(self.root, self.dataset, self.layout), hashlib.sha256()
+        for name in sorted(names):
+            try:
+                with (folder / name).open("rb") as file:
+                    found.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            except FileNotFoundError:
+                return None
+        return found.hexdigest()
+
+
+def prepare(source: Source, raw: str | None, download: bool) -> None:
+    """Has a source prepared.
+
+    Raises:
+        CDRError: it cannot be had.
+    """
+    ensure_dataset(
+        source.dataset,
+        data_path=source.root,
+        raw=raw,
+        download=download,
+        layout=source.layout,
+        progress=False,
+    )
+
 
 # Of the settings that reports leave aside, those that change a result: sums depend on the number of threads.
 DECIDING = CAPS | {"metric_decimal_place", "torch_threads"}

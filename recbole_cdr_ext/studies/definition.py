@@ -1,4 +1,7 @@
-"""Studies as files say them: read, checked as far as that needs no settings, and changed by a command's options."""
+"""Studies as files say them: read, checked as far as that needs no settings, changed by options, and listed.
+
+Imports nothing heavy: ``--help`` reads it.
+"""
 
 from __future__ import annotations
 
@@ -388,3 +391,28 @@ def needs_bridges(study: Study) -> bool:
 def _domains(dataset: str) -> list[str]:
     path = dataset_property_files().get(dataset)
     return (read_mapping(path).get("domains") if path else None) or []
+
+
+# -- what there is, in words ------------------------------------------------------------------------------------------
+
+
+def studies() -> list[dict[str, object]]:
+    """Returns name, title and number of runs of each of the package's studies."""
+    found = (read_study(path) for path in shipped_studies().values())
+    return [{"study": one.name, "title": one.title, "runs": one.n_runs} for one in found]
+
+
+def summary(name: str) -> str:
+    """Returns what a study runs."""
+    study = read_study(name)
+    lines = [
+        f"{study.title}: {study.n_runs} runs ({study.path})",
+        f"  seeds: {study.seeds_in_words}",
+    ]
+    for label, block in (("scenes", study.scenes), ("rows", study.rows)):
+        lines.append(f"  {label}: {'; '.join(block)}")
+    lines += [
+        f"  varied, one at a time: {key} in {', '.join(map(str, of))}" for key, of in study.vary.items()
+    ]
+    lines += [f"  analysis: {kind}" for kind in study.analyses]
+    return "\n".join(lines)

@@ -10,9 +10,8 @@ from pathlib import Path
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.runs.finished import FinishedRun, Unusable, read_run
 from recbole_cdr_ext.runs.folder import RESULT
-from recbole_cdr_ext.studies.cells import Cell, deciding
+from recbole_cdr_ext.studies.cells import Cell, Source, deciding, prepare
 from recbole_cdr_ext.studies.definition import Study
-from recbole_cdr_ext.studies.sources import Source, prepare
 from recbole_cdr_ext.studies.store import Line, Store, same_settings, siblings
 
 
