@@ -9,15 +9,16 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from recbole_cdr_ext.files import replacing
 from recbole_cdr_ext.runs.folder import RESULT
 from recbole_cdr_ext.studies.cells import Cell
 from recbole_cdr_ext.studies.definition import Settings
 from recbole_cdr_ext.studies.state import State
 from recbole_cdr_ext.trainer import checkpoint
 
-ANALYSES, STAMP = "analyses", "analysis.json"
+FOLDER = "analyses"
+FORMER_STAMP = "analysis.json"  # in the folder of an analysis, where an earlier version noted what it is of
 TRAINS_ITSELF = "sensitivity"
 
 
@@ -42,26 +43,50 @@ class Analysis:
         own = [self.cells[0].row] if self.kind == TRAINS_ITSELF else []
         return ", ".join([self.kind, *own, *parts])
 
-    def stamp(self, state: State) -> dict[str, object]:
-        """What decides its files."""
+    @property
+    def image(self) -> Path:
+        """Its figure."""
+        return self.folder / f"{self.kind}.png"
+
+    def stamp(self, state: State) -> dict[str, Any]:
+        """Returns what decides its files, as JSON has it."""
         runs = [cell.identity if (line := state.line(cell)) is None else line["key"] for cell in self.cells]
-        return {"kind": self.kind, "options": dict(self.options), "runs": runs}
+        stamp: dict[str, Any] = json.loads(
+            json.dumps({"kind": self.kind, "options": dict(self.options), "runs": runs})
+        )
+        return stamp
 
     def done(self, state: State) -> bool:
-        """Whether its files are there, of these runs and with these options."""
-        try:
-            stamp = json.loads((self.folder / STAMP).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        return bool(stamp == json.loads(json.dumps(self.stamp(state))))
+        """Whether its figure is there, of these runs and with these options."""
+        if self.image.exists() and state.store.analyses.stamp(self.folder) == self.stamp(state):
+            return True
+        return self._former_done(state)
 
     def mark_done(self, state: State) -> None:
-        """Notes what its files are of."""
-        with replacing(self.folder / STAMP) as temporary:
-            temporary.write_text(json.dumps(self.stamp(state), indent=1) + "\n", encoding="utf-8")
+        """Keeps its tables, and what its files are of."""
+        state.store.analyses.add(self.folder, self.stamp(state))
+
+    def restore(self, state: State) -> None:
+        """Writes back tables that do not lie beside the figure of a finished analysis.
+
+        Takes over what an earlier version noted beside its files.
+        """
+        if not self.done(state):
+            return
+        if state.store.analyses.stamp(self.folder) != self.stamp(state):
+            self.mark_done(state)
+        state.store.analyses.restore(self.folder)
+
+    def _former_done(self, state: State) -> bool:
+        try:
+            former = json.loads((self.folder / FORMER_STAMP).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return bool(former == self.stamp(state))
 
     def words(self, state: State) -> list[str]:
-        """The words of its command; files of another analysis are removed from its folder."""
+        """Returns the words of its command; files of another analysis are removed from its folder."""
+        state.store.analyses.forget(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
         words = [f"--{key}={value}" for key, value in self.options.items()]
         words += [f"--out={self.folder}", f"--checkpoint_dir={state.checkpoint_dir}", "--show_progress=False"]
@@ -97,7 +122,7 @@ def analyses_of(state: State) -> list[Analysis]:
         )
         for cells in calls:
             parts = [part for part in cells[0].place if part] + [cells[0].row] * (kind == TRAINS_ITSELF)
-            folder = state.folder / ANALYSES / _named(kind, parts if len(calls) > 1 else [])
+            folder = state.folder / FOLDER / _named(kind, parts if len(calls) > 1 else [])
             found.append(Analysis(kind, options, tuple(cells), folder))
     return found
 

@@ -63,6 +63,8 @@ def run_study(name: str | Path, options: Mapping[str, Any]) -> dict[str, Any]:
                 f"The per-instance data of {n} runs are in {state.store.instances.path} now; "
                 f"{folder / FORMER_INSTANCES} is not needed any more."
             )
+        for analysis in analyses_of(state):
+            analysis.restore(state)
         writer = _Writer(state)
         try:
             if own["adopt"]:

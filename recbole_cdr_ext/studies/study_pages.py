@@ -20,7 +20,7 @@ from recbole_cdr_ext.reports.report_page import page
 from recbole_cdr_ext.reports.table_text import latex, markdown_table, md
 from recbole_cdr_ext.reports.tables import Block, Table
 from recbole_cdr_ext.settings.reading import text_of
-from recbole_cdr_ext.studies.analyses import Analysis, analyses_of
+from recbole_cdr_ext.studies.analyses import analyses_of
 from recbole_cdr_ext.studies.cells import Cell
 from recbole_cdr_ext.studies.state import State
 from recbole_cdr_ext.studies.study_tables import Pair, matrices, places
@@ -57,7 +57,7 @@ def write(state: State, pairs: Sequence[Pair], *, final: bool) -> list[str]:
     figures = _draw(state, pairs) if final and beside and _has("matplotlib", "plotly") else _drawn(state)
     images = {path.stem: path for path in figures}
     finished = [analysis for analysis in analyses_of(state) if analysis.done(state)]
-    analysed = {analysis.name: path for analysis in finished if (path := _image(analysis)) is not None}
+    analysed = {analysis.name: analysis.image for analysis in finished if analysis.image.exists()}
     written = {
         MARKDOWN: _markdown(state, pairs, beside, {**images, **analysed}),
         LATEX: latex([*beside, *pairs]),
@@ -72,11 +72,6 @@ def write(state: State, pairs: Sequence[Pair], *, final: bool) -> list[str]:
 
 def _has(*names: str) -> bool:
     return all(importlib.util.find_spec(name) is not None for name in names)
-
-
-def _image(analysis: Analysis) -> Path | None:
-    path = analysis.folder / f"{analysis.kind}.png"
-    return path if path.exists() else None
 
 
 # -- Markdown -------------------------------------------------------------------------------------------------------
