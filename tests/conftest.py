@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from study_runs import CHILD
+from study_toys import CHILD
 
 from recbole_cdr_ext.pages import page
 from recbole_cdr_ext.studies import execution

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tuning_toys
-from page_reader import EVIL, Page, check_harmless
+from study_toys import EVIL, Page, check_harmless
 from tuning_toys import prepared, space_file
 
 from recbole_cdr_ext.errors import CDRError

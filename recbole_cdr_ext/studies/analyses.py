@@ -40,8 +40,8 @@ class Analysis:
     def name(self) -> str:
         """What messages call it."""
         parts = [part for part in self.cells[0].place if part]
-        own = [self.cells[0].row] if self.kind == TRAINS_ITSELF else []
-        return ", ".join([self.kind, *own, *parts])
+        row_names = [self.cells[0].row] if self.kind == TRAINS_ITSELF else []
+        return ", ".join([self.kind, *row_names, *parts])
 
     @property
     def image(self) -> Path:
@@ -94,11 +94,13 @@ class Analysis:
             word for word in self.cells[0].machine if _key(word) not in ("checkpoint_dir", "show_progress")
         ]
         if self.kind == TRAINS_ITSELF:
-            given = [*self.cells[0].words, *machine]
-            return ["analyse", self.kind, *words, *(w for w in given if _key(w) not in self.options)]
+            run_words = [*self.cells[0].words, *machine]
+            return ["analyse", self.kind, *words, *(w for w in run_words if _key(w) not in self.options)]
         folders = [str(state.run_folder(cell)) for cell in self.cells]
-        kept = [w for w in machine if _key(w) in ("data_path", "cache_dir", "use_gpu", "torch_threads")]
-        return ["analyse", self.kind, f"--runs={','.join(folders)}", *words, *kept]
+        machine_words = [
+            w for w in machine if _key(w) in ("data_path", "cache_dir", "use_gpu", "torch_threads")
+        ]
+        return ["analyse", self.kind, f"--runs={','.join(folders)}", *words, *machine_words]
 
     def without_weights(self, state: State) -> list[Cell]:
         """Its cells that have to be run, also if their results are kept, because their weights are not here."""
@@ -113,7 +115,7 @@ def analyses_of(state: State) -> list[Analysis]:
     for cell in state.cells:
         if cell.seed == state.study.seeds_of(cell.scene)[0]:
             tables.setdefault(cell.place, []).append(cell)
-    found = []
+    analyses = []
     for kind, options in state.study.analyses.items():
         calls = (
             [[cell] for cells in tables.values() for cell in cells]
@@ -123,8 +125,8 @@ def analyses_of(state: State) -> list[Analysis]:
         for cells in calls:
             parts = [part for part in cells[0].place if part] + [cells[0].row] * (kind == TRAINS_ITSELF)
             folder = state.folder / FOLDER / _named(kind, parts if len(calls) > 1 else [])
-            found.append(Analysis(kind, options, tuple(cells), folder))
-    return found
+            analyses.append(Analysis(kind, options, tuple(cells), folder))
+    return analyses
 
 
 def _named(kind: str, parts: Sequence[str]) -> str:

@@ -18,10 +18,11 @@ from tqdm import tqdm
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation.result_table import spelt
 from recbole_cdr_ext.files import locked, make_folder
-from recbole_cdr_ext.runs.folder import DEFAULT_CHECKPOINT_DIR, RESULT, SETTINGS
-from recbole_cdr_ext.settings.command_options import STUDY_OPTIONS as OPTIONS
-from recbole_cdr_ext.settings.reading import parse_value, types_in, words_in
-from recbole_cdr_ext.settings.value_types import check_type
+from recbole_cdr_ext.runs.folder import RESULT, SETTINGS
+from recbole_cdr_ext.settings.command_options import STUDY_OPTIONS, read_options
+from recbole_cdr_ext.settings.declaration import documented
+from recbole_cdr_ext.settings.reading import words_in
+from recbole_cdr_ext.settings.run_settings import RunSettings
 from recbole_cdr_ext.studies import study_pages as pages
 from recbole_cdr_ext.studies.analyses import Analysis, analyses_of
 from recbole_cdr_ext.studies.cells import MACHINE_KEYS, Cell, make_cells
@@ -33,22 +34,25 @@ from recbole_cdr_ext.studies.store import CELLS
 from recbole_cdr_ext.studies.study_tables import Pair, tables_by_group
 
 RESULTS, FORMER_RESULTS = Path("results"), Path("studies")
-DEFAULTS: dict[str, Any] = {key.key: parse_value(key.default) for key in OPTIONS}
-DEFAULTS |= {"checkpoint_dir": DEFAULT_CHECKPOINT_DIR, "show_progress": True}
+_OPTIONS = (
+    *STUDY_OPTIONS,
+    *(documented(RunSettings)[key] for key in ("checkpoint_dir", "show_progress")),
+)
+_KEYS = frozenset(option.key for option in _OPTIONS)
 # While runs are at work, tables are written when that has been so many times as long ago as it takes.
 PATIENCE = 20
 
 
-def run_study(name: str | Path, options: Mapping[str, Any]) -> dict[str, Any]:
+def run_study(name: str | Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """See :func:`recbole_cdr_ext.studies.study`."""
-    own = _own(options)
-    passed = {key: value for key, value in options.items() if key not in DEFAULTS}
-    study, changed, some = _changed(read_study(name), own, passed)
+    options = _command_options(arguments)
+    passed = {key: value for key, value in arguments.items() if key not in _KEYS}
+    study, changed, some = _changed(read_study(name), options, passed)
     cells = make_cells(study, passed)
-    folder = Path(own["out"]) if own["out"] else default_folder(default_name(study, changed, passed))
-    wanted = [cell for cell in chosen(cells, own["only"]) if not some or cell.seed in some]
-    place = study, cells, folder, Path(own["checkpoint_dir"])
-    if own["dry_run"]:
+    folder = Path(options["out"]) if options["out"] else default_folder(default_name(study, changed, passed))
+    wanted = [cell for cell in chosen(cells, options["only"]) if not some or cell.seed in some]
+    place = study, cells, folder, Path(options["checkpoint_dir"])
+    if options["dry_run"]:
         state = State.of(*place)
         print(dry_run(state, {cell.name for cell in wanted}))
         return _outcome(state, tables_by_group(state))
@@ -67,11 +71,11 @@ def run_study(name: str | Path, options: Mapping[str, Any]) -> dict[str, Any]:
             analysis.restore(state)
         writer = _Writer(state)
         try:
-            if own["adopt"]:
+            if options["adopt"]:
                 missing = state.missing(wanted)
                 state.prepare(missing)
                 print(f"{state.adopt(missing)} runs were there already.")
-            do(state, wanted, own["jobs"], bar=bool(own["show_progress"]), progress=writer.sometimes)
+            do(state, wanted, options["jobs"], bar=bool(options["show_progress"]), progress=writer.sometimes)
         except KeyboardInterrupt:
             pages.write(state, tables_by_group(state), final=False)
             left = len(state.missing(wanted))
@@ -100,22 +104,16 @@ class _Writer:
             self.due = ended + PATIENCE * (ended - started)
 
 
-def _own(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The command's own options, of their types."""
-    types = {key.key: key.types for key in OPTIONS} | {"checkpoint_dir": "str", "show_progress": "bool"}
-    found = dict(DEFAULTS)
-    for key in DEFAULTS.keys() & options.keys():
-        value = options[key]
-        if key in ("seeds", "dataset") and not isinstance(value, str) and value is not None:
-            value = ",".join(map(str, [value] if isinstance(value, int) else value))
-        found[key] = check_type(key, value, types_in(types[key]), "study", is_text=isinstance(value, str))
-    if found["jobs"] is not None and found["jobs"] < 1:
-        raise CDRError(f"jobs={found['jobs']} should be at least 1.")
-    return found
+def _command_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the command's options, of their types."""
+    options = read_options("study", _OPTIONS, {key: arguments[key] for key in _KEYS & arguments.keys()})
+    if options["jobs"] is not None and options["jobs"] < 1:
+        raise CDRError(f"jobs={options['jobs']} should be at least 1.")
+    return options
 
 
 def _changed(
-    study: Study, own: Mapping[str, Any], passed: Mapping[str, Any]
+    study: Study, options: Mapping[str, Any], passed: Mapping[str, Any]
 ) -> tuple[Study, Mapping[str, Any], Collection[int]]:
     """Puts the options into the study.
 
@@ -123,30 +121,30 @@ def _changed(
         The study; the options that it is changed by; the seeds to run now, where they are some of the study's own and
         nothing else is changed: its tables keep the others then. Empty for all.
     """
-    if own["dataset"] is not None:
-        study = study.on(dict.fromkeys(_listed(own["dataset"], "dataset")))
-    if own["seeds"] is None:
-        return study, own, ()
-    other = study.with_seeds(_listed(own["seeds"], "seeds"))
+    if options["dataset"] is not None:
+        study = study.on(dict.fromkeys(_listed(options["dataset"], "dataset")))
+    if options["seeds"] is None:
+        return study, options, ()
+    other = study.with_seeds(_listed(options["seeds"], "seeds"))
     known = {seed for scene in study.scenes for seed in study.seeds_of(scene)}
-    if set(other.seeds) <= known and default_name(study, {**own, "seeds": None}, passed) == study.name:
-        return study, {**own, "seeds": None}, set(other.seeds)
-    return other, own, ()
+    if set(other.seeds) <= known and default_name(study, {**options, "seeds": None}, passed) == study.name:
+        return study, {**options, "seeds": None}, set(other.seeds)
+    return other, options, ()
 
 
 def _listed(text: str, key: str) -> list[str]:
-    found = words_in(text)
-    if not found:
+    words = words_in(text)
+    if not words:
         raise CDRError(f"--{key}={text} names nothing.")
-    return found
+    return words
 
 
-def default_name(study: Study, own: Mapping[str, Any], passed: Mapping[str, Any]) -> str:
+def default_name(study: Study, options: Mapping[str, Any], passed: Mapping[str, Any]) -> str:
     """The folder's name: a look with other seeds or settings does not replace the tables of the study itself."""
-    changes = {key: own[key] for key in ("dataset", "seeds") if own[key] is not None}
+    changes = {key: options[key] for key in ("dataset", "seeds") if options[key] is not None}
     changes |= {key: value for key, value in passed.items() if key not in MACHINE_KEYS - {"torch_threads"}}
-    told = [re.sub(r"[^\w.=-]+", "_", f"{key}={value}") for key, value in sorted(changes.items())]
-    return "-".join([study.name, *told])[:120]
+    parts = [re.sub(r"[^\w.=-]+", "_", f"{key}={value}") for key, value in sorted(changes.items())]
+    return "-".join([study.name, *parts])[:120]
 
 
 def default_folder(name: str) -> Path:
@@ -161,12 +159,12 @@ def default_folder(name: str) -> Path:
     return former
 
 
-def _command(name: str | Path, own: Mapping[str, Any], passed: Mapping[str, Any]) -> str:
+def _command(name: str | Path, options: Mapping[str, Any], passed: Mapping[str, Any]) -> str:
     """The command that made the tables, without what lies on the machine."""
-    told = {key: own[key] for key in ("dataset", "seeds") if own[key] is not None}
-    told |= {key: value for key, value in passed.items() if key not in MACHINE_KEYS - {"torch_threads"}}
+    said = {key: options[key] for key in ("dataset", "seeds") if options[key] is not None}
+    said |= {key: value for key, value in passed.items() if key not in MACHINE_KEYS - {"torch_threads"}}
     return shlex.join(
-        ["recbole-cdr", "study", str(name), *(f"--{key}={value}" for key, value in told.items())]
+        ["recbole-cdr", "study", str(name), *(f"--{key}={value}" for key, value in said.items())]
     )
 
 

@@ -70,11 +70,11 @@ class State:
 
     def missing(self, cells: Iterable[Cell] | None = None) -> list[Cell]:
         """The cells that are not done, one of those that are the same run."""
-        found: dict[tuple[str, Source], Cell] = {}
+        missing: dict[tuple[str, Source], Cell] = {}
         for cell in self.cells if cells is None else cells:
             if self.line(cell) is None:
-                found.setdefault((cell.identity, cell.source), cell)
-        return list(found.values())
+                missing.setdefault((cell.identity, cell.source), cell)
+        return list(missing.values())
 
     def prepare(self, cells: Iterable[Cell]) -> None:
         """Has the data of cells prepared.
@@ -148,12 +148,12 @@ def chosen(cells: Iterable[Cell], only: str | None) -> list[Cell]:
     if only is None:
         return list(cells)
     try:
-        found = [cell for cell in cells if re.search(only, line_of(cell))]
+        matches = [cell for cell in cells if re.search(only, line_of(cell))]
     except re.error as error:
         raise CDRError(f"--only={only} is no regular expression: {error}.") from error
-    if not found:
+    if not matches:
         raise CDRError(f"--only={only} is found in no run; --dry_run lists them.")
-    return found
+    return matches
 
 
 def line_of(cell: Cell) -> str:

@@ -29,7 +29,7 @@ ERROR_UNIT = 0.001  # of a rating point
 # Of a result, what is left out where the validation part alone is looked at.
 _OF_TEST = ("test", "popularity", "test_among_test_items", "popularity_among_test_items", "floors")
 _LARGE = ("history", "settings", "report")  # of a result; a line has the settings that decide
-_ASKED = ("domain", "user", "target", "candidates", "ratings", "asked")
+_OF_INSTANCES = ("domain", "user", "target", "candidates", "ratings", "asked")
 Line = Mapping[str, Any]
 
 
@@ -201,8 +201,8 @@ class Store:
         flags = [
             n for n in frame if pd.api.types.is_bool_dtype(frame[n]) and n not in ("fallback", "known_item")
         ]
-        asked = frame[[name for name in frame if name in _ASKED or name in flags]]
-        record = InstanceRecord.of(values, asked)
+        instances = frame[[name for name in frame if name in _OF_INSTANCES or name in flags]]
+        record = InstanceRecord.of(values, instances)
         self.instances.add(key, record)
         return record.digest
 
@@ -284,11 +284,11 @@ def part_of(line: Line) -> str:
     return str(line.get("part", "test"))
 
 
-def same_settings(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+def same_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether settings are those that were kept; what is newer than these must be at its default."""
-    if any(key not in wanted or wanted[key] != value for key, value in kept.items()):
+    if any(key not in wanted or wanted[key] != value for key, value in stored.items()):
         return False
-    newer = wanted.keys() - kept.keys()
+    newer = wanted.keys() - stored.keys()
     defaults = _defaults(wanted["model"], wanted["dataset"], wanted["task"]) if newer else {}
     return all(key in defaults and wanted[key] == defaults[key] for key in newer)
 
