@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -255,7 +256,8 @@ def test_a_begun_cell_goes_on(tmp_path, monkeypatch):
     cell.folder.mkdir()
     (cell.folder / "config.yaml").touch()
     grids.train(cell)
-    assert [one["resume"] for one in seen] == [None, str(cell.folder)]
+    assert seen[0]["resume"] is None and Path(seen[1]["checkpoint_dir"], seen[1]["resume"]) == cell.folder
+    assert "run_id" not in seen[1]
     assert seen[0]["run_id"] == cell.folder.name
     assert (seen[0]["pgd_steps"], seen[0]["rho"]) == (2, 1.0)
 

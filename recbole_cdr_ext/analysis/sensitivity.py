@@ -26,7 +26,7 @@ from recbole_cdr_ext.analysis.output import (
 from recbole_cdr_ext.analysis.robustness import EPSILONS, fgsm, lipschitz
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.pages.curves import Curves
-from recbole_cdr_ext.runs.folder import RESULT, SETTINGS, finished_result
+from recbole_cdr_ext.runs.folder import finished_result, settings_to_finish
 from recbole_cdr_ext.runs.run import run_recbole_cdr
 from recbole_cdr_ext.serving.recommendation import load_model
 from recbole_cdr_ext.settings.config import CDRConfig
@@ -111,15 +111,16 @@ def train(point: GridPoint) -> None:
     Raises:
         CDRError: as a run does; a loss that is not finite among others.
     """
-    if (point.folder / RESULT).exists():
+    rest = settings_to_finish(point.folder)
+    if rest is None:
         return
     settings = {
-        key: value for key, value in point.config.to_dict().items() if key not in ("model", "dataset")
+        key: value
+        for key, value in point.config.to_dict().items()
+        if key not in ("model", "dataset", "run_id")
     }
-    if (point.folder / SETTINGS).exists():
-        settings |= {"resume": str(point.folder), "run_id": None}
     with redirect_stdout(io.StringIO()):  # the points' tables come together at the end
-        run_recbole_cdr(point.config["model"], point.config["dataset"], config_dict=settings)
+        run_recbole_cdr(point.config["model"], point.config["dataset"], config_dict={**settings, **rest})
 
 
 def measure(

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation.result_table import spelt
 from recbole_cdr_ext.files import locked, make_folder
-from recbole_cdr_ext.runs.folder import RESULT, SETTINGS
+from recbole_cdr_ext.runs.folder import settings_to_finish
 from recbole_cdr_ext.settings.command_options import STUDY_OPTIONS, read_options
 from recbole_cdr_ext.settings.declaration import documented
 from recbole_cdr_ext.settings.reading import words_in
@@ -292,12 +292,11 @@ def _job_of_cell(state: State, cell: Cell) -> Job:
     assert folder is not None
 
     def command() -> list[str] | None:
-        if (folder / RESULT).exists():  # another study has made it meanwhile
+        rest = settings_to_finish(folder)
+        if rest is None:  # another study has made it meanwhile
             return None
-        machine = [*cell.machine, f"--checkpoint_dir={folder.parent}"]
-        if (folder / SETTINGS).exists():
-            return child(["run", f"--resume={folder.name}", *machine])
-        return child(["run", *cell.words, f"--run_id={folder.name}", *machine])
+        words = () if "resume" in rest else cell.words
+        return child(["run", *words, *cell.machine, *(f"--{key}={value}" for key, value in rest.items())])
 
     return Job(cell.name, command, folder, cell)
 
