@@ -82,7 +82,7 @@ def _draw_attacks(
 
 
 def _mean_error(run: OpenedRun) -> float:
-    """The MAE of predicting the training mean for everybody: above it, a model is worse than no model."""
+    """Returns the MAE of predicting the training mean for everybody: above it, a model is worse than no model."""
     ratings = ratings_of(run.experiment, "test").rating
     return float((ratings - run.model.target_mean).abs().double().mean())
 

@@ -57,7 +57,7 @@ class Analysis:
         return stamp
 
     def done(self, state: State) -> bool:
-        """Whether its figure is there, of these runs and with these options."""
+        """Says whether its figure is there, of these runs and with these options."""
         if self.image.exists() and state.store.analyses.stamp(self.folder) == self.stamp(state):
             return True
         return self._former_done(state)
@@ -103,7 +103,7 @@ class Analysis:
         return ["analyse", self.kind, f"--runs={','.join(folders)}", *words, *machine_words]
 
     def without_weights(self, state: State) -> list[Cell]:
-        """Its cells that have to be run, also if their results are kept, because their weights are not here."""
+        """Returns its cells whose weights are not here, which have to be run although their results may be kept."""
         if self.kind == TRAINS_ITSELF:
             return []
         return [cell for cell in self.cells if not _has_weights(state.run_folder(cell))]
@@ -130,7 +130,7 @@ def analyses_of(state: State) -> list[Analysis]:
 
 
 def _named(kind: str, parts: Sequence[str]) -> str:
-    """A folder's name; what it leaves out of the parts may be what tells two apart."""
+    """Returns a folder's name; what it leaves out of the parts may be what tells two apart."""
     if not parts:
         return kind
     said = re.sub(r"[^a-zA-Z0-9.=_]+", "-", " ".join(parts)).strip("-")

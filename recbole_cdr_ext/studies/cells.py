@@ -35,7 +35,7 @@ class Source:
     domains: tuple[str, ...]
 
     def digest(self) -> str | None:
-        """A hash of the atomic files; None if they are not there."""
+        """Returns a hash of the atomic files; None if they are not there."""
         names = [f"{name}.inter" for name in (*self.domains, *(["rows"] if self.layout == "rows" else []))]
         folder, digest = layout_folder(self.root, self.dataset, self.layout), hashlib.sha256()
         for name in sorted(names):
@@ -133,17 +133,17 @@ class Cell:
         return metrics_of(self.settings).names
 
     def key(self, data: str) -> str:
-        """What decides its result: settings, the digest of the data, and which part is evaluated."""
+        """Returns what decides its result: settings, the digest of the data, and which part is evaluated."""
         part = "" if self.part == "test" else f" {self.part}"
         return hashlib.sha256(f"{self.identity} {data}{part}".encode()).hexdigest()
 
     def run_id(self, data: str) -> str:
-        """The name of its run's folder."""
+        """Returns the name of its run's folder."""
         return f"study-{self.settings['model']}-{self.settings['dataset']}-{self.key(data)[:12]}"
 
 
 def metrics_of(settings: Mapping[str, Any]) -> RankingMetrics | ValueMetrics:
-    """The metrics that settings ask for."""
+    """Returns the metrics that settings ask for."""
     return get_task(settings["task"]).metrics(settings)
 
 
@@ -283,7 +283,7 @@ def _resolve(
 
 
 def deciding(settings: Settings) -> dict[str, Any]:
-    """The settings that decide a run's result, as JSON has them."""
+    """Returns the settings that decide a run's result, as JSON has them."""
     decides = {key: value for key, value in settings.items() if key not in RUNTIME_KEYS - DECIDING}
     plain: dict[str, Any] = json.loads(json.dumps(decides, sort_keys=True))
     return plain

@@ -83,7 +83,7 @@ class Study:
         return of_a_seed * sum(len(self.seeds_of(scene)) for scene in self.scenes)
 
     def seeds_of(self, scene: str) -> tuple[int, ...]:
-        """The seeds of a scene's runs."""
+        """Returns the seeds of a scene's runs."""
         return self.scene_seeds.get(scene, self.seeds)
 
     @property
@@ -130,7 +130,7 @@ class Study:
 
 
 def shipped_studies() -> dict[str, Path]:
-    """The package's own studies, by name."""
+    """Returns the package's own studies, by name."""
     return {path.stem: path for path in sorted((properties_dir() / "study").glob("*.yaml"))}
 
 
@@ -242,7 +242,7 @@ def _seeds(value: Any, where: str) -> tuple[int, ...]:
 
 
 def _labelled(content: Mapping[str, Any], long: str, short: str, needed: str) -> dict[str, Settings]:
-    """Rows or scenes, from their blocks or from their shorthand."""
+    """Returns rows or scenes, from their blocks or from their shorthand."""
     present = [key for key in (long, short) if content.get(key)]
     if len(present) != 1:
         what = (
@@ -390,7 +390,7 @@ def _check_scene(scene: str, scenes: Mapping[str, Settings], where: str) -> None
 
 
 def needs_bridges(study: Study) -> bool:
-    """Whether its analyses move source vectors, which its models must have."""
+    """Says whether its analyses move source vectors, which its models must have."""
     return any(kind in _BRIDGES_ONLY for kind in study.analyses)
 
 

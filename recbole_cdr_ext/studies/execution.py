@@ -44,7 +44,7 @@ PATIENCE = 20
 
 
 def run_study(name: str | Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """See :func:`recbole_cdr_ext.studies.study`."""
+    """Does what :func:`recbole_cdr_ext.studies.study` says, with all arguments by name."""
     options = _command_options(arguments)
     passed = {key: value for key, value in arguments.items() if key not in _KEYS}
     study, changed, some = _changed(read_study(name), options, passed)
@@ -140,7 +140,10 @@ def _listed(text: str, key: str) -> list[str]:
 
 
 def default_name(study: Study, options: Mapping[str, Any], passed: Mapping[str, Any]) -> str:
-    """The folder's name: a look with other seeds or settings does not replace the tables of the study itself."""
+    """Returns the folder's name.
+
+    A look with other seeds or settings has a name of its own, and does not replace the tables of the study itself.
+    """
     changes = {key: options[key] for key in ("dataset", "seeds") if options[key] is not None}
     changes |= {key: value for key, value in passed.items() if key not in MACHINE_KEYS - {"torch_threads"}}
     parts = [re.sub(r"[^\w.=-]+", "_", f"{key}={value}") for key, value in sorted(changes.items())]
@@ -148,7 +151,7 @@ def default_name(study: Study, options: Mapping[str, Any], passed: Mapping[str, 
 
 
 def default_folder(name: str) -> Path:
-    """Where a study's results lie if nothing else is said: ``results/NAME``.
+    """Returns where a study's results lie if nothing else is said: ``results/NAME``.
 
     Results that an earlier version left in ``studies/NAME`` are gone on with there, so that runs that were kept count.
     """
@@ -160,7 +163,7 @@ def default_folder(name: str) -> Path:
 
 
 def _command(name: str | Path, options: Mapping[str, Any], passed: Mapping[str, Any]) -> str:
-    """The command that made the tables, without what lies on the machine."""
+    """Returns the command that made the tables, without what lies on the machine."""
     said = {key: options[key] for key in ("dataset", "seeds") if options[key] is not None}
     said |= {key: value for key, value in passed.items() if key not in MACHINE_KEYS - {"torch_threads"}}
     return shlex.join(
@@ -283,7 +286,7 @@ def _processors() -> int:
 
 
 def child(words: Sequence[str]) -> list[str]:
-    """The command of a process that does what `recbole-cdr` does with these words, and ends with this one."""
+    """Returns the command of a process that does what `recbole-cdr` does with these words, and ends with this one."""
     return [sys.executable, "-m", "recbole_cdr_ext.cli.child", str(os.getpid()), *words]
 
 
@@ -342,7 +345,7 @@ def _take(state: State, ended: Ended) -> str:
 
 
 def score(state: State, cell: Cell) -> str:
-    """A cell's first metric, of the first group, mean over the domains."""
+    """Returns a cell's first metric, of the first group, mean over the domains."""
     run = state.run(cell)
     assert run is not None
     metric = (state.study.metrics or cell.metrics)[0]

@@ -48,7 +48,7 @@ class Ended:
     seconds: float
 
     def reason(self) -> str:
-        """Why it failed, in one line."""
+        """Returns why it failed, in one line."""
         lines = self.lines()
         if self.status < 0:
             name = signal.Signals(-self.status).name
@@ -58,7 +58,7 @@ class Ended:
         return last.removeprefix("recbole-cdr: ")
 
     def lines(self) -> list[str]:
-        """The lines that it printed last, without empty ones."""
+        """Returns the lines that it printed last, without empty ones."""
         return [line.rstrip() for line in self.output.splitlines() if line.strip()]
 
 

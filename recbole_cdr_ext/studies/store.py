@@ -285,7 +285,7 @@ def part_of(line: Line) -> str:
 
 
 def same_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether settings are those that were kept; what is newer than these must be at its default."""
+    """Says whether settings are those that were kept; what is newer than these must be at its default."""
     if any(key not in wanted or wanted[key] != value for key, value in stored.items()):
         return False
     newer = wanted.keys() - stored.keys()
@@ -299,7 +299,7 @@ def _defaults(model: str, dataset: str, task: str) -> Mapping[str, Any]:
 
 
 def siblings(folder: Path) -> list[Store]:
-    """The stores of the other studies beside one, whose cells may be its own as well."""
+    """Returns the stores of the other studies beside one, whose cells may be its own as well."""
     return [
         Store(path.parent)
         for path in sorted(folder.parent.glob(f"*/{CELLS}"))

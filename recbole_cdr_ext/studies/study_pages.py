@@ -109,7 +109,7 @@ def _markdown(state: State, pairs: Sequence[Pair], beside: Sequence[Pair], image
 
 
 def _numbers(path: Path) -> list[str]:
-    """An analysis's numbers as a table, without what says of which runs they are."""
+    """Returns an analysis's numbers as a table, without what says of which runs they are."""
     if not path.exists():
         return []
     table = pd.read_csv(path).dropna(axis="columns", how="all")
@@ -123,12 +123,12 @@ def _numbers(path: Path) -> list[str]:
 
 
 def group_title(place: tuple[str, str | None]) -> str:
-    """What the group of a table's runs is called."""
+    """Returns what the group of a table's runs is called."""
     return ", ".join(part for part in place if part)
 
 
 def _commands(rows: dict[str, list[Cell]]) -> list[str]:
-    """One command per row, with its first seed."""
+    """Returns one command per row, with its first seed."""
     return [cells[0].command for cells in rows.values()]
 
 
@@ -163,7 +163,7 @@ def _drawn(state: State) -> list[Path]:
 
 
 def _draw(state: State, pairs: Sequence[Pair]) -> list[Path]:
-    """A figure per scene: a panel for each varied setting and domain, of the first metric and user group."""
+    """Draws a figure per scene: a panel for each varied setting and domain, of the first metric and user group."""
     for path in _drawn(state):
         path.unlink()
     figures: list[Path] = []

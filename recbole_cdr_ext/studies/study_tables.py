@@ -85,7 +85,7 @@ def _group(state: State, place: Place, rows: Mapping[str, Sequence[StudyCell]]) 
 
 
 def _as_shown(state: State, run: FinishedRun) -> FinishedRun:
-    """The run with the metrics and groups that the study shows, in its order."""
+    """Returns the run with the metrics and groups that the study shows, in its order."""
     metrics, groups = state.study.metrics, state.study.groups
 
     def table(of: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def matrices(state: State, pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def _blocks(tables: Mapping[str, Table], name: str) -> list[Block]:
-    """A block per domain: rows by value and metric, taken from the tables of the values."""
+    """Returns a block per domain: rows by value and metric, taken from the tables of the values."""
     domains = list(dict.fromkeys(block.domain for table in tables.values() for block in table.blocks))
     blocks = []
     for domain in domains:
