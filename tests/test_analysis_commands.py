@@ -388,7 +388,13 @@ def test_recall_by_depth(latent_runs):
 
 
 def test_the_command_writes_tables_and_figures(latent_runs, tmp_path, capsys):
-    words = ["analyse", "latents", "--runs=latent", f"--checkpoint_dir={saved}", "--show_progress=False"]
+    words = [
+        "analyse",
+        "latents",
+        "--runs=latent",
+        f"--checkpoint_dir={latent_runs}",
+        "--show_progress=False",
+    ]
     assert main([*words, "--labels=one,two", f"--out={tmp_path}"]) == 2
     assert "--labels=one,two should name each of the 1 runs" in capsys.readouterr().err
     assert main([*words, "--labels=the first", f"--out={tmp_path}"]) == 0
@@ -412,5 +418,7 @@ def test_runs_without_latents_are_refused(latent_runs, name, message):
 
 
 def test_an_unknown_part_is_refused(latent_runs, capsys):
-    assert main(["analyse", "latents", "--runs=latent", f"--checkpoint_dir={saved}", "--part=tests"]) != 0
+    assert (
+        main(["analyse", "latents", "--runs=latent", f"--checkpoint_dir={latent_runs}", "--part=tests"]) != 0
+    )
     assert "part=tests should be one of train, valid, test" in capsys.readouterr().err
