@@ -148,7 +148,7 @@ def opened(tmp_path_factory):
         for model, shift in (("BPR", 0.0), ("SASRec", 12.0), (SCRIPT, 6.0)):
             name = f"run-{seed}-{shift:g}"
             write_run(folder / "saved", model, seed, shift=shift, name=name, changes={"notes": [SCRIPT]})
-    words = [f"--checkpoint_dir={folder / 'saved'}", f"--out={folder / 'out'}", f"--title={EVIL}"]
+    words = [f"--checkpoint_dir={folder / 'saved'}", f"--out={folder / 'out'}", f"--title={SCRIPT}"]
     assert main(["report", *words]) == 0
     return look(folder / "out", folder / "profile")
 
