@@ -96,10 +96,7 @@ def test_images_and_summaries_of_a_study_are_no_markup(tmp_path):
 
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
-pytestmark = [
-    pytest.mark.skipif(BROWSER is None, reason="no chromium and no google-chrome on PATH"),
-    pytest.mark.slow,
-]
+NEEDS_BROWSER = pytest.mark.skipif(BROWSER is None, reason="no chromium and no google-chrome on PATH")
 SCRIPT = "<script>window.parent.hacked = 1</script><img src=http://example.com/x onerror='window.parent.hacked = 1'>"
 
 # Another page of the same origin opens the report as it is, clicks, and writes down what it finds.
@@ -168,6 +165,8 @@ def look(out: Path, profile: Path) -> tuple[dict, str]:
     return json.loads(html.unescape(text[1])), done.stderr
 
 
+@NEEDS_BROWSER
+@pytest.mark.slow
 def test_figures_are_drawn(opened):
     found, _ = opened
     assert found["figures"] == found["drawn"] == 3
@@ -175,6 +174,8 @@ def test_figures_are_drawn(opened):
     assert found["lines"] == 6  # runs
 
 
+@NEEDS_BROWSER
+@pytest.mark.slow
 def test_a_click_on_a_head_sorts(opened):
     found, _ = opened
     first, second, by_name = found["first"], found["second"], found["byName"]
@@ -188,6 +189,8 @@ def test_a_click_on_a_head_sorts(opened):
     assert first["focused"]
 
 
+@NEEDS_BROWSER
+@pytest.mark.slow
 def test_nothing_fails_and_nothing_is_asked_for(opened):
     found, log = opened
     assert [line for line in log.splitlines() if "CONSOLE" in line] == []
@@ -195,6 +198,8 @@ def test_nothing_fails_and_nothing_is_asked_for(opened):
     assert "net_error" not in log and "example.com" not in log
 
 
+@NEEDS_BROWSER
+@pytest.mark.slow
 def test_what_comes_from_files_is_harmless_and_shown(opened):
     found, _ = opened
     assert found["hacked"] is None
