@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from turns import in_turns, print_speeds
+from training_speed import in_turns, print_speeds
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import scipy.sparse as sp
 import torch
-from turns import in_turns, print_speeds
+from training_speed import in_turns, print_speeds
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
-from turns import in_turns, print_speeds
+from tqdm import tqdm
 
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.model.next_item.i2vae import I2VAE, Latents
@@ -32,6 +33,41 @@ from recbole_cdr_ext.splits.sampler import CrossDomainSampler
 from recbole_cdr_ext.splits.split import TrainingData
 
 MATRIX_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product")
+
+
+class Contender(Protocol):
+    """One way of training, of several side by side, so that a machine's noise falls on all.
+
+    ``step`` trains on a batch and adds to ``rows`` and ``seconds``.
+    """
+
+    name: str
+    rows: int
+    seconds: float
+
+    def step(self) -> None:
+        """Trains on the next batch."""
+
+
+def in_turns(contenders: Sequence[Contender], seconds: float) -> None:
+    """Lets each train for so long, the slower one first; the first step of each, which allocates, does not count."""
+    for contender in contenders:
+        contender.step()
+        contender.rows, contender.seconds = 0, 0.0
+    with tqdm(total=int(len(contenders) * seconds), ncols=100, unit="s") as bar:
+        while any(c.seconds < seconds for c in contenders):
+            behind = min(contenders, key=lambda c: c.seconds)
+            before = behind.seconds
+            behind.step()
+            bar.update(behind.seconds - before)
+
+
+def print_speeds(contenders: Sequence[Contender], what: str) -> None:
+    """Prints each one's speed, and its ratio to the first one's."""
+    base = contenders[0].rows / contenders[0].seconds
+    for contender in contenders:
+        speed = contender.rows / contender.seconds
+        print(f"{contender.name:20s} {speed:8.0f} {what}/s  x{speed / base:.2f}")
 
 
 class PaddedI2VAE(I2VAE):

@@ -98,7 +98,7 @@ def fill_missing_values() -> None:
 
     Ends when RecBole assigns the filled column.
     """
-    from recbole.data.dataset.dataset import Dataset
+    from recbole.data.dataset import Dataset
 
     _wrap(Dataset, "_fill_nan", _filling_first)
 
@@ -134,7 +134,7 @@ def read_missing_sequences() -> None:
 
     Ends when RecBole assigns the filled column.
     """
-    from recbole.data.dataset import dataset as module
+    import recbole.data.dataset.dataset as module
 
     if isinstance(module.pd, _SequenceFillingPandas):
         return

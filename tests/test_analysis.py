@@ -1,30 +1,41 @@
-"""Robustness of saved runs: FGSM, landscape and Lipschitz constants against closed forms."""
+"""How robust bridges are: measured against closed forms; and the grid of k and rho."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
-import analysis_runs
 import numpy as np
+import pandas as pd
 import pytest
+import study_toys
 import torch
-from analysis_runs import in_numpy
+from study_toys import ROOT, analyse, check_figures, in_numpy
 
-from recbole_cdr_ext.analysis import landscape as landscapes
-from recbole_cdr_ext.analysis.attack import fgsm, signs
+from recbole_cdr_ext.analysis import robustness
+from recbole_cdr_ext.analysis import sensitivity as grids
 from recbole_cdr_ext.analysis.bridges import ratings_of
-from recbole_cdr_ext.analysis.landscape import directions, errors_at, landscape, sample
-from recbole_cdr_ext.analysis.lipschitz import lipschitz
+from recbole_cdr_ext.analysis.robustness import (
+    directions,
+    errors_at,
+    fgsm,
+    landscape,
+    lipschitz,
+    sample,
+    signs,
+)
+from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.pages.curves import Curves
 from recbole_cdr_ext.runs.folder import finished_result
 from recbole_cdr_ext.serving.recommendation import load_model
 from recbole_cdr_ext.trainer.sharpness import PGD
 
-saved = analysis_runs.saved
-sharp = analysis_runs.sharp
-linear = analysis_runs.linear
+saved = study_toys.saved
+sharp = study_toys.sharp
+linear = study_toys.linear
 
 
-# -- FGSM -----------------------------------------------------------------------------------------------------------
+# -- FGSM -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["sharp", "linear"])
@@ -82,12 +93,13 @@ def test_clipping_hides_no_gradient(linear):
 def test_chunks_change_nothing(sharp, monkeypatch):
     whole = fgsm(sharp, [0.5])["mae"][0]
     monkeypatch.setattr(
-        "recbole_cdr_ext.analysis.attack.chunks", lambda batch: (batch.take([i]) for i in range(len(batch)))
+        "recbole_cdr_ext.analysis.robustness.chunks",
+        lambda batch: (batch.take([i]) for i in range(len(batch))),
     )
     assert fgsm(sharp, [0.5])["mae"][0] == pytest.approx(whole, rel=1e-6)
 
 
-# -- landscape ------------------------------------------------------------------------------------------------------
+# -- landscape --------------------------------------------------------------------------------------------------------
 
 
 def test_the_centre_of_a_landscape_is_the_natural_error_of_the_sample(sharp):
@@ -110,7 +122,7 @@ def test_a_landscape_is_measured_at_each_users_own_scale(linear):
 
 
 def test_axes_of_a_landscape(linear, monkeypatch):
-    monkeypatch.setattr(landscapes, "ROWS", 200)  # several forward passes, the last one smaller
+    monkeypatch.setattr(robustness, "ROWS", 200)  # several forward passes, the last one smaller
     found = landscape(linear, points=5, extent=2.0, samples=60, seed=3)
     first, second = directions(10, 2, 3)
     batch = sample(ratings_of(linear, "test"), 60, 3)
@@ -147,7 +159,7 @@ def test_a_sample_is_the_seeds_and_never_larger_than_the_data(linear):
     assert len(sample(batch, 10**6, 1)) == len(batch)
 
 
-# -- Lipschitz ------------------------------------------------------------------------------------------------------
+# -- Lipschitz --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
@@ -179,3 +191,129 @@ def test_lipschitz_of_what_nothing_moves(linear):
     found = lipschitz(linear, PGD(0.1, 2))
     assert found["n"] == 0
     assert math.isnan(found["lipschitz"])
+
+
+# -- sensitivity ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def words(saved, tmp_path):
+    return [
+        "--dataset=toy", "--task=rating", "--pgd_steps=1", "--rhos=2", "--epochs=1", "--pretrain_epochs=2",
+        "--seed=1", "--epsilons=0.5", "--tensorboard=False", "--use_gpu=False", f"--cache_dir={saved.parent / 'cache'}",
+        f"--data_path={ROOT / 'dataset_atomic'}",
+    ]  # fmt: skip
+
+
+def test_sensitivity_trains_each_cell_once(saved, tmp_path, words, monkeypatch):
+    out = tmp_path / "out"
+    assert analyse("sensitivity", tmp_path, out, *words) == 0
+    check_figures(out, "sensitivity", "ρ = 2", "k = 1")
+    table = pd.read_csv(out / "sensitivity.csv", keep_default_na=False)
+    assert table[["k", "rho", "alpha"]].to_numpy().tolist() == [[1, 2, 0.3]]
+    for line in table.itertuples():
+        experiment = load_model(tmp_path / line.run)
+        config = experiment.config
+        assert (config["pgd_steps"], config["rho"], config["pgd_step_size"]) == (1, line.rho, 0.3)
+        assert line.mae == pytest.approx(fgsm(experiment, [0.0])["mae"][0])
+        assert table["mae_eps=0.5"][line.Index] == pytest.approx(fgsm(experiment, [0.5])["mae"][0])
+        assert line.lipschitz == pytest.approx(lipschitz(experiment, PGD(1.0, 5))["lipschitz"])
+        assert line.lipschitz_own == pytest.approx(lipschitz(experiment, PGD(line.rho, 1, 0.3))["lipschitz"])
+
+    def again(*_, **__):
+        raise AssertionError("a finished cell was trained again")
+
+    monkeypatch.setattr(grids, "run_recbole_cdr", again)
+    assert analyse("sensitivity", tmp_path, out, *words) == 0
+    assert pd.read_csv(out / "sensitivity.csv", keep_default_na=False).equals(table)
+
+
+def test_cells_of_other_settings_are_other_runs():
+    settings = {"steps": [1], "rhos": [1.0], "step_size": 0.3}
+    names = {
+        grids.grid_points("SCDR", "toy", **{**settings, **other}, words=["--task=rating", *words])[
+            0
+        ].folder.name
+        for other in ({}, {"steps": [2]}, {"rhos": [2.0]}, {"step_size": None})
+        for words in ([], ["--beta=0.4"], ["--seed=7"], ["--biases=False"], ["--rho_relative=True"])
+    }
+    assert len(names) == 20
+    found = grids.grid_points("SCDR", "toy", [1, 5], [2.0, 3.0], step_size=None, words=["--task=rating"])
+    assert [(cell.rho, cell.steps) for cell in found] == [(2, 1), (2, 5), (3, 1), (3, 5)]
+    same = grids.grid_points(
+        "SCDR", "toy", **settings, words=["--task=rating", "--checkpoint_dir=elsewhere"]
+    )[0]
+    assert same.folder.name in names
+
+
+def test_a_begun_cell_goes_on(tmp_path, monkeypatch):
+    cell = grids.grid_points(
+        "SCDR", "toy", [2], [1.0], step_size=0.3, words=["--task=rating", f"--checkpoint_dir={tmp_path}"]
+    )[0]
+    seen = []
+    monkeypatch.setattr(grids, "run_recbole_cdr", lambda *_, config_dict: seen.append(config_dict))
+    grids.train(cell)
+    cell.folder.mkdir()
+    (cell.folder / "config.yaml").touch()
+    grids.train(cell)
+    assert seen[0]["resume"] is None and Path(seen[1]["checkpoint_dir"], seen[1]["resume"]) == cell.folder
+    assert "run_id" not in seen[1]
+    assert seen[0]["run_id"] == cell.folder.name
+    assert (seen[0]["pgd_steps"], seen[0]["rho"]) == (2, 1.0)
+
+
+def test_stages_decides_whether_pretraining_varies(tmp_path):
+    settings = {"words": ["--task=rating"], "step_size": None}
+    mapping = grids.grid_points("SCDR", "toy", [2], [3.0], **settings)[0].config
+    both = grids.grid_points("SCDR", "toy", [2], [3.0], both_stages=True, **settings)[0].config
+    assert (mapping["rho_pretrain"], mapping["pretrain_pgd_steps"]) == (0.1, 5)
+    assert (both["rho_pretrain"], both["pretrain_pgd_steps"]) == (3.0, 2)
+
+
+def test_a_cell_that_diverges_is_a_gap_and_not_the_end(monkeypatch):
+    cells = grids.grid_points("SCDR", "toy", [1], [1.0, 5.0], step_size=0.3, words=["--task=rating"])
+
+    def train(cell):
+        if cell.rho == 5:
+            raise CDRError("The loss is not finite.")
+
+    monkeypatch.setattr(grids, "train", train)
+    monkeypatch.setattr(grids, "measure", lambda *_, **__: {"mae": 0.7})
+    table = grids.sensitivity(cells, show_progress=False)
+    assert table["note"].tolist() == ["", "The loss is not finite."]
+    assert table["mae"][0] == 0.7
+    assert math.isnan(table["mae"][1])
+    with pytest.raises(CDRError, match="not finite"):
+        grids.sensitivity(cells[1:], show_progress=False)
+
+
+def test_an_interrupt_says_how_to_go_on(monkeypatch):
+    cells = grids.grid_points("SCDR", "toy", [1], [1.0], step_size=0.3, words=["--task=rating"])
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(grids, "train", stop)
+    with pytest.raises(KeyboardInterrupt, match="k=1, rho=1; the same command goes on"):
+        grids.sensitivity(cells, show_progress=False)
+
+
+def test_a_line_far_from_the_others_is_left_outside_and_named(tmp_path):
+    curves = Curves("title", "note.")
+    curves.panel("one", "x", "y")
+    for number in range(9):
+        curves.line(f"near {number}", [0, 1], [1 + 0.01 * number, 1.1])
+    curves.line("far", [0, 1], [9.0, 9.5])
+    curves.write(tmp_path / "lines.png", tmp_path / "lines.html")
+    assert curves.panels[0].range[1] < 2
+    assert "note. Beyond the axis: far." in (tmp_path / "lines.html").read_text(encoding="utf-8")
+
+
+def test_no_two_of_twenty_lines_look_alike():
+    curves = Curves("title")
+    curves.panel("one", "x", "y")
+    for number in range(20):
+        curves.line(str(number), [0, 1], [0, number])
+    curves.find_ranges()
+    drawn = [one.lines[0] for one in curves.for_image().axes[0].containers]
+    assert len({(line.get_color(), line.get_linestyle()) for line in drawn}) == 20

@@ -9,8 +9,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from report_runs import only_group, write_run, written
+from study_toys import only_group, report_files, write_run
 
+import recbole_cdr_ext as cdr
 from recbole_cdr_ext.cli.main import main
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.reports.groups import collect
@@ -162,7 +163,7 @@ def test_broken_runs_are_skipped_with_the_reason(tmp_path, capsys, content, reas
         file.write_text(json.dumps({**json.loads(file.read_text()), **content}))
     else:
         file.write_text(content, encoding="latin-1")
-    files = written(tmp_path / "saved", tmp_path / "out")
+    files = report_files(tmp_path / "saved", tmp_path / "out")
     said = capsys.readouterr().out
     assert re.search(f"Skipped {broken}: .*({reason})", said)
     assert "1 skipped" in files["report.html"]
@@ -180,7 +181,7 @@ def test_broken_runs_are_skipped_with_the_reason(tmp_path, capsys, content, reas
 )
 def test_what_is_not_needed_may_be_odd(tmp_path, changes):
     write_run(tmp_path / "saved", changes=changes)
-    assert "1 runs" in written(tmp_path / "saved", tmp_path / "out")["report.html"]
+    assert "1 runs" in report_files(tmp_path / "saved", tmp_path / "out")["report.html"]
 
 
 def test_misuse_is_one_clear_error(tmp_path, capsys):
@@ -204,6 +205,23 @@ def test_misuse_is_one_clear_error(tmp_path, capsys):
     assert "1 skipped" in error(f"--runs={folder}")
 
 
+def test_from_python(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = [write_run(tmp_path / "saved", name="a"), write_run(tmp_path / "saved", "SASRec", name="b")]
+    assert cdr.report() == Path("report/report.html")
+    assert Path("report/tables.tex").exists() and "Report" in Path("report/tables.md").read_text()
+    page = cdr.report([runs[0], "b"], out=tmp_path / "two", baseline="BPR", title="Two of them")
+    assert page == tmp_path / "two" / "report.html" and "Two of them" in page.read_text(encoding="utf-8")
+    cdr.report("a,b", out="both", baseline="BPR", title="Two of them")
+    assert Path("both/tables.md").read_text() == Path("two/tables.md").read_text()
+    cdr.report(runs[0], out="one")
+    assert "SASRec" not in Path("one/tables.md").read_text()
+    with pytest.raises(CDRError, match=r"No run is of the baseline 'BPRR'\. Did you mean 'BPR'"):
+        cdr.report(baseline="BPRR")
+    with pytest.raises(TypeError, match="checkpoints"):
+        cdr.report(checkpoints="saved")
+
+
 def test_a_baseline_may_be_missing_in_some_groups(tmp_path):
     write_run(tmp_path, "BPR")
     write_run(tmp_path, "SASRec")
@@ -225,7 +243,7 @@ def test_a_baseline_that_is_several_has_to_be_named_by_its_label(tmp_path, capsy
 
 def test_a_killed_report_leaves_the_old_one(tmp_path, monkeypatch):
     write_run(tmp_path / "saved")
-    before = written(tmp_path / "saved", tmp_path / "out")["report.html"]
+    before = report_files(tmp_path / "saved", tmp_path / "out")["report.html"]
 
     def stop(*_):
         raise KeyboardInterrupt

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from page_reader import EVIL, Page, check_harmless
-from report_runs import only_group, write_run, written
+from study_toys import EVIL, Page, check_harmless, only_group, report_files, write_run
 
 from recbole_cdr_ext.evaluation.instance_table import read_instances, write_instances
 from recbole_cdr_ext.reports.table_text import latex, markdown, tex
@@ -100,7 +99,7 @@ def test_flags_leaks_and_notes_reach_the_tables(tmp_path):
         "fallback": {"test": {"books": {"all": 2}, "films": {"all": 0}}},
     }  # fmt: skip
     write_run(tmp_path / "saved", "BPR", changes=changes)
-    files = written(tmp_path / "saved", tmp_path / "out")
+    files = report_files(tmp_path / "saved", tmp_path / "out")
     assert "| BPR†‡ (1) |" in files["tables.md"]
     assert "Leaks: targets in histories: 3" in files["tables.md"]
     assert r"Read\_me first." in files["tables.md"]
@@ -125,7 +124,7 @@ def test_instances_are_the_same_from_csv(tmp_path, monkeypatch, seed):
 
 def test_whatever_comes_from_files_is_shown_and_not_obeyed(tmp_path, capsys):
     write_run(tmp_path / "saved", "BPR", name="plain")
-    plain = Page(written(tmp_path / "saved", tmp_path / "plain")["report.html"])
+    plain = Page(report_files(tmp_path / "saved", tmp_path / "plain")["report.html"])
     evil = f"{EVIL}\"'&_%$|{{}}\\"
     changes = {
         "notes": [evil], "stopped": evil, "versions": {evil: evil}, "seconds": {evil: 1.0},
@@ -141,7 +140,7 @@ def test_whatever_comes_from_files_is_shown_and_not_obeyed(tmp_path, capsys):
     broken = tmp_path / "odd" / "<img src=x onerror=alert(1)>"
     broken.mkdir()
     (broken / "result.json").write_text("{")
-    files = written(tmp_path / "odd", tmp_path / "out", f"--title={evil}", "--baseline=Other")
+    files = report_files(tmp_path / "odd", tmp_path / "out", f"--title={evil}", "--baseline=Other")
     page = Page(files["report.html"])
     check_harmless(page)
     assert EVIL in page.text and str(broken.name) in page.text
@@ -203,7 +202,7 @@ def test_markdown_has_as_many_cells_as_heads(tmp_path):
 
 def test_a_page_is_whole_and_asks_for_nothing(tmp_path):
     write_run(tmp_path / "saved")
-    page = Page(written(tmp_path / "saved", tmp_path / "out", "--title=My runs")["report.html"])
+    page = Page(report_files(tmp_path / "saved", tmp_path / "out", "--title=My runs")["report.html"])
     check_harmless(page)
     assert "recbole-cdr run --model=BPR --dataset=toy" in page.text
     assert page.text.split()[:4] == ["My", "runs", "My", "runs"]
@@ -228,7 +227,7 @@ def test_real_runs(tmp_path):
     }  # fmt: skip
     for model in ("Pop", "BPR"):
         run_recbole_cdr(model, "toy", config_dict=shared)
-    files = written(tmp_path / "saved", tmp_path / "out")
+    files = report_files(tmp_path / "saved", tmp_path / "out")
     assert "comparisons of this table" in files["tables.md"]
     assert_latex(files["tables.tex"])
     run = read_run(find_folders(None, tmp_path / "saved")[0])

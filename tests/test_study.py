@@ -10,9 +10,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from study_runs import QUIET, RATED, ROOT, TWO, VARIED, calls, go, state, written
+from study_toys import ANALYSED, QUIET, RATED, ROOT, TWO, VARIED, calls, go, state, study_file
 
+import recbole_cdr_ext as cdr
 from recbole_cdr_ext.cli.main import main
+from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.files import locked
 from recbole_cdr_ext.reports.groups import collect
 from recbole_cdr_ext.reports.tables import tables_of
@@ -42,7 +44,7 @@ def test_some_seeds_of_a_study_are_a_part_of_it_and_others_have_a_folder_of_thei
     whole = go(TWO)
     assert len(calls()) == 2 and "4 of 4 runs" in whole
     assert go(TWO, "--seeds=1") == whole  # whose tables keep the other seed
-    path = str(written(here, TWO))
+    path = str(study_file(here, TWO))
     assert main(["study", path, "--seeds=2,3", "--dry_run"]) == 0
     assert "seeds=2_3" in capsys.readouterr().out
 
@@ -58,7 +60,7 @@ def test_figures_of_others_and_notes_stand_in_the_tables(here):
     assert "- Made of nothing." in shown and "**98.70**" not in shown
     best = [line for line in go(TWO).splitlines() if "**" in line and line.startswith("| Neigh")]
     assert [line for line in shown.splitlines() if "**" in line and line.startswith("| Neigh")] == best
-    elsewhere = read_study(written(here, text)).on(["ml100k_genres"])  # where they do not hold
+    elsewhere = read_study(study_file(here, text)).on(["ml100k_genres"])  # where they do not hold
     assert elsewhere.quoted == {"Theirs": {}} and elsewhere.notes == {}
 
 
@@ -209,13 +211,14 @@ def test_a_study_that_lies_in_the_former_place_goes_on_there(here, capsys):
 def test_two_calls_at_once(here, capsys):
     Path("results/mine").mkdir(parents=True)
     with locked(Path("results/mine"), "study"):
-        assert main(["study", written(here, TWO), *QUIET]) == 2
+        assert main(["study", study_file(here, TWO), *QUIET]) == 2
     assert "Another study is at work in results/mine" in capsys.readouterr().err and not calls()
 
 
 def test_from_python(here):
     found = study(
-        written(here, TWO), {"seeds": [3], "show_progress": False, "data_path": str(ROOT / "dataset_atomic")}
+        study_file(here, TWO),
+        {"seeds": [3], "show_progress": False, "data_path": str(ROOT / "dataset_atomic")},
     )
     assert found["done"] == 2 and not found["missing"] and not found["failed"]
     (group,) = found["groups"]
@@ -223,6 +226,19 @@ def test_from_python(here):
         "Popular": [3],
         "Neighbours": [3],
     }
+
+
+def test_from_python_with_keywords(here):
+    options = {"show_progress": False, "data_path": str(ROOT / "dataset_atomic"), "jobs": 2}
+    path = study_file(here, TWO)
+    outcome = cdr.study(path, options, seeds=3, only="Popular")
+    assert outcome["done"] == 1 and outcome["folder"] == Path("results/mine-seeds=3")
+    outcome = cdr.study(Path(path), seeds=["1", 2], out=here / "there", **options)
+    assert outcome["done"] == 4 and outcome["folder"] == here / "there"
+    with pytest.raises(CDRError, match=r"jobs='many' .* should be of type"):
+        cdr.study(path, jobs="many")
+    with pytest.raises(CDRError, match="Did you mean 'epochs'"):
+        cdr.study(path, epoch=3)
 
 
 # -- tables ----------------------------------------------------------------------------------------------------------
@@ -307,9 +323,6 @@ def test_what_is_varied_stands_side_by_side(here):
     html = (folder / "report.html").read_text()
     assert "data:image/png;base64," in html and "toy, by density: all" in html
     assert (folder / "tables.tex").read_text().count(r"\begin{table*}") == 4
-
-
-ANALYSED = f"{RATED}analyses:\n  fgsm: {{epsilons: [0, 1]}}\n  sensitivity: {{rhos: [1, 5]}}\n"
 
 
 def test_analyses_are_made_of_the_first_seeds_runs_and_once(here):

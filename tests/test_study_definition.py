@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from study_runs import QUIET, RATED, ROOT, TWO, VARIED, calls, cells, written
+from study_toys import QUIET, RATED, ROOT, TWO, VARIED, calls, cells, study_file
 
 from recbole_cdr_ext.cli.main import main
 from recbole_cdr_ext.errors import CDRError
@@ -86,7 +86,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("text", "message"), WRONG)
 def test_what_is_wrong_in_a_study_is_one_error_before_any_run(here, capsys, text, message):
-    assert main(["study", written(here, text), *QUIET]) == 2
+    assert main(["study", study_file(here, text), *QUIET]) == 2
     error = capsys.readouterr().err
     assert re.search(message, error), error
     assert "mine.yaml" in error and "(command line)" not in error and len(error.splitlines()) == 1
@@ -111,7 +111,7 @@ def test_what_is_wrong_in_a_study_is_one_error_before_any_run(here, capsys, text
 )
 def test_what_is_wrong_in_a_command(here, capsys, words, message):
     words = [word for word in QUIET if word.partition("=")[0] != words[0].partition("=")[0]] + words
-    assert main(["study", written(here, VARIED), *words]) == 2
+    assert main(["study", study_file(here, VARIED), *words]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not calls()
 
@@ -226,7 +226,7 @@ def test_digests_change_with_the_data(tmp_path):
 
 def test_other_datasets_and_seeds(tmp_path):
     text = TWO.replace("[toy]", "[cloth_sport, food_kitchen]")
-    found = read_study(written(tmp_path, text)).on(["toy", "ml100k_genres"])
+    found = read_study(study_file(tmp_path, text)).on(["toy", "ml100k_genres"])
     assert list(found.scenes) == ["toy", "ml100k_genres"]
     found = read_study("scdr_robustness").on(["toy"])
     assert found.scenes == {
@@ -234,7 +234,7 @@ def test_other_datasets_and_seeds(tmp_path):
         "toy, biases=True": {"dataset": "toy", "biases": True},
     }
     assert read_study("scdr_results").on(["toy"]).n_runs == 17 * 3 * 3  # four directions are one
-    assert read_study(written(tmp_path, TWO)).with_seeds(["7"]).seeds == (7,)
+    assert read_study(study_file(tmp_path, TWO)).with_seeds(["7"]).seeds == (7,)
 
 
 SOME = TWO.replace(
@@ -244,14 +244,14 @@ SOME = TWO.replace(
 
 
 def test_a_scene_may_have_seeds_of_its_own(tmp_path):
-    found, made = read_study(written(tmp_path, SOME)), cells(tmp_path, SOME)
+    found, made = read_study(study_file(tmp_path, SOME)), cells(tmp_path, SOME)
     assert found.n_runs == len(made) == 6
     assert {(cell.scene, cell.seed) for cell in made} == {("many", 1), ("many", 2), ("one", 2)}
     assert found.seeds_in_words == "1, 2 (one: 2)"
     assert found.with_seeds([7, 8]).n_runs == 8
     bad = SOME.replace("seeds: 2}", "seeds: [2, 2]}")
     with pytest.raises(CDRError, match="scenes, 'one', seeds: 2 stands there twice"):
-        read_study(written(tmp_path, bad))
+        read_study(study_file(tmp_path, bad))
 
 
 def test_the_zoo_has_the_best_step_size_of_its_trials():
@@ -279,8 +279,8 @@ def test_a_study_of_the_validation_part_never_evaluates_the_test_part(tmp_path):
         # Trained alike, and yet not the same run: neither may stand for the other.
         assert one.identity == other.identity and one.key("data") != other.key("data")
     with pytest.raises(CDRError, match="part: train should be one of test, valid"):
-        read_study(written(tmp_path, TWO.replace("seeds:", "part: train\nseeds:")))
+        read_study(study_file(tmp_path, TWO.replace("seeds:", "part: train\nseeds:")))
     with pytest.raises(CDRError, match="'part: valid' leaves it alone"):
-        read_study(written(tmp_path, TWO.replace("seeds:", "part: valid\nanalyses: {fgsm: {}}\nseeds:")))
+        read_study(study_file(tmp_path, TWO.replace("seeds:", "part: valid\nanalyses: {fgsm: {}}\nseeds:")))
     with pytest.raises(CDRError, match="'evaluate_test' is set by the study"):
         cells(tmp_path, TWO, evaluate_test=False)

@@ -8,11 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from recbole_cdr_ext.analysis import figures
-from recbole_cdr_ext.analysis.attack import fgsm
 from recbole_cdr_ext.analysis.bridges import OpenedRun, describe, median_norm, open_runs, ratings_of
-from recbole_cdr_ext.analysis.landscape import PAIRS, Landscape, landscape
-from recbole_cdr_ext.analysis.lipschitz import lipschitz
 from recbole_cdr_ext.analysis.output import (
     Options,
     check_part,
@@ -24,11 +20,13 @@ from recbole_cdr_ext.analysis.output import (
     run_options,
     write_csv,
 )
+from recbole_cdr_ext.analysis.robustness import PAIRS, Landscape, fgsm, landscape, lipschitz
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.pages.curves import Curves
+from recbole_cdr_ext.pages.figures import Axis, Dots, Surfaces
 from recbole_cdr_ext.trainer.sharpness import PGD
 
-# -- FGSM -----------------------------------------------------------------------------------------------------------
+# -- FGSM -------------------------------------------------------------------------------------------------------------
 
 
 def analyse_fgsm(options: Options, _: Sequence[str]) -> Path:
@@ -84,12 +82,12 @@ def _draw_attacks(
 
 
 def _mean_error(run: OpenedRun) -> float:
-    """The MAE of predicting the training mean for everybody: above it, a model is worse than no model."""
+    """Returns the MAE of predicting the training mean for everybody: above it, a model is worse than no model."""
     ratings = ratings_of(run.experiment, "test").rating
     return float((ratings - run.model.target_mean).abs().double().mean())
 
 
-# -- landscapes -----------------------------------------------------------------------------------------------------
+# -- landscapes -------------------------------------------------------------------------------------------------------
 
 
 def analyse_landscape(options: Options, _: Sequence[str]) -> Path:
@@ -109,7 +107,7 @@ def analyse_landscape(options: Options, _: Sequence[str]) -> Path:
         f"{rows[0]['n']:,} test ratings, directions of seed {options['seed']}. Rises: means over {PAIRS} random "
         "directions and their opposites, at distances in lengths of uˢ."
     )
-    figure = figures.landscapes(
+    figure = landscapes(
         {run.label: surface for run, surface in pairs},
         f"Loss around the source vectors, {_scene(runs)}",
         _note(runs, note),
@@ -162,7 +160,7 @@ def _landscape_grid(run: OpenedRun, surface: Landscape) -> pd.DataFrame:
     return pd.DataFrame({"model": run.label, "run": run.name, **places})
 
 
-# -- Lipschitz estimates --------------------------------------------------------------------------------------------
+# -- Lipschitz estimates ----------------------------------------------------------------------------------------------
 
 
 def analyse_lipschitz(options: Options, _: Sequence[str]) -> Path:
@@ -180,7 +178,7 @@ def analyse_lipschitz(options: Options, _: Sequence[str]) -> Path:
     write_csv(table, folder / "lipschitz.csv")
     radius = f"{ball.rho:g}{' ‖uˢ‖' if ball.relative else ''}"
     note = f"δ*: {ball.steps} steps of projected ascent, ρ = {radius}, on the {options['part']} ratings."
-    figure = figures.slopes(table, f"Lipschitz estimates (Eq. 22), {_scene(runs)}", _note(runs, note))
+    figure = slopes(table, f"Lipschitz estimates (Eq. 22), {_scene(runs)}", _note(runs, note))
     figure.write(folder / "lipschitz.png", folder / "lipschitz.html")
     columns = ("model", "n", "median_norm", "delta", "lipschitz", "lipschitz_p95", "lipschitz_max", "rating_slope",
                "mae", "mae_at_delta")  # fmt: skip
@@ -199,7 +197,7 @@ def _ball(options: Options) -> PGD:
     )
 
 
-# -- what they share ------------------------------------------------------------------------------------------------
+# -- what they share --------------------------------------------------------------------------------------------------
 
 
 def _open(options: Options) -> list[OpenedRun]:
@@ -226,3 +224,47 @@ def _note(runs: Sequence[OpenedRun], more: str = "") -> str:
     if any(run.experiment.config["model"] == "PTUPCDR" for run in runs):
         note += " PTUPCDR: uˢ is moved, Mᵤ held fixed."
     return f"{note} {more}".strip()
+
+
+# -- figures ----------------------------------------------------------------------------------------------------------
+
+
+ZETA = Axis("ζ", "ζ (lengths of u$^s$ along g$_1$)", "ζ (lengths of u<sup>s</sup>)")
+GAMMA = Axis("γ", "γ (lengths of u$^s$ along g$_2$)", "γ")
+
+
+def slopes(table: pd.DataFrame, title: str, note: str) -> Dots:
+    """Shows the columns of :func:`recbole_cdr_ext.analysis.robustness.lipschitz`, a line for each row of ``table``.
+
+    Left, the slopes of the mapping; in the middle, those of the ratings; right, the error before and after δ*.
+    """
+    dots = Dots(title, table["model"].tolist(), note)
+    dots.panel(
+        "Lipschitz estimate of the mapping",
+        "‖f(u) - f(u + δ*)‖ / ‖δ*‖",
+        {
+            "mean": (table["lipschitz"], 0),
+            "95th percentile": (table["lipschitz_p95"], 4),
+            "largest": (table["lipschitz_max"], 6),
+        },
+        zero=True,
+    )
+    slope = "|r̂(u) - r̂(u + δ*)| / ‖δ*‖ (rating points)"
+    dots.panel("Slope of the rating", slope, {"mean": (table["rating_slope"], 0)}, zero=True)
+    # Errors are told apart better without the way from 0.
+    dots.panel(
+        "Error before and after δ*",
+        "MAE (rating points)",
+        {"at uˢ": (table["mae"], 1), "at uˢ + δ*": (table["mae_at_delta"], 3)},
+    )
+    return dots
+
+
+def landscapes(by_label: Mapping[str, Landscape], title: str, note: str) -> Surfaces:
+    """Shows each landscape as a surface and, below, as contours."""
+    surfaces = Surfaces(title, ZETA, GAMMA, ("MAE", "rating points"), note)
+    for label, surface in by_label.items():
+        rises = ", ".join(f"{rise:+.3f} at {distance:g}" for distance, rise in surface.rises.items())
+        caption = f"MAE {surface.centre:.3f}; {rises}"
+        surfaces.surface(label, caption, surface.axis, surface.mae)
+    return surfaces

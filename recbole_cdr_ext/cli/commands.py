@@ -11,8 +11,8 @@ from typing import Any
 
 from recbole_cdr_ext.cli.arguments import PROGRAM, command_keys, option_values
 from recbole_cdr_ext.cli.help import text_table
-from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.settings.command_options import ANALYSIS_OPTIONS
+from recbole_cdr_ext.errors import CDRError
+from recbole_cdr_ext.settings.command_options import ANALYSIS_OPTIONS, analysis_options
 from recbole_cdr_ext.settings.reading import (
     file_names,
     find_config_file,
@@ -91,10 +91,7 @@ def analyse(words: Sequence[str]) -> None:
         raise CDRError(
             f"Which analysis? Say `{PROGRAM} analyse KIND`, KIND one of {', '.join(ANALYSIS_OPTIONS)}."
         )
-    if kind not in ANALYSIS_OPTIONS:
-        raise CDRError(
-            f"Unknown analysis '{kind}'.{did_you_mean(kind, ANALYSIS_OPTIONS)} Known: {', '.join(ANALYSIS_OPTIONS)}."
-        )
+    analysis_options(kind)
     command, passed = f"analyse {kind}", []
     if kind == "sensitivity":  # what is none of its own keys is for its runs, and checked with their settings
         arguments, keys = parse_arguments(rest), command_keys(command)
@@ -103,7 +100,7 @@ def analyse(words: Sequence[str]) -> None:
     options = option_values(command, rest)
     from recbole_cdr_ext.analysis.analyse import analyse as make
 
-    make(kind, options, passed)
+    make(kind, words=passed, **options)
 
 
 def report(words: Sequence[str]) -> None:
@@ -118,7 +115,7 @@ def report(words: Sequence[str]) -> None:
     options = option_values("report", words)
     from recbole_cdr_ext.reports.report import report as make
 
-    make(options)
+    make(**options)
 
 
 def tune(words: Sequence[str]) -> None:
@@ -156,7 +153,7 @@ def study(words: Sequence[str]) -> int:
     if not name:
         if arguments:
             raise CDRError(f"Which study? Say `{PROGRAM} study NAME`; `{PROGRAM} study` lists them.")
-        from recbole_cdr_ext.studies.listing import studies
+        from recbole_cdr_ext.studies.definition import studies
 
         print(text_table(studies()))
         return 0

@@ -46,7 +46,7 @@ def command_help(name: str, command: Callable[..., object], words: Sequence[str]
             of_task = "" if stem == model else f", task {stem.removeprefix(f'{model}_')}"
             text += ["", f"Settings of {model}{of_task}:", *_describe(rows.values())]
     if name == "study" and words and not words[0].startswith("--"):
-        from recbole_cdr_ext.studies.listing import summary
+        from recbole_cdr_ext.studies.definition import summary
 
         text += ["", summary(words[0])]
     if name == "run":

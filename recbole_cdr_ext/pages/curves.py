@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recbole_cdr_ext.pages.figure import COLOURS, MARKERS, Figure, plain, wrapped
+from recbole_cdr_ext.pages.figures import COLOURS, MARKERS, Figure, plain, wrapped
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -102,6 +102,6 @@ def _environment() -> Environment:
 
 
 def _policy(drawings: Sequence[Drawing]) -> str:
-    """The content security policy; a page with a figure of :data:`COMPILED` may compile, and fetches nothing either."""
+    """Returns the content security policy: nothing is fetched; figures of :data:`COMPILED` may compile."""
     kinds = {trace.get("type") for drawing in drawings for trace in drawing.figure["data"]}
     return POLICY.format(" 'unsafe-eval'" if kinds & COMPILED else "")

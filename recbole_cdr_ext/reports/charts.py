@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from recbole_cdr_ext.evaluation.result_table import in_percent, spelt
-from recbole_cdr_ext.pages.figure import COLOURS, plain
+from recbole_cdr_ext.pages.figures import COLOURS, plain
 from recbole_cdr_ext.reports.groups import Group
 from recbole_cdr_ext.reports.tables import Table
 from recbole_cdr_ext.runs.finished import FinishedRun
@@ -28,7 +28,7 @@ def figures(group: Group, table: Table) -> list[Figure]:
 
 
 def _bars(table: Table, metric: str, looks: Mapping[str, int]) -> Figure:
-    """Bars with error bars of one standard deviation over the seeds, per domain and user group."""
+    """Draws bars with error bars of one standard deviation over the seeds, per domain and user group."""
     factor = 100 if in_percent(metric) else 1
     traces = []
     for number, row in enumerate(table.blocks[0].rows):
@@ -56,7 +56,7 @@ def _bars(table: Table, metric: str, looks: Mapping[str, int]) -> Figure:
 
 
 def _curves(group: Group, looks: Mapping[str, int]) -> Figure:
-    """Validation scores over all epochs of a run, the seeds of one label in one colour."""
+    """Draws the validation scores over all epochs of a run, the seeds of one label in one colour."""
     traces = []
     metric = str(group.runs[0].settings.get("valid_metric") or "validation score")
     for label, runs in group.members.items():

@@ -82,7 +82,7 @@ class Group:
         }
 
     def n(self, domain: str, group: str) -> int:
-        """The number of test instances."""
+        """Returns the number of test instances."""
         return int(self.runs[0].result["test"][domain][group]["n"])
 
     @property
@@ -187,7 +187,7 @@ def _key(run: FinishedRun) -> str:
 
 
 def _title(group: Group, groups: Sequence[Group]) -> str:
-    """A group's title, with what differs from the groups of the same dataset and split."""
+    """Returns a group's title, with what differs from the groups of the same dataset and split."""
     others = [other for other in groups if (other.task, other.title) == (group.task, group.title)]
     keys = [k for k in group.facts if any(other.facts.get(k) != group.facts[k] for other in others)]
     differences = [f"{key}={short(group.facts[key])}" for key in keys]

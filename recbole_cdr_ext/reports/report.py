@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from recbole_cdr_ext import __version__
 from recbole_cdr_ext.errors import CDRError, did_you_mean
@@ -14,15 +13,28 @@ from recbole_cdr_ext.reports.groups import Collection, collect
 from recbole_cdr_ext.reports.report_page import page
 from recbole_cdr_ext.reports.table_text import latex, markdown
 from recbole_cdr_ext.reports.tables import baseline_of, tables_of
+from recbole_cdr_ext.runs.folder import DEFAULT_CHECKPOINT_DIR
+from recbole_cdr_ext.settings.command_options import joined
 
 PAGE, MARKDOWN, LATEX = "report.html", "tables.md", "tables.tex"
 
 
-def report(options: Mapping[str, Any]) -> Path:
+def report(
+    runs: str | Path | Sequence[str | Path] | None = None,
+    *,
+    checkpoint_dir: str | Path = DEFAULT_CHECKPOINT_DIR,
+    out: str | Path = "report",
+    baseline: str | None = None,
+    title: str | None = None,
+) -> Path:
     """Writes ``report.html``, ``tables.md`` and ``tables.tex`` into a folder, and says what was skipped.
 
     Args:
-        options: ``runs``, ``checkpoint_dir``, ``out``, ``baseline``, ``title``, as the command line has them.
+        runs: folders of runs, or of such folders, names in ``checkpoint_dir``, or patterns of these; text may have
+            several with commas between. None: all in ``checkpoint_dir``.
+        out: the folder.
+        baseline: the model, or its label in the tables, that others are compared with; None: the best with the second.
+        title: of the page; None: "Report".
 
     Returns:
         The page's path.
@@ -30,12 +42,12 @@ def report(options: Mapping[str, Any]) -> Path:
     Raises:
         CDRError: there is no finished run, no group has the baseline, plotly is missing, or nothing can be written.
     """
-    collection = collect(options["runs"], options["checkpoint_dir"])
-    _check_baseline(collection, options["baseline"])
-    out = make_folder(options["out"])
-    tables = [tables_of(group, options["baseline"]) for group in collection.groups]
+    collection = collect(joined("runs", runs), checkpoint_dir)
+    _check_baseline(collection, baseline)
+    folder = make_folder(out)
+    tables = [tables_of(group, baseline) for group in collection.groups]
     pairs = list(zip(collection.groups, tables, strict=True))
-    title = options["title"] or "Report"
+    title = title or "Report"
     origin = f"Made {datetime.now():%Y-%m-%d %H:%M} by recbole_cdr_ext {__version__}"
     written = {
         PAGE: page(title, origin, collection, tables),
@@ -43,13 +55,13 @@ def report(options: Mapping[str, Any]) -> Path:
         LATEX: latex(pairs),
     }
     for name, text in written.items():
-        with replacing(out / name) as temporary:
+        with replacing(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    for folder, reason in collection.skipped:
-        print(f"Skipped {folder}: {reason}")
+    for path, reason in collection.skipped:
+        print(f"Skipped {path}: {reason}")
     n = sum(len(group.runs) for group in collection.groups)
-    print(f"{n} runs in {len(collection.groups)} groups: {', '.join(str(out / name) for name in written)}")
-    return out / PAGE
+    print(f"{n} runs in {len(collection.groups)} groups: {', '.join(str(folder / name) for name in written)}")
+    return folder / PAGE
 
 
 def _check_baseline(collection: Collection, baseline: str | None) -> None:

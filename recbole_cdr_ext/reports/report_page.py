@@ -119,7 +119,7 @@ def _section(number: int, group: Group, tables: Sequence[Table]) -> Section:
 
 
 def _comparisons(table: Table) -> list[Entries] | None:
-    """All numbers of the tests."""
+    """Returns all numbers of the tests."""
     if table.comparisons is None:
         return None
     rows: list[Entries] = []
@@ -149,7 +149,7 @@ def _number(value: float) -> Entry:
 
 
 def _settings(group: Group) -> list[Entries]:
-    """The settings that are not the same everywhere, of those that several labels have."""
+    """Returns the settings that are not the same everywhere, of those that several labels have."""
     first = {label: runs[0] for label, runs in group.members.items()}
     rows: list[Entries] = []
     for key in differing(list(first.values())):
@@ -197,7 +197,7 @@ def _details(label: str, run: FinishedRun) -> RunDetails:
 
 
 def _versions(runs: Iterable[FinishedRun]) -> str:
-    """Which versions the runs were made with, and how many with each."""
+    """Says which versions the runs were made with, and how many with each."""
     counts: dict[str, Counter[str]] = {}
     for run in runs:
         for name, version in _mapping(run.result.get("versions")).items():

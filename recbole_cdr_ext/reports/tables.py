@@ -201,7 +201,7 @@ def written(metric: str, spread: Spread) -> str:
 
 
 def _floors(group: Group, popularity: str) -> dict[str, list[ResultTable]]:
-    """What a model has to be above, with the table of one run per seed."""
+    """Returns what a model has to be above, with the table of one run per seed."""
     by_name: dict[str, dict[int, ResultTable]] = {}
     for run in group.runs:
         floors = run.result.get("floors") or {}

@@ -94,6 +94,19 @@ def settings_to_resume(
     return after.replaced(run_id=folder.name, checkpoint_dir=str(folder.parent), resume=None), folder
 
 
+def settings_to_finish(folder: Path) -> dict[str, str] | None:
+    """Returns the settings that bring the run of a folder to its end, whatever there is of it.
+
+    Returns:
+        None for a run that is finished; else ``checkpoint_dir``, and ``resume`` for one that was begun (beside its
+        stored settings), ``run_id`` for a new one.
+    """
+    if (folder / RESULT).exists():
+        return None
+    key = "resume" if (folder / SETTINGS).exists() else "run_id"
+    return {key: folder.name, "checkpoint_dir": str(folder.parent)}
+
+
 def how_to_resume(folder: Path) -> str:
     """Returns the words that make the run in a folder go on."""
     # The run's name is enough where --resume looks by itself.

@@ -5,9 +5,55 @@ Imports nothing heavy: ``--help`` reads them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from recbole_cdr_ext.settings.reading import Documented
+from recbole_cdr_ext.errors import CDRError, did_you_mean
+from recbole_cdr_ext.settings.reading import Documented, check_type, types_in
+
+
+def read_options(
+    command: str, declared: Iterable[Documented], arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the value of every option of a command that is called from Python.
+
+    Text is read as on the command line; a list or a number may stand where the command line has text with commas.
+
+    Raises:
+        CDRError: an argument is no option (with the nearest name), or of another type.
+    """
+    options = {option.key: option for option in declared}
+    for key in arguments:
+        if key not in options:
+            raise CDRError(f"Unknown option '{key}' of {command}.{did_you_mean(key, options)}")
+    values = {}
+    for key, option in options.items():
+        types = types_in(option.types)
+        value = arguments.get(key, option.default)
+        if (
+            str in types
+            and isinstance(value, list | tuple | Path | int | float)
+            and not isinstance(value, bool)
+        ):
+            value = joined(key, value)
+        values[key] = check_type(key, value, types, command, is_text=isinstance(value, str))
+    return values
+
+
+def joined(key: str, value: str | Path | float | Sequence[object] | None) -> str | None:
+    """Returns an option as the command line has it: what a list holds with commas between; None as it is.
+
+    Raises:
+        CDRError: a part of the list has a comma in it, and would be two.
+    """
+    if not isinstance(value, list | tuple):
+        return None if value is None else str(value)
+    parts = [str(part) for part in value]
+    for part in parts:
+        if "," in part:
+            raise CDRError(f"{key}: '{part}' has a comma in it, which stands between two of them.")
+    return ",".join(parts)
 
 
 def _option(key: str, default: str, types: str, meaning: str) -> Documented:
@@ -101,6 +147,19 @@ ANALYSIS_OPTIONS: Mapping[str, tuple[Documented, ...]] = {
         _OUT,
     ),
 }
+
+
+def analysis_options(kind: str) -> tuple[Documented, ...]:
+    """Returns the options of an analysis.
+
+    Raises:
+        CDRError: there is none of that kind (with the nearest name).
+    """
+    if kind not in ANALYSIS_OPTIONS:
+        raise CDRError(
+            f"Unknown analysis '{kind}'.{did_you_mean(kind, ANALYSIS_OPTIONS)} Known: {', '.join(ANALYSIS_OPTIONS)}."
+        )
+    return ANALYSIS_OPTIONS[kind]
 
 
 def _study_option(key: str, types: str, meaning: str, default: str = "~") -> Documented:

@@ -9,8 +9,7 @@ from typing import IO
 
 import numpy as np
 import torch
-from recbole.sampler import Sampler
-from recbole.sampler.sampler import AbstractSampler
+from recbole.sampler.sampler import AbstractSampler, Sampler
 
 from recbole_cdr_ext.data.instances import Instances
 from recbole_cdr_ext.errors import CDRError

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 
-def study(name: str | Path, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def study(name: str | Path, options: Mapping[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
     """Runs a study, or what is left of it, and writes its tables: what ``recbole-cdr study NAME`` does.
 
     Args:
         name: of a file in ``properties/study``, or a path.
         options: those of :data:`recbole_cdr_ext.settings.command_options.STUDY_OPTIONS`; anything else is a setting
-            of all runs.
+            of all runs. Lists may stand where the command line has text with commas.
+        settings: the same as keywords, above ``options``.
 
     Returns:
         ``folder``, ``groups`` (as reports have them, with all runs that are done), ``done``, ``missing`` (the names of
@@ -25,4 +26,4 @@ def study(name: str | Path, options: Mapping[str, Any] | None = None) -> dict[st
     """
     from recbole_cdr_ext.studies.execution import run_study
 
-    return run_study(name, dict(options or {}))
+    return run_study(name, {**(options or {}), **settings})

@@ -9,15 +9,16 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from recbole_cdr_ext.files import replacing
 from recbole_cdr_ext.runs.folder import RESULT
 from recbole_cdr_ext.studies.cells import Cell
 from recbole_cdr_ext.studies.definition import Settings
 from recbole_cdr_ext.studies.state import State
 from recbole_cdr_ext.trainer import checkpoint
 
-ANALYSES, STAMP = "analyses", "analysis.json"
+FOLDER = "analyses"
+FORMER_STAMP = "analysis.json"  # in the folder of an analysis, where an earlier version noted what it is of
 TRAINS_ITSELF = "sensitivity"
 
 
@@ -39,29 +40,53 @@ class Analysis:
     def name(self) -> str:
         """What messages call it."""
         parts = [part for part in self.cells[0].place if part]
-        own = [self.cells[0].row] if self.kind == TRAINS_ITSELF else []
-        return ", ".join([self.kind, *own, *parts])
+        row_names = [self.cells[0].row] if self.kind == TRAINS_ITSELF else []
+        return ", ".join([self.kind, *row_names, *parts])
 
-    def stamp(self, state: State) -> dict[str, object]:
-        """What decides its files."""
+    @property
+    def image(self) -> Path:
+        """Its figure."""
+        return self.folder / f"{self.kind}.png"
+
+    def stamp(self, state: State) -> dict[str, Any]:
+        """Returns what decides its files, as JSON has it."""
         runs = [cell.identity if (line := state.line(cell)) is None else line["key"] for cell in self.cells]
-        return {"kind": self.kind, "options": dict(self.options), "runs": runs}
+        stamp: dict[str, Any] = json.loads(
+            json.dumps({"kind": self.kind, "options": dict(self.options), "runs": runs})
+        )
+        return stamp
 
     def done(self, state: State) -> bool:
-        """Whether its files are there, of these runs and with these options."""
-        try:
-            stamp = json.loads((self.folder / STAMP).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        return bool(stamp == json.loads(json.dumps(self.stamp(state))))
+        """Says whether its figure is there, of these runs and with these options."""
+        if self.image.exists() and state.store.analyses.stamp(self.folder) == self.stamp(state):
+            return True
+        return self._former_done(state)
 
     def mark_done(self, state: State) -> None:
-        """Notes what its files are of."""
-        with replacing(self.folder / STAMP) as temporary:
-            temporary.write_text(json.dumps(self.stamp(state), indent=1) + "\n", encoding="utf-8")
+        """Keeps its tables, and what its files are of."""
+        state.store.analyses.add(self.folder, self.stamp(state))
+
+    def restore(self, state: State) -> None:
+        """Writes back tables that do not lie beside the figure of a finished analysis.
+
+        Takes over what an earlier version noted beside its files.
+        """
+        if not self.done(state):
+            return
+        if state.store.analyses.stamp(self.folder) != self.stamp(state):
+            self.mark_done(state)
+        state.store.analyses.restore(self.folder)
+
+    def _former_done(self, state: State) -> bool:
+        try:
+            former = json.loads((self.folder / FORMER_STAMP).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return bool(former == self.stamp(state))
 
     def words(self, state: State) -> list[str]:
-        """The words of its command; files of another analysis are removed from its folder."""
+        """Returns the words of its command; files of another analysis are removed from its folder."""
+        state.store.analyses.forget(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
         words = [f"--{key}={value}" for key, value in self.options.items()]
         words += [f"--out={self.folder}", f"--checkpoint_dir={state.checkpoint_dir}", "--show_progress=False"]
@@ -69,14 +94,16 @@ class Analysis:
             word for word in self.cells[0].machine if _key(word) not in ("checkpoint_dir", "show_progress")
         ]
         if self.kind == TRAINS_ITSELF:
-            given = [*self.cells[0].words, *machine]
-            return ["analyse", self.kind, *words, *(w for w in given if _key(w) not in self.options)]
+            run_words = [*self.cells[0].words, *machine]
+            return ["analyse", self.kind, *words, *(w for w in run_words if _key(w) not in self.options)]
         folders = [str(state.run_folder(cell)) for cell in self.cells]
-        kept = [w for w in machine if _key(w) in ("data_path", "cache_dir", "use_gpu", "torch_threads")]
-        return ["analyse", self.kind, f"--runs={','.join(folders)}", *words, *kept]
+        machine_words = [
+            w for w in machine if _key(w) in ("data_path", "cache_dir", "use_gpu", "torch_threads")
+        ]
+        return ["analyse", self.kind, f"--runs={','.join(folders)}", *words, *machine_words]
 
     def without_weights(self, state: State) -> list[Cell]:
-        """Its cells that have to be run, also if their results are kept, because their weights are not here."""
+        """Returns its cells whose weights are not here, which have to be run although their results may be kept."""
         if self.kind == TRAINS_ITSELF:
             return []
         return [cell for cell in self.cells if not _has_weights(state.run_folder(cell))]
@@ -88,7 +115,7 @@ def analyses_of(state: State) -> list[Analysis]:
     for cell in state.cells:
         if cell.seed == state.study.seeds_of(cell.scene)[0]:
             tables.setdefault(cell.place, []).append(cell)
-    found = []
+    analyses = []
     for kind, options in state.study.analyses.items():
         calls = (
             [[cell] for cells in tables.values() for cell in cells]
@@ -97,13 +124,13 @@ def analyses_of(state: State) -> list[Analysis]:
         )
         for cells in calls:
             parts = [part for part in cells[0].place if part] + [cells[0].row] * (kind == TRAINS_ITSELF)
-            folder = state.folder / ANALYSES / _named(kind, parts if len(calls) > 1 else [])
-            found.append(Analysis(kind, options, tuple(cells), folder))
-    return found
+            folder = state.folder / FOLDER / _named(kind, parts if len(calls) > 1 else [])
+            analyses.append(Analysis(kind, options, tuple(cells), folder))
+    return analyses
 
 
 def _named(kind: str, parts: Sequence[str]) -> str:
-    """A folder's name; what it leaves out of the parts may be what tells two apart."""
+    """Returns a folder's name; what it leaves out of the parts may be what tells two apart."""
     if not parts:
         return kind
     said = re.sub(r"[^a-zA-Z0-9.=_]+", "-", " ".join(parts)).strip("-")

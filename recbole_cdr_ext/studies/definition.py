@@ -1,4 +1,7 @@
-"""Studies as files say them: read, checked as far as that needs no settings, and changed by a command's options."""
+"""Studies as files say them: read, checked as far as that needs no settings, changed by options, and listed.
+
+Imports nothing heavy: ``--help`` reads it.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +82,7 @@ class Study:
         return of_a_seed * sum(len(self.seeds_of(scene)) for scene in self.scenes)
 
     def seeds_of(self, scene: str) -> tuple[int, ...]:
-        """The seeds of a scene's runs."""
+        """Returns the seeds of a scene's runs."""
         return self.scene_seeds.get(scene, self.seeds)
 
     @property
@@ -94,27 +97,31 @@ class Study:
         Scenes keep their other settings, the names of domains if the dataset has all of them, and are called by what
         they are then; scenes that become the same are one.
         """
-        made: dict[str, Settings] = {}
+        changed: dict[str, Settings] = {}
         for name in datasets:
             domains = _domains(name)
             for scene in self.scenes.values():
                 named = {scene[key] for key in ("source", "target") if key in scene}
                 named |= set(scene.get("domains") or ())
-                kept = {
+                settings = {
                     key: value
                     for key, value in scene.items()
                     if key not in ("source", "target", "domains") or named <= set(domains)
                 }
-                label = ", ".join([name, *(f"{k}={v}" for k, v in kept.items() if k != "dataset")])
-                made[label] = {**kept, "dataset": name}
+                label = ", ".join([name, *(f"{k}={v}" for k, v in settings.items() if k != "dataset")])
+                changed[label] = {**settings, "dataset": name}
         # What is said of a scene holds for no other data.
-        notes = {scene: text for scene, text in self.notes.items() if made.get(scene) == self.scenes[scene]}
+        notes = {
+            scene: text for scene, text in self.notes.items() if changed.get(scene) == self.scenes[scene]
+        }
         quoted = {
-            label: {scene: of for scene, of in scenes.items() if made.get(scene) == self.scenes[scene]}
+            label: {scene: of for scene, of in scenes.items() if changed.get(scene) == self.scenes[scene]}
             for label, scenes in self.quoted.items()
         }
-        kept = {scene: of for scene, of in self.scene_seeds.items() if made.get(scene) == self.scenes[scene]}
-        return replace(self, scenes=made, notes=notes, quoted=quoted, scene_seeds=kept)
+        seeds = {
+            scene: of for scene, of in self.scene_seeds.items() if changed.get(scene) == self.scenes[scene]
+        }
+        return replace(self, scenes=changed, notes=notes, quoted=quoted, scene_seeds=seeds)
 
     def with_seeds(self, seeds: Iterable[int | str]) -> Study:
         """Returns the study with other seeds, in all scenes."""
@@ -122,7 +129,7 @@ class Study:
 
 
 def shipped_studies() -> dict[str, Path]:
-    """The package's own studies, by name."""
+    """Returns the package's own studies, by name."""
     return {path.stem: path for path in sorted((properties_dir() / "study").glob("*.yaml"))}
 
 
@@ -217,16 +224,16 @@ def _part(content: Mapping[str, Any]) -> str:
 
 def _without_seeds(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, tuple[int, ...]]]:
     """Takes the seeds out of the scenes."""
-    scenes, found = content.get("scenes"), {}
+    scenes, seeds = content.get("scenes"), {}
     if not isinstance(scenes, dict):
         return content, {}
     rest = {}
     for label, block in scenes.items():
         rest[label] = block
         if isinstance(block, dict) and "seeds" in block:
-            found[str(label)] = _seeds(block["seeds"], f"scenes, '{label}', seeds")
+            seeds[str(label)] = _seeds(block["seeds"], f"scenes, '{label}', seeds")
             rest[label] = {key: value for key, value in block.items() if key != "seeds"}
-    return {**content, "scenes": rest}, found
+    return {**content, "scenes": rest}, seeds
 
 
 def _seeds(value: Any, where: str) -> tuple[int, ...]:
@@ -234,24 +241,26 @@ def _seeds(value: Any, where: str) -> tuple[int, ...]:
 
 
 def _labelled(content: Mapping[str, Any], long: str, short: str, needed: str) -> dict[str, Settings]:
-    """Rows or scenes, from their blocks or from their shorthand."""
-    given = [key for key in (long, short) if content.get(key)]
-    if len(given) != 1:
-        what = "both stand here: give one" if given else "are missing: give one of them, with something in it"
+    """Returns rows or scenes, from their blocks or from their shorthand."""
+    present = [key for key in (long, short) if content.get(key)]
+    if len(present) != 1:
+        what = (
+            "both stand here: give one" if present else "are missing: give one of them, with something in it"
+        )
         raise CDRError(f"'{long}' and '{short}' {what}.")
-    if given == [short]:
+    if present == [short]:
         names = content[short] if isinstance(content[short], list) else [content[short]]
         return {str(name): {needed: str(name)} for name in _different(names, short, str)}
     if not isinstance(content[long], dict):
         raise CDRError(f"{long}: should be lines 'LABEL: {{{needed}: NAME, ...}}'.")
-    found: dict[str, Settings] = {}
+    blocks: dict[str, Settings] = {}
     for label, block in content[long].items():
         where = f"{long}, '{label}'"
         if not isinstance(block, dict) or not isinstance(block.get(needed), str):
             raise CDRError(f"{where}: should be settings with '{needed}: NAME' among them.")
         rest = _settings({key: value for key, value in block.items() if key != needed}, where)
-        found[str(label)] = {needed: block[needed], **rest}
-    return found
+        blocks[str(label)] = {needed: block[needed], **rest}
+    return blocks
 
 
 def _settings(block: Any, where: str) -> dict[str, Any]:
@@ -264,7 +273,7 @@ def _settings(block: Any, where: str) -> dict[str, Any]:
 
 
 def _vary(block: Any, fixed: Mapping[str, Settings]) -> dict[str, tuple[Any, ...]]:
-    found = {}
+    varied = {}
     for key, values in _settings(block, "vary").items():
         if not isinstance(values, list) or not values:
             raise CDRError(f"vary: '{key}' should have a list of values, not {values}.")
@@ -272,18 +281,18 @@ def _vary(block: Any, fixed: Mapping[str, Settings]) -> dict[str, tuple[Any, ...
         if place is not None:
             where = place if place == "settings" else f"'{place}'"
             raise CDRError(f"vary: '{key}' is given in {where} as well: leave it out there.")
-        found[key] = _different(values, f"vary, '{key}'", lambda value: value)
-    return found
+        varied[key] = _different(values, f"vary, '{key}'", lambda value: value)
+    return varied
 
 
 def _different(values: Iterable[Any], where: str, kind: Any) -> tuple[Any, ...]:
-    found = tuple(kind(value) for value in values)
-    twice = next((value for i, value in enumerate(found) if value in found[:i]), None)
+    items = tuple(kind(value) for value in values)
+    twice = next((value for i, value in enumerate(items) if value in items[:i]), None)
     if twice is not None:
         raise CDRError(f"{where}: {twice} stands there twice.")
-    if not found:
+    if not items:
         raise CDRError(f"{where}: there is none.")
-    return found
+    return items
 
 
 def _seed(value: Any) -> int:
@@ -308,7 +317,7 @@ def _names(content: Mapping[str, Any], key: str) -> tuple[str, ...] | None:
 def _analyses(block: Any) -> dict[str, Settings]:
     if not isinstance(block, dict):
         raise CDRError("analyses: should be lines 'KIND: {option: value}'.")
-    found: dict[str, Settings] = {}
+    analyses: dict[str, Settings] = {}
     for kind, options in block.items():
         if kind not in ANALYSES:
             raise CDRError(
@@ -325,14 +334,14 @@ def _analyses(block: Any) -> dict[str, Settings]:
                 f"`recbole-cdr analyse {kind} --help` lists them."
             )
         # Lists are text on the command line: 1,2,3.
-        found[kind] = {k: ",".join(map(str, v)) if isinstance(v, list) else v for k, v in options.items()}
-    return found
+        analyses[kind] = {k: ",".join(map(str, v)) if isinstance(v, list) else v for k, v in options.items()}
+    return analyses
 
 
 def _quoted(
     content: Mapping[str, Any], scenes: Mapping[str, Settings], rows: Mapping[str, Settings]
 ) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+    quoted: dict[str, dict[str, Any]] = {}
     shown = {"user group": _names(content, "groups"), "metric": _names(content, "metrics")}
 
     def check_shown(name: str, what: str, where: str) -> None:
@@ -356,8 +365,8 @@ def _quoted(
                         check_shown(metric, "metric", f"{where}, '{domain}', '{group}'")
                         if isinstance(value, bool) or not isinstance(value, int | float):
                             raise CDRError(f"{where}: {domain}, {group}, {metric}: {value} is no number.")
-        found[label] = of_scenes
-    return found
+        quoted[label] = of_scenes
+    return quoted
 
 
 def _notes(block: Any, scenes: Mapping[str, Settings]) -> dict[str, str]:
@@ -380,10 +389,35 @@ def _check_scene(scene: str, scenes: Mapping[str, Settings], where: str) -> None
 
 
 def needs_bridges(study: Study) -> bool:
-    """Whether its analyses move source vectors, which its models must have."""
+    """Says whether its analyses move source vectors, which its models must have."""
     return any(kind in _BRIDGES_ONLY for kind in study.analyses)
 
 
 def _domains(dataset: str) -> list[str]:
     path = dataset_property_files().get(dataset)
     return (read_mapping(path).get("domains") if path else None) or []
+
+
+# -- what there is, in words ------------------------------------------------------------------------------------------
+
+
+def studies() -> list[dict[str, object]]:
+    """Returns name, title and number of runs of each of the package's studies."""
+    shipped = (read_study(path) for path in shipped_studies().values())
+    return [{"study": one.name, "title": one.title, "runs": one.n_runs} for one in shipped]
+
+
+def summary(name: str) -> str:
+    """Returns what a study runs."""
+    study = read_study(name)
+    lines = [
+        f"{study.title}: {study.n_runs} runs ({study.path})",
+        f"  seeds: {study.seeds_in_words}",
+    ]
+    for label, block in (("scenes", study.scenes), ("rows", study.rows)):
+        lines.append(f"  {label}: {'; '.join(block)}")
+    lines += [
+        f"  varied, one at a time: {key} in {', '.join(map(str, of))}" for key, of in study.vary.items()
+    ]
+    lines += [f"  analysis: {kind}" for kind in study.analyses]
+    return "\n".join(lines)

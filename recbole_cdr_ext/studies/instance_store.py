@@ -147,7 +147,7 @@ class InstanceStore:
 
 
 def damaged(path: Path, error: Exception | str) -> CDRError:
-    """The error to raise for per-instance data that can't be read."""
+    """Returns the error to raise for per-instance data that can't be read."""
     return CDRError(
         f"{path} can't be read: {' '.join(str(error).split())}. Take the file from where it is whole, such as version "
         "control, or delete the study's folder to have its runs made anew."

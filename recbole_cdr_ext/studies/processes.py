@@ -48,7 +48,7 @@ class Ended:
     seconds: float
 
     def reason(self) -> str:
-        """Why it failed, in one line."""
+        """Returns why it failed, in one line."""
         lines = self.lines()
         if self.status < 0:
             name = signal.Signals(-self.status).name
@@ -58,7 +58,7 @@ class Ended:
         return last.removeprefix("recbole-cdr: ")
 
     def lines(self) -> list[str]:
-        """The lines that it printed last, without empty ones."""
+        """Returns the lines that it printed last, without empty ones."""
         return [line.rstrip() for line in self.output.splitlines() if line.strip()]
 
 
@@ -68,13 +68,13 @@ class _Running:
     process: subprocess.Popen
     output: IO[bytes]
     started: float
-    held: ExitStack
+    resources: ExitStack
 
     def end(self) -> Ended:
         size = self.output.seek(0, os.SEEK_END)
         self.output.seek(max(0, size - TAIL))
         text = self.output.read().decode(errors="replace")
-        self.held.close()
+        self.resources.close()
         return Ended(self.job, self.process.returncode, text, time.monotonic() - self.started)
 
 
@@ -113,27 +113,27 @@ def run_all(jobs: Sequence[Job], at_once: int, threads: int) -> Generator[Ended,
 
 
 def _begin(job: Job, environment: dict[str, str]) -> _Running | Ended | None:
-    held = ExitStack()
+    resources = ExitStack()
     descriptors: list[int] = []
     if job.folder is not None:
         descriptor = os.open(make_folder(job.folder), os.O_RDONLY)
-        held.callback(os.close, descriptor)
+        resources.callback(os.close, descriptor)
         if not hold(descriptor):
-            held.close()
+            resources.close()
             return None
         descriptors.append(
             descriptor
         )  # so that the folder is held until the process has ended, however this one does
     command = job.command()
     if command is None:
-        held.close()
+        resources.close()
         return Ended(job, 0, "", 0.0)
-    output = held.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+    output = resources.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment,
         pass_fds=descriptors, start_new_session=True,
     )  # fmt: skip
-    return _Running(job, process, output, time.monotonic(), held)
+    return _Running(job, process, output, time.monotonic(), resources)
 
 
 def _end(running: Sequence[_Running]) -> None:
@@ -147,7 +147,7 @@ def _end(running: Sequence[_Running]) -> None:
             time.sleep(POLL)
     for one in running:
         one.process.wait()
-        one.held.close()
+        one.resources.close()
 
 
 @contextmanager

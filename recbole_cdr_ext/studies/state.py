@@ -10,9 +10,8 @@ from pathlib import Path
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.runs.finished import FinishedRun, Unusable, read_run
 from recbole_cdr_ext.runs.folder import RESULT
-from recbole_cdr_ext.studies.cells import Cell, deciding
+from recbole_cdr_ext.studies.cells import Cell, Source, deciding, prepare
 from recbole_cdr_ext.studies.definition import Study
-from recbole_cdr_ext.studies.sources import Source, prepare
 from recbole_cdr_ext.studies.store import Line, Store, same_settings, siblings
 
 
@@ -45,16 +44,16 @@ class State:
         return cls(study, cells, folder, checkpoint_dir, Store(folder), digests)
 
     def line(self, cell: Cell) -> Line | None:
-        """What is kept of a cell, None if it is not done."""
+        """Returns what is kept of a cell, None if it is not done."""
         return self.store.find(cell, self.digests[cell.source])
 
     def run(self, cell: Cell) -> FinishedRun | None:
-        """The run of a cell that is done."""
+        """Returns the run of a cell that is done."""
         line = self.line(cell)
         return None if line is None else self.store.run(cell, line, self.study.groups)
 
     def data(self, cell: Cell) -> str:
-        """The digest of a cell's data.
+        """Returns the digest of a cell's data.
 
         Raises:
             CDRError: they are not prepared.
@@ -65,17 +64,17 @@ class State:
         return digest
 
     def run_folder(self, cell: Cell) -> Path | None:
-        """Where a cell's run lies, or would; None while that can't be told, because its data are not prepared."""
+        """Returns where a cell's run lies, or would; None while its data are not prepared, which decide the name."""
         digest = self.digests[cell.source]
         return None if digest is None else self.checkpoint_dir / cell.run_id(digest)
 
     def missing(self, cells: Iterable[Cell] | None = None) -> list[Cell]:
-        """The cells that are not done, one of those that are the same run."""
-        found: dict[tuple[str, Source], Cell] = {}
+        """Returns the cells that are not done, one of those that are the same run."""
+        missing: dict[tuple[str, Source], Cell] = {}
         for cell in self.cells if cells is None else cells:
             if self.line(cell) is None:
-                found.setdefault((cell.identity, cell.source), cell)
-        return list(found.values())
+                missing.setdefault((cell.identity, cell.source), cell)
+        return list(missing.values())
 
     def prepare(self, cells: Iterable[Cell]) -> None:
         """Has the data of cells prepared.
@@ -149,14 +148,14 @@ def chosen(cells: Iterable[Cell], only: str | None) -> list[Cell]:
     if only is None:
         return list(cells)
     try:
-        found = [cell for cell in cells if re.search(only, line_of(cell))]
+        matches = [cell for cell in cells if re.search(only, line_of(cell))]
     except re.error as error:
         raise CDRError(f"--only={only} is no regular expression: {error}.") from error
-    if not found:
+    if not matches:
         raise CDRError(f"--only={only} is found in no run; --dry_run lists them.")
-    return found
+    return matches
 
 
 def line_of(cell: Cell) -> str:
-    """A cell in one line: its name and its command."""
+    """Returns a cell in one line: its name and its command."""
     return f"{cell.name}: {cell.command}"

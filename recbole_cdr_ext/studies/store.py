@@ -1,6 +1,7 @@
-"""What is kept of the runs of a study: small enough for version control, and enough for all of its tables.
+"""What is kept of the runs and analyses of a study: small enough for version control, and enough for all of its tables.
 
-``cells.jsonl`` has a line per run, ``instances.sqlite`` what paired tests read (:mod:`.instance_store`).
+``cells.jsonl`` has a line per run, ``instances.sqlite`` what paired tests read (:mod:`.instance_store`),
+``analyses.jsonl`` a line per analysis.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ import pandas as pd
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation.metric_tables import RankingMetrics
 from recbole_cdr_ext.evaluation.significance import per_user
-from recbole_cdr_ext.files import make_folder
+from recbole_cdr_ext.files import make_folder, replacing
 from recbole_cdr_ext.runs.finished import FinishedRun, Unusable, check_result, default_settings
 from recbole_cdr_ext.studies.cells import Cell, deciding
 from recbole_cdr_ext.studies.instance_store import InstanceRecord, InstanceStore, damaged, former_record
 
-CELLS = "cells.jsonl"
+CELLS, ANALYSES = "cells.jsonl", "analyses.jsonl"
 ERROR_UNIT = 0.001  # of a rating point
 # Of a result, what is left out where the validation part alone is looked at.
 _OF_TEST = ("test", "popularity", "test_among_test_items", "popularity_among_test_items", "floors")
 _LARGE = ("history", "settings", "report")  # of a result; a line has the settings that decide
-_ASKED = ("domain", "user", "target", "candidates", "ratings", "asked")
+_OF_INSTANCES = ("domain", "user", "target", "candidates", "ratings", "asked")
 Line = Mapping[str, Any]
 
 
@@ -42,6 +43,7 @@ class Store:
     def __init__(self, folder: Path):
         self.folder = folder
         self.instances = InstanceStore(folder)
+        self.analyses = AnalysisStore(folder / ANALYSES)
         self.damaged = 0
         self._lines: dict[tuple[str, str, int], list[Line]] = {}
         path = folder / CELLS
@@ -199,10 +201,68 @@ class Store:
         flags = [
             n for n in frame if pd.api.types.is_bool_dtype(frame[n]) and n not in ("fallback", "known_item")
         ]
-        asked = frame[[name for name in frame if name in _ASKED or name in flags]]
-        record = InstanceRecord.of(values, asked)
+        instances = frame[[name for name in frame if name in _OF_INSTANCES or name in flags]]
+        record = InstanceRecord.of(values, instances)
         self.instances.add(key, record)
         return record.digest
+
+
+class AnalysisStore:
+    """What is kept of a study's analyses: for each folder the stamp of what was analysed, and the text of its tables.
+
+    A line that cannot be read counts as none: its analysis is made anew.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lines: dict[str, Line] = {}
+        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                line = json.loads(text)
+                check_analysis(line)
+            except (ValueError, TypeError, KeyError):
+                continue
+            self._lines[line["folder"]] = line
+
+    def stamp(self, folder: Path) -> Mapping[str, Any] | None:
+        """Returns what the analysis of a folder is of; None where none is kept."""
+        line = self._lines.get(folder.name)
+        return None if line is None else line["stamp"]
+
+    def add(self, folder: Path, stamp: Mapping[str, Any]) -> None:
+        """Keeps the analysis whose files lie in a folder."""
+        tables = {path.name: path.read_bytes().decode() for path in sorted(folder.glob("*.csv"))}
+        self._lines[folder.name] = {"folder": folder.name, "stamp": stamp, "tables": tables}
+        self._write()
+
+    def forget(self, folder: Path) -> None:
+        """Keeps the analysis of a folder no longer."""
+        if self._lines.pop(folder.name, None) is not None:
+            self._write()
+
+    def restore(self, folder: Path) -> None:
+        """Writes the tables of a folder's analysis that do not lie there."""
+        for name, text in self._lines[folder.name]["tables"].items():
+            if not (folder / name).exists():
+                with replacing(folder / name) as temporary:
+                    temporary.write_bytes(text.encode())
+
+    def _write(self) -> None:
+        make_folder(self.path.parent)
+        lines = [json.dumps(self._lines[name], ensure_ascii=False) + "\n" for name in sorted(self._lines)]
+        with replacing(self.path) as temporary:
+            temporary.write_text("".join(lines), encoding="utf-8")
+
+
+def check_analysis(line: Any) -> None:
+    """Raises a KeyError, TypeError or ValueError for what is no line of :class:`AnalysisStore`."""
+    if not isinstance(line["stamp"], dict) or not all(
+        isinstance(t, str) for t in dict(line["tables"]).values()
+    ):
+        raise TypeError("a line has the stamp of an analysis and the text of its tables")
+    names = [line["folder"], *line["tables"]]
+    if any(not isinstance(name, str) or name != Path(name).name for name in names):
+        raise ValueError("a line's folder and tables lie in the study's folder")
 
 
 def check_line(line: Any) -> None:
@@ -224,11 +284,11 @@ def part_of(line: Line) -> str:
     return str(line.get("part", "test"))
 
 
-def same_settings(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether settings are those that were kept; what is newer than these must be at its default."""
-    if any(key not in wanted or wanted[key] != value for key, value in kept.items()):
+def same_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Says whether settings are those that were kept; what is newer than these must be at its default."""
+    if any(key not in wanted or wanted[key] != value for key, value in stored.items()):
         return False
-    newer = wanted.keys() - kept.keys()
+    newer = wanted.keys() - stored.keys()
     defaults = _defaults(wanted["model"], wanted["dataset"], wanted["task"]) if newer else {}
     return all(key in defaults and wanted[key] == defaults[key] for key in newer)
 
@@ -239,7 +299,7 @@ def _defaults(model: str, dataset: str, task: str) -> Mapping[str, Any]:
 
 
 def siblings(folder: Path) -> list[Store]:
-    """The stores of the other studies beside one, whose cells may be its own as well."""
+    """Returns the stores of the other studies beside one, whose cells may be its own as well."""
     return [
         Store(path.parent)
         for path in sorted(folder.parent.glob(f"*/{CELLS}"))

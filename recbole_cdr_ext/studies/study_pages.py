@@ -20,7 +20,7 @@ from recbole_cdr_ext.reports.report_page import page
 from recbole_cdr_ext.reports.table_text import latex, markdown_table, md
 from recbole_cdr_ext.reports.tables import Block, Table
 from recbole_cdr_ext.settings.reading import text_of
-from recbole_cdr_ext.studies.analyses import Analysis, analyses_of
+from recbole_cdr_ext.studies.analyses import analyses_of
 from recbole_cdr_ext.studies.cells import Cell
 from recbole_cdr_ext.studies.state import State
 from recbole_cdr_ext.studies.study_tables import Pair, matrices, places
@@ -57,7 +57,7 @@ def write(state: State, pairs: Sequence[Pair], *, final: bool) -> list[str]:
     figures = _draw(state, pairs) if final and beside and _has("matplotlib", "plotly") else _drawn(state)
     images = {path.stem: path for path in figures}
     finished = [analysis for analysis in analyses_of(state) if analysis.done(state)]
-    analysed = {analysis.name: path for analysis in finished if (path := _image(analysis)) is not None}
+    analysed = {analysis.name: analysis.image for analysis in finished if analysis.image.exists()}
     written = {
         MARKDOWN: _markdown(state, pairs, beside, {**images, **analysed}),
         LATEX: latex([*beside, *pairs]),
@@ -72,11 +72,6 @@ def write(state: State, pairs: Sequence[Pair], *, final: bool) -> list[str]:
 
 def _has(*names: str) -> bool:
     return all(importlib.util.find_spec(name) is not None for name in names)
-
-
-def _image(analysis: Analysis) -> Path | None:
-    path = analysis.folder / f"{analysis.kind}.png"
-    return path if path.exists() else None
 
 
 # -- Markdown -------------------------------------------------------------------------------------------------------
@@ -114,7 +109,7 @@ def _markdown(state: State, pairs: Sequence[Pair], beside: Sequence[Pair], image
 
 
 def _numbers(path: Path) -> list[str]:
-    """An analysis's numbers as a table, without what says of which runs they are."""
+    """Returns an analysis's numbers as a table, without what says of which runs they are."""
     if not path.exists():
         return []
     table = pd.read_csv(path).dropna(axis="columns", how="all")
@@ -128,12 +123,12 @@ def _numbers(path: Path) -> list[str]:
 
 
 def group_title(place: tuple[str, str | None]) -> str:
-    """What the group of a table's runs is called."""
+    """Returns what the group of a table's runs is called."""
     return ", ".join(part for part in place if part)
 
 
 def _commands(rows: dict[str, list[Cell]]) -> list[str]:
-    """One command per row, with its first seed."""
+    """Returns one command per row, with its first seed."""
     return [cells[0].command for cells in rows.values()]
 
 
@@ -168,7 +163,7 @@ def _drawn(state: State) -> list[Path]:
 
 
 def _draw(state: State, pairs: Sequence[Pair]) -> list[Path]:
-    """A figure per scene: a panel for each varied setting and domain, of the first metric and user group."""
+    """Draws a figure per scene: a panel for each varied setting and domain, of the first metric and user group."""
     for path in _drawn(state):
         path.unlink()
     figures: list[Path] = []

@@ -21,16 +21,16 @@ _SHOWN = ("test", "popularity", "test_among_test_items", "popularity_among_test_
 
 def places(state: State) -> dict[Place, dict[str, list[StudyCell]]]:
     """Returns the cells of each table, by row."""
-    found: dict[Place, dict[str, list[StudyCell]]] = {}
+    by_place: dict[Place, dict[str, list[StudyCell]]] = {}
     for cell in state.cells:
-        rows = found.setdefault(cell.place, {row: [] for row in state.study.rows})
+        rows = by_place.setdefault(cell.place, {row: [] for row in state.study.rows})
         rows[cell.row].append(cell)
-    return found
+    return by_place
 
 
 def tables_by_group(state: State) -> list[Pair]:
     """Returns the tables of every scene and varied value that has a run, rows without one as gaps."""
-    found = []
+    pairs = []
     for place, rows in places(state).items():
         group = _group(state, place, rows)
         if group is not None:
@@ -38,8 +38,8 @@ def tables_by_group(state: State) -> list[Pair]:
             for table in tables:
                 _add_gaps(table, list(rows))
             _quote(tables[0], {label: of.get(place[0], {}) for label, of in state.study.quoted.items()})
-            found.append((group, tables))
-    return found
+            pairs.append((group, tables))
+    return pairs
 
 
 def _group(state: State, place: Place, rows: Mapping[str, Sequence[StudyCell]]) -> Group | None:
@@ -85,7 +85,7 @@ def _group(state: State, place: Place, rows: Mapping[str, Sequence[StudyCell]]) 
 
 
 def _as_shown(state: State, run: FinishedRun) -> FinishedRun:
-    """The run with the metrics and groups that the study shows, in its order."""
+    """Returns the run with the metrics and groups that the study shows, in its order."""
     metrics, groups = state.study.metrics, state.study.groups
 
     def table(of: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _quote(table: Table, quoted: Mapping[str, Mapping[str, Any]]) -> None:
 
 def matrices(state: State, pairs: Sequence[Pair]) -> list[Pair]:
     """Returns, for each scene, varied setting and user group, a table of the rows by the setting's values."""
-    found: list[Pair] = []
+    matrices: list[Pair] = []
     by_title = {group.title: (group, tables[0]) for group, tables in pairs}
     for scene in state.study.scenes:
         for key, values in state.study.vary.items():
@@ -151,18 +151,18 @@ def matrices(state: State, pairs: Sequence[Pair]) -> list[Pair]:
                 dict.fromkeys(g for table in tables.values() for b in table.blocks for g in b.counts)
             )
             several = len(names) > 1
-            made = [
+            by_group = [
                 Table(f"{scene}, by {key}{f': {name}' if several else ''}", _blocks(tables, name))
                 for name in names
             ]
-            found.append((replace(first, members={}, notes=[], title=f"{scene}, by {key}"), made))
-    return found
+            matrices.append((replace(first, members={}, notes=[], title=f"{scene}, by {key}"), by_group))
+    return matrices
 
 
 def _blocks(tables: Mapping[str, Table], name: str) -> list[Block]:
-    """A block per domain: rows by value and metric, taken from the tables of the values."""
+    """Returns a block per domain: rows by value and metric, taken from the tables of the values."""
     domains = list(dict.fromkeys(block.domain for table in tables.values() for block in table.blocks))
-    found = []
+    blocks = []
     for domain in domains:
         of_value = {
             text: block
@@ -186,5 +186,5 @@ def _blocks(tables: Mapping[str, Table], name: str) -> list[Block]:
                     seeds, flags = max(seeds, row.seeds), "".join(dict.fromkeys(flags + row.flags))
             rows.append(Row(label, seeds, floor, cells, flags))
         counts = {text: block.counts[name] for text, block in of_value.items()}
-        found.append(Block(domain, counts, metrics, rows))
-    return found
+        blocks.append(Block(domain, counts, metrics, rows))
+    return blocks

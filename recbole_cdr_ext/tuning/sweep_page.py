@@ -11,7 +11,7 @@ import numpy as np
 
 from recbole_cdr_ext import __version__
 from recbole_cdr_ext.files import replacing
-from recbole_cdr_ext.pages.figure import drawing_of, plain
+from recbole_cdr_ext.pages.figures import drawing_of, plain
 from recbole_cdr_ext.pages.page import Drawing, render, write
 from recbole_cdr_ext.tuning.records import FAILED, Record, score, shown, state, trial_table
 from recbole_cdr_ext.tuning.space import Parameter

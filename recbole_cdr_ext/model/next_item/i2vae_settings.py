@@ -18,7 +18,7 @@ from recbole_cdr_ext.settings.declaration import (
 
 
 class I2VAESettings(Settings):
-    """I2VAE (Ning et al., UAI 2025), as validation on food_kitchen chose it (results/i2vae_log.md). The paper's
+    """I2VAE (Ning et al., UAI 2025), as validation on food_kitchen chose it (results/trials.md). The paper's
     text is I2VAE_paper.yaml; I2VAE_plain.yaml is the same network without latents, pseudo-sequences and
     regularisers.
     """

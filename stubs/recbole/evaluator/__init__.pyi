@@ -1,3 +1,0 @@
-from typing import Any
-
-metric_types: dict[str, Any]

@@ -1,1 +1,0 @@
-from recbole.sampler.sampler import Sampler as Sampler

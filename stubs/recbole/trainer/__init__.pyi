@@ -1,1 +1,0 @@
-from recbole.trainer.trainer import Trainer as Trainer
