@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from recbole_cdr_ext.data.prepare import prepare as prepare
     from recbole_cdr_ext.errors import CDRError as CDRError
     from recbole_cdr_ext.model.bridge import Bridge as Bridge
-    from recbole_cdr_ext.model.phase import Phase as Phase
-    from recbole_cdr_ext.model.phase import Stage as Stage
     from recbole_cdr_ext.model.rating_recommender import RatingRecommender as RatingRecommender
     from recbole_cdr_ext.model.recommender import CrossDomainRecommender as Recommender
+    from recbole_cdr_ext.model.recommender import Phase as Phase
+    from recbole_cdr_ext.model.recommender import Stage as Stage
     from recbole_cdr_ext.registry.models import get_model as get_model
     from recbole_cdr_ext.registry.models import list_models as list_models
     from recbole_cdr_ext.reports.report import report as report
@@ -58,7 +58,7 @@ _HOMES = {
     "list_models": "registry.models:list_models",
     "load_data": "runs.experiment:load_data",
     "load_model": "serving.recommendation:load_model",
-    "Phase": "model.phase:Phase",
+    "Phase": "model.recommender:Phase",
     "prepare": "data.prepare:prepare",
     "RatingRecommender": "model.rating_recommender:RatingRecommender",
     "recommend": "serving.recommendation:recommend",
@@ -66,7 +66,7 @@ _HOMES = {
     "report": "reports.report:report",
     "run": "runs.run:run",
     "run_recbole_cdr": "runs.run:run_recbole_cdr",
-    "Stage": "model.phase:Stage",
+    "Stage": "model.recommender:Stage",
     "study": "studies:study",
     "Trainer": "trainer.trainer:CrossDomainTrainer",
     "TrainingData": "splits.split:TrainingData",

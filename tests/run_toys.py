@@ -9,7 +9,7 @@ from pydantic import Field
 from toy_models import ToyMLP
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.phase import Stage
+from recbole_cdr_ext.model.recommender import Stage
 from recbole_cdr_ext.runs.run import run_recbole_cdr
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.declaration import Settings, Size

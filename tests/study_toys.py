@@ -14,7 +14,7 @@ import yaml
 
 from recbole_cdr_ext.analysis.bridges import ratings_of
 from recbole_cdr_ext.cli.main import main
-from recbole_cdr_ext.evaluation.instance_table import write_instances
+from recbole_cdr_ext.evaluation.result_table import write_instances
 from recbole_cdr_ext.pages.figures import require
 from recbole_cdr_ext.reports.groups import collect
 from recbole_cdr_ext.runs.finished import default_settings

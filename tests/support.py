@@ -1,18 +1,27 @@
-"""Small data sets and the pieces of a run, for tests."""
+"""Small data sets, raw files, sweeps and the pieces of a run, for tests."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
+from pydantic import Field
+from toy_models import ToyMLP
 
 from recbole_cdr_ext.data import atomic
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
+from recbole_cdr_ext.data.prepare import prepare
+from recbole_cdr_ext.runs.run import run_recbole_cdr
 from recbole_cdr_ext.settings.config import CDRConfig
+from recbole_cdr_ext.settings.declaration import Settings
 from recbole_cdr_ext.splits.maker import make_split
 from recbole_cdr_ext.splits.split import Split, TrainingData
+from recbole_cdr_ext.tuning import sweep
+from recbole_cdr_ext.tuning.sweep import DEFAULTS
 
 Rows = list[tuple[str, str, float]]
 
@@ -118,3 +127,115 @@ def random_ratings(
                 value = 3.3 + of_user[u] + of_item[k, item] + rng.normal(0, 0.3)
                 rows[name].append((f"u{u:03d}", f"{name[0]}{item}", float(np.clip(np.round(value), 1, 5))))
     return rows
+
+
+TABLE = {
+    "domains": ["food", "kitchen"],
+    "task": "rating",
+    "order": "clock",
+    "source": {
+        "kind": "table",
+        "files": {"food": "food.csv", "kitchen": "kitchen.csv"},
+        "columns": {"user_id": "who", "item_id": "what", "rating": "stars", "timestamp": "when"},
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_raw_folder_from_outside(request, monkeypatch):
+    if "real_raw" not in request.fixturenames:
+        monkeypatch.delenv("RECBOLE_CDR_RAW", raising=False)
+
+
+@pytest.fixture
+def table_raw(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    # Columns in another order, one that is not needed, ids that look numeric, 'NA', a repeated pair, an empty
+    # user.
+    (raw / "food.csv").write_text(
+        'when,what,note,who,stars\n100,0012,"a, b",7,5\n101,NA,,7,4\n'
+        "102,0012,x,7,2\n103,5,x,,3\n104,5,x,8,3.5\n"
+    )
+    (raw / "kitchen.csv").write_text("who,what,stars,when\n8,5,1,90\n9,k,2,91\n9,k,2,92\n")
+    return raw
+
+
+def _nothing_left(folder):
+    return not folder.exists() or list(folder.iterdir()) == []
+
+
+def _facts(folder):
+    return json.loads((folder / "statistics.json").read_text())["facts"]
+
+
+def _prepare(name, description, raw, out, **options):
+    return prepare(name, description=description, raw=raw, data_path=out, progress=False, **options)
+
+
+def _altered(description, **source):
+    return {**description, "source": {**description["source"], **source}}
+
+
+ROOT = Path(__file__).parents[1]
+QUICK = {
+    "data_path": str(ROOT / "dataset_atomic"), "epochs": 4, "train_targets": "last", "train_batch_size": 128,
+    "eval_args": {"mode": "uni50"},
+}  # fmt: skip
+LEARNING_RATES = "learning_rate: {choice: [0.01, 0.003]}\n"
+
+
+class TroubledSettings(Settings):
+    """What goes wrong."""
+
+    trouble: str | None = Field(None, description="none, raises, memory or nan.")
+
+
+class Troubled(ToyMLP):
+    """Learns, or does not, as its setting ``trouble`` says."""
+
+    settings_class = TroubledSettings
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.trouble = config["trouble"]
+
+    def calculate_loss(self, interaction):
+        """Returns the loss, unless there is trouble."""
+        loss = super().calculate_loss(interaction)
+        if self.trouble == "raises":
+            raise ValueError("this one\nraises")
+        if self.trouble == "memory":
+            raise MemoryError
+        return loss * float("nan") if self.trouble == "nan" else loss
+
+
+@pytest.fixture
+def quick(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return {**QUICK, "cache_dir": str(tmp_path / "cache")}
+
+
+def space_file(tmp_path, text=LEARNING_RATES):
+    path = tmp_path / "space.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def prepared(tmp_path, quick, model=ToyMLP, space=LEARNING_RATES, dataset="toy", **options):
+    options = {
+        **DEFAULTS,
+        "search": "grid",
+        "out": str(tmp_path / "sweep"),
+        "space": space_file(tmp_path, space),
+        **options,
+    }
+    made = sweep.prepare(model, dataset, options, None, quick)
+    made.folder.mkdir(exist_ok=True)
+    return made
+
+
+def score_of_run(folder, model):
+    """The validation score of a run with best.yaml alone."""
+    quiet = {"show_progress": False, "tensorboard": False, "save_instances": False, "torch_threads": 1}
+    return run_recbole_cdr(model, "toy", [str(folder / sweep.BEST)], quiet)["best_valid_score"]

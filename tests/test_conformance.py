@@ -12,8 +12,7 @@ from torch import nn
 from recbole_cdr_ext.data.sequences import EpochBatches, TrainingSequences
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation.metric_tables import RankingMetrics, ValueMetrics
-from recbole_cdr_ext.model.phase import Phase
-from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender, Phase
 from recbole_cdr_ext.registry.models import list_models
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.reading import TASKS

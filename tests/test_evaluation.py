@@ -14,7 +14,8 @@ import torch
 from recbole.evaluator.register import metrics_dict
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation import instance_table, ranking
+from recbole_cdr_ext.evaluation import ranking
+from recbole_cdr_ext.evaluation import result_table as instance_table
 from recbole_cdr_ext.evaluation import result_table as report
 from recbole_cdr_ext.evaluation.metric_tables import RankingMetrics, mean_over_domains
 from recbole_cdr_ext.evaluation.ranking import Ranks

@@ -16,7 +16,7 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.next_item.i2vae import I2VAE
 from recbole_cdr_ext.model.parts.layers import ItemTable, SumDecoder
 from recbole_cdr_ext.model.parts.losses import sampled_softmax_loss
-from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.model.recommender import Phase
 from recbole_cdr_ext.splits.loader import CrossDomainLoader
 from recbole_cdr_ext.splits.sampler import CrossDomainSampler
 from recbole_cdr_ext.splits.split import TrainingData, recalled_by_event

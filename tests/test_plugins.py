@@ -18,8 +18,8 @@ from support import here
 from recbole_cdr_ext import evaluation, splits
 from recbole_cdr_ext.cli.main import main
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation.instance_table import read_instances
 from recbole_cdr_ext.evaluation.metric import Metric, RankMetric, SetMetric, ValueMetric
+from recbole_cdr_ext.evaluation.result_table import read_instances
 from recbole_cdr_ext.registry import metrics as metric_registry
 from recbole_cdr_ext.registry import splits as split_registry
 from recbole_cdr_ext.settings.config import CDRConfig

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import raw_files
-from raw_files import TABLE, _altered, _facts, _nothing_left, _prepare
+import support
+from support import TABLE, _altered, _facts, _nothing_left, _prepare
 
 from recbole_cdr_ext.data.atomic import fingerprint, read_inter
 from recbole_cdr_ext.data.prepare import ensure_dataset, list_datasets, load_description, prepare
@@ -24,8 +24,8 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.reading import dataset_property_files
 
-_no_raw_folder_from_outside = raw_files._no_raw_folder_from_outside
-table_raw = raw_files.table_raw
+_no_raw_folder_from_outside = support._no_raw_folder_from_outside
+table_raw = support.table_raw
 
 
 # Descriptions

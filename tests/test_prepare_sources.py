@@ -7,15 +7,15 @@ import json
 from pathlib import Path
 
 import pytest
-import raw_files
-from raw_files import TABLE, _altered, _facts, _nothing_left, _prepare
+import support
+from support import TABLE, _altered, _facts, _nothing_left, _prepare
 
 from recbole_cdr_ext.data.atomic import fingerprint, read_inter
 from recbole_cdr_ext.data.prepare import prepare
 from recbole_cdr_ext.errors import CDRError
 
-_no_raw_folder_from_outside = raw_files._no_raw_folder_from_outside
-table_raw = raw_files.table_raw
+_no_raw_folder_from_outside = support._no_raw_folder_from_outside
+table_raw = support.table_raw
 
 
 def test_a_table_keeps_ids_as_text_and_counts_what_it_met(tmp_path, table_raw):

@@ -22,7 +22,7 @@ from study_toys import ANALYSED, CHILD, DATA, QUIET, ROOT, TWO, calls, cells, go
 
 from recbole_cdr_ext.cli.main import main
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation.instance_table import write_instances
+from recbole_cdr_ext.evaluation.result_table import write_instances
 from recbole_cdr_ext.runs.finished import FinishedRun
 from recbole_cdr_ext.settings.config import RUNTIME_KEYS, CDRConfig
 from recbole_cdr_ext.studies import execution, processes

@@ -17,7 +17,7 @@ from recbole_cdr_ext.data.sequences import SequenceBatch
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.next_item.svae import SVAE
 from recbole_cdr_ext.model.parts.layers import kl
-from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.model.recommender import Phase
 from recbole_cdr_ext.splits.loader import CrossDomainLoader
 
 ready = small_models.ready_svae

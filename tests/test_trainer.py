@@ -11,7 +11,7 @@ from torch import nn
 from toy_models import Batches, Slope, TwoPhases, assert_same, by_loss, scripted, trainer_of, weights
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.model.recommender import Phase
 from recbole_cdr_ext.trainer import checkpoint
 from recbole_cdr_ext.trainer.optimisation import WeightAverage, clip_gradients
 

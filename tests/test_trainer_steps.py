@@ -14,7 +14,7 @@ from torch import nn
 from toy_models import Batches, Settings, Slope, by_loss, scripted, settings, trainer_of
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.model.recommender import Phase
 from recbole_cdr_ext.trainer import checkpoint
 from recbole_cdr_ext.trainer.sharpness import PGD, SAM, Plain, Step, make, project
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer

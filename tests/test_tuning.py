@@ -10,13 +10,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tuning_toys
-from page_reader import EVIL, Page, check_harmless
+import support
+from study_toys import EVIL, Page, check_harmless
+from support import LEARNING_RATES, Troubled, prepared, score_of_run, space_file
 from toy_models import ToyMLP
-from tuning_toys import LEARNING_RATES, Troubled, prepared, score_of_run, space_file
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.model.recommender import Phase
 from recbole_cdr_ext.pages.page import plotly_script
 from recbole_cdr_ext.tuning import sweep, sweep_page
 from recbole_cdr_ext.tuning import tune as tune_module
@@ -35,7 +35,7 @@ from recbole_cdr_ext.tuning.sweep import DEFAULTS, prepare
 from recbole_cdr_ext.tuning.trial import TrialFailed, reason_of, run_trial
 from recbole_cdr_ext.tuning.tune import share, tune
 
-quick = tuning_toys.quick
+quick = support.quick
 
 
 # -- the folder, without Ray -----------------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tuning_toys
+import support
+from support import QUICK, Troubled, score_of_run, space_file
 from toy_models import ToyMLP
-from tuning_toys import QUICK, Troubled, score_of_run, space_file
 
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.settings.reading import properties_dir
@@ -305,7 +305,7 @@ def test_the_packages_own_spaces_fit_their_models(path, tmp_path):
     assert len(sweep.plan) == 12 and sweep.staged
 
 
-quick = tuning_toys.quick
+quick = support.quick
 
 
 class KilledOnce(ToyMLP):

@@ -13,8 +13,7 @@ from torch import nn
 
 from recbole_cdr_ext import compat
 from recbole_cdr_ext.data.instances import Batch
-from recbole_cdr_ext.model.phase import Phase
-from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender, Phase
 from recbole_cdr_ext.splits.split import TrainingData
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 

@@ -16,8 +16,7 @@ from recbole_cdr_ext.baselines.view import SCOPES, BaselineSettings, EventView, 
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.layers import Modules
-from recbole_cdr_ext.model.phase import Loss
-from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender, Loss
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.sampler import CrossDomainSampler
 from recbole_cdr_ext.splits.split import Split, TrainingData

@@ -18,8 +18,7 @@ from recbole_cdr_ext.baselines.view import BaselineSettings
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.data.sequences import EpochBatches
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.phase import Loss, Phase
-from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender, Loss, Phase
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.split import Split, TrainingData
 

@@ -18,7 +18,7 @@ from recbole_cdr_ext.baselines.baseline import RecBoleBaseline
 from recbole_cdr_ext.baselines.general import UserBaseline
 from recbole_cdr_ext.baselines.view import BaselineSettings, EventView
 from recbole_cdr_ext.data.instances import Batch
-from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.model.recommender import Phase
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.split import Split, TrainingData
 

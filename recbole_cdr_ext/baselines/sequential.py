@@ -19,8 +19,7 @@ from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.layers import ItemTable, left_aligned
 from recbole_cdr_ext.model.parts.losses import sampled_softmax_loss, softmax_loss
 from recbole_cdr_ext.model.parts.whole_sequences import WholeSequences, trains_whole_sequences
-from recbole_cdr_ext.model.phase import Phase
-from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender, Phase
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.split import Split, TrainingData
 

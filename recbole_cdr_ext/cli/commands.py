@@ -9,8 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from recbole_cdr_ext.cli.arguments import PROGRAM, command_keys, option_values
-from recbole_cdr_ext.cli.help import text_table
+from recbole_cdr_ext.cli.help import PROGRAM, command_keys, option_values, text_table
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.settings.command_options import ANALYSIS_OPTIONS, analysis_options
 from recbole_cdr_ext.settings.reading import (

@@ -9,9 +9,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from recbole_cdr_ext.cli.arguments import PROGRAM
 from recbole_cdr_ext.cli.commands import COMMANDS
-from recbole_cdr_ext.cli.help import command_help, overview
+from recbole_cdr_ext.cli.help import PROGRAM, command_help, overview
 from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.versions import versions
 

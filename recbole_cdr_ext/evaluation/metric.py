@@ -7,7 +7,9 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation.ranking import Ranks
+from recbole_cdr_ext.registry import metrics as metric_registry
 
 
 class Settings(Protocol):
@@ -105,3 +107,44 @@ class ValueMetric(Metric):
 def listed(value: Any) -> list[Any]:
     """Returns a setting that is a list or a single value as a list."""
     return list(value) if isinstance(value, list | tuple) else [value]
+
+
+_SPELT = {
+    "hit": "HR",
+    "ndcg": "NDCG",
+    "mrr": "MRR",
+    "map": "MAP",
+    "recall": "Recall",
+    "precision": "Precision",
+    "gauc": "GAUC",
+    "itemcoverage": "ItemCoverage",
+    "averagepopularity": "AveragePopularity",
+    "shannonentropy": "ShannonEntropy",
+    "giniindex": "GiniIndex",
+    "tailpercentage": "TailPercentage",
+}
+
+
+def spelt(name: str) -> str:
+    """Returns a metric's name as papers write it: NDCG@10, HR@10, MAE."""
+    metric, at, k = name.partition("@")
+    return f"{_SPELT.get(metric, metric)}@{k}" if at else metric.upper()
+
+
+def in_percent(name: str) -> bool:
+    """Returns whether reports show a metric of results times 100.
+
+    Of a metric that is not installed, as a run of another machine may have, the name says it.
+    """
+    try:
+        return metric_registry.get_metric(name.partition("@")[0]).percent
+    except CDRError:
+        return "@" in name
+
+
+def larger_is_better(name: str) -> bool:
+    """Returns the direction of a metric of results; of one that is not installed, the name says it."""
+    try:
+        return metric_registry.get_metric(name.partition("@")[0]).larger_is_better
+    except CDRError:
+        return "@" in name

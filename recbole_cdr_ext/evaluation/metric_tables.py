@@ -9,9 +9,8 @@ import numpy as np
 
 from recbole_cdr_ext.data.instances import Instances
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.evaluation.metric import RankMetric, SetMetric, Settings, ValueMetric, listed
+from recbole_cdr_ext.evaluation.metric import RankMetric, SetMetric, Settings, ValueMetric, listed, spelt
 from recbole_cdr_ext.evaluation.ranking import Ranks
-from recbole_cdr_ext.evaluation.result_table import spelt
 from recbole_cdr_ext.registry import metrics as metric_registry
 
 # What both tasks give of a part: {domain: {group: {"n": instances, metric: figure or None}}}

@@ -1,29 +1,24 @@
-"""What a run says at its end: a table to read; and how tables write the names and figures of metrics."""
+"""What a run says at its end: a table to read, and a table of instances to compute with."""
 
 from __future__ import annotations
 
+import importlib.util
 import textwrap
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
+from recbole_cdr_ext.data.dataset import CrossDomainDataset
+from recbole_cdr_ext.data.instances import Instances
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.registry import metrics as metric_registry
+from recbole_cdr_ext.evaluation.metric_tables import RankingMetrics
+from recbole_cdr_ext.evaluation.ranking import Ranks
+from recbole_cdr_ext.files import replacing
 
 WIDTH = 100
-_SPELT = {
-    "hit": "HR",
-    "ndcg": "NDCG",
-    "mrr": "MRR",
-    "map": "MAP",
-    "recall": "Recall",
-    "precision": "Precision",
-    "gauc": "GAUC",
-    "itemcoverage": "ItemCoverage",
-    "averagepopularity": "AveragePopularity",
-    "shannonentropy": "ShannonEntropy",
-    "giniindex": "GiniIndex",
-    "tailpercentage": "TailPercentage",
-}
 
 
 def result_table(result: Mapping[str, Any], part: str = "test") -> str:
@@ -135,34 +130,81 @@ def _footnotes(result: Mapping[str, Any], fallback: Mapping[str, Any], table: Ma
     return ["", *wrapped] if wrapped else []
 
 
-def spelt(name: str) -> str:
-    """Returns a metric's name as papers write it: NDCG@10, HR@10, MAE."""
-    metric, at, k = name.partition("@")
-    return f"{_SPELT.get(metric, metric)}@{k}" if at else metric.upper()
-
-
-def in_percent(name: str) -> bool:
-    """Returns whether reports show a metric of results times 100.
-
-    Of a metric that is not installed, as a run of another machine may have, the name says it.
-    """
-    try:
-        return metric_registry.get_metric(name.partition("@")[0]).percent
-    except CDRError:
-        return "@" in name
-
-
-def larger_is_better(name: str) -> bool:
-    """Returns the direction of a metric of results; of one that is not installed, the name says it."""
-    try:
-        return metric_registry.get_metric(name.partition("@")[0]).larger_is_better
-    except CDRError:
-        return "@" in name
-
-
 def _value(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
 def _shortened(name: str) -> str:
     return name if len(name) <= 20 else name[:19] + "…"
+
+
+def instance_frame(
+    dataset: CrossDomainDataset,
+    instances: Instances,
+    ranks: Ranks,
+    metrics: RankingMetrics,
+    groups: Mapping[str, np.ndarray],
+    part: str,
+) -> pd.DataFrame:
+    """Returns one row per instance, in external ids: what significance tests and plots read.
+
+    Columns: part, user, domain, target; one boolean per group; ``history_DOMAIN`` lengths (the target not
+    counted); candidates, rank; each metric that an instance has for itself; fallback (ranked by popularity).
+    """
+    names = np.array(dataset.domains, dtype=object)
+    columns: dict[str, Any] = {
+        "part": np.full(len(instances), part, dtype=object),
+        "user": dataset.id2token(dataset.uid_field, instances.user),
+        "domain": names[instances.domain],
+        "target": dataset.item_token(instances.target),
+        **groups,
+        **{f"history_{name}": instances.lengths[:, k] for k, name in enumerate(dataset.domains)},
+        "candidates": ranks.candidates,
+        "rank": ranks.rank,
+        **metrics.per_instance(ranks.rank),
+        "fallback": ranks.fallback,
+    }
+    return pd.DataFrame(columns)
+
+
+def write_instances(frame: pd.DataFrame, folder: str | Path, name: str = "instances") -> Path:
+    """Writes a per-instance table as parquet, as CSV without pyarrow; returns the file's path.
+
+    Raises:
+        CDRError: it cannot be written.
+    """
+    parquet = importlib.util.find_spec("pyarrow") is not None
+    path = Path(folder) / f"{name}.{'parquet' if parquet else 'csv'}"
+    with replacing(path) as temporary:
+        if parquet:
+            frame.to_parquet(temporary, index=False)
+        else:
+            frame.to_csv(temporary, index=False)
+    return path
+
+
+def read_instances(folder: str | Path, name: str = "instances") -> pd.DataFrame:
+    """Returns a per-instance table that :func:`write_instances` wrote.
+
+    Raises:
+        CDRError: there is none, or it can't be read.
+    """
+    parquet, csv = (Path(folder) / f"{name}.{kind}" for kind in ("parquet", "csv"))
+    path = parquet if parquet.exists() else csv
+    if not path.exists():
+        raise CDRError(f"{folder} has no per-instance table ({parquet.name} or {csv.name}).")
+    try:
+        if path == parquet:
+            return pd.read_parquet(path)
+        # Names are text, also those that look like numbers or like what pandas takes for a gap.
+        names = dict.fromkeys(("part", "user", "domain", "target", "item"), str)
+        return pd.read_csv(path, dtype=names, keep_default_na=False)
+    except ImportError as error:
+        raise CDRError(
+            f"reading {path} takes pyarrow: pip install 'recbole_cdr_ext[parquet]' (or pip install pyarrow)."
+        ) from error
+    except (OSError, ValueError) as error:  # pandas' and pyarrow's own errors are ValueErrors
+        raise CDRError(f"{path} can't be read: {' '.join(str(error).split())}") from error
+
+
+from recbole_cdr_ext.evaluation.metric import spelt

@@ -30,7 +30,7 @@ import pandas as pd
 from scipy import stats
 
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.evaluation.result_table import larger_is_better
+from recbole_cdr_ext.evaluation.metric import larger_is_better
 
 INTERVAL = 0.95
 # What a per-rating table has of each rating, and the metrics of ratings are made of.

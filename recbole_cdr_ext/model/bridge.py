@@ -12,7 +12,6 @@ from torch import nn
 
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.layers import mapping
-from recbole_cdr_ext.model.phase import Loss, Phase, Stage
 from recbole_cdr_ext.model.rating_recommender import (
     SPARSE_LEARNERS,
     RatingBatch,
@@ -21,6 +20,7 @@ from recbole_cdr_ext.model.rating_recommender import (
     Tables,
     whole_batch,
 )
+from recbole_cdr_ext.model.recommender import Loss, Phase, Stage
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.split import RatingSplit, TrainingData
 

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation.result_table import larger_is_better, spelt
+from recbole_cdr_ext.evaluation.metric import larger_is_better, spelt
 from recbole_cdr_ext.files import replacing
 
 # Nothing may be fetched, whatever a page holds.

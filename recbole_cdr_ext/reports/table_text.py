@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from recbole_cdr_ext.evaluation.result_table import spelt
+from recbole_cdr_ext.evaluation.metric import spelt
 from recbole_cdr_ext.reports.groups import Group
 from recbole_cdr_ext.reports.tables import CAPPED, FALLBACK, WORSE, Block, Row, Table, warnings_of
 

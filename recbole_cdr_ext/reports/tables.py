@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation.result_table import in_percent, larger_is_better, spelt
+from recbole_cdr_ext.evaluation.metric import in_percent, larger_is_better, spelt
 from recbole_cdr_ext.evaluation.significance import Spread, align, compare, is_per_instance
 from recbole_cdr_ext.reports.groups import Group
 from recbole_cdr_ext.runs.finished import FinishedRun

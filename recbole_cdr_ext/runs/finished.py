@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.evaluation.instance_table import read_instances
+from recbole_cdr_ext.evaluation.result_table import read_instances
 from recbole_cdr_ext.runs.folder import RESULT, SETTINGS, how_to_resume
 from recbole_cdr_ext.settings.config import RUNTIME_KEYS, CDRConfig
 from recbole_cdr_ext.settings.reading import TASKS, as_argument, words_in

@@ -9,9 +9,7 @@ from typing import Any
 from recbole_cdr_ext import compat
 from recbole_cdr_ext.runs.experiment import build, load_data, set_threads
 from recbole_cdr_ext.runs.folder import how_to_resume
-from recbole_cdr_ext.runs.log import log_data, log_model
-from recbole_cdr_ext.runs.opening import open_run
-from recbole_cdr_ext.runs.record import recording
+from recbole_cdr_ext.runs.record import log_data, log_model, open_run, recording
 from recbole_cdr_ext.trainer import checkpoint
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer
 

@@ -16,7 +16,7 @@ from recbole.utils import set_color
 from tqdm import tqdm
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.evaluation.result_table import spelt
+from recbole_cdr_ext.evaluation.metric import spelt
 from recbole_cdr_ext.files import locked, make_folder
 from recbole_cdr_ext.runs.folder import settings_to_finish
 from recbole_cdr_ext.settings.command_options import STUDY_OPTIONS, read_options
@@ -24,12 +24,11 @@ from recbole_cdr_ext.settings.declaration import documented
 from recbole_cdr_ext.settings.reading import words_in
 from recbole_cdr_ext.settings.run_settings import RunSettings
 from recbole_cdr_ext.studies import study_pages as pages
-from recbole_cdr_ext.studies.analyses import Analysis, analyses_of
 from recbole_cdr_ext.studies.cells import MACHINE_KEYS, Cell, make_cells
 from recbole_cdr_ext.studies.definition import Study, read_study
 from recbole_cdr_ext.studies.instance_store import FORMER_INSTANCES
 from recbole_cdr_ext.studies.processes import Ended, Job, ends_on_sigterm, run_all
-from recbole_cdr_ext.studies.state import State, chosen, line_of
+from recbole_cdr_ext.studies.state import Analysis, State, analyses_of, chosen, line_of
 from recbole_cdr_ext.studies.store import CELLS
 from recbole_cdr_ext.studies.study_tables import Pair, tables_by_group
 

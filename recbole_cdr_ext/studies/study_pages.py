@@ -11,7 +11,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from recbole_cdr_ext import __version__
-from recbole_cdr_ext.evaluation.result_table import in_percent, spelt
+from recbole_cdr_ext.evaluation.metric import in_percent, spelt
 from recbole_cdr_ext.evaluation.significance import Spread
 from recbole_cdr_ext.files import replacing
 from recbole_cdr_ext.pages.curves import Curves
@@ -20,9 +20,8 @@ from recbole_cdr_ext.reports.report_page import page
 from recbole_cdr_ext.reports.table_text import latex, markdown_table, md
 from recbole_cdr_ext.reports.tables import Block, Table
 from recbole_cdr_ext.settings.reading import text_of
-from recbole_cdr_ext.studies.analyses import analyses_of
 from recbole_cdr_ext.studies.cells import Cell
-from recbole_cdr_ext.studies.state import State
+from recbole_cdr_ext.studies.state import State, analyses_of
 from recbole_cdr_ext.studies.study_tables import Pair, matrices, places
 
 MARKDOWN, LATEX, PAGE = "tables.md", "tables.tex", "report.html"

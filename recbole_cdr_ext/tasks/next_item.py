@@ -13,7 +13,8 @@ from recbole.utils import set_color
 
 from recbole_cdr_ext import compat
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
-from recbole_cdr_ext.evaluation import instance_table, ranking
+from recbole_cdr_ext.evaluation import ranking
+from recbole_cdr_ext.evaluation import result_table as instance_table
 from recbole_cdr_ext.evaluation.metric_tables import RankingMetrics, mean_over_domains
 from recbole_cdr_ext.evaluation.ranking import Ranks
 from recbole_cdr_ext.model.recommender import CrossDomainRecommender

@@ -16,10 +16,9 @@ from recbole_cdr_ext import compat
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation.metric_tables import ValueMetrics, mean_over_domains
-from recbole_cdr_ext.model.phase import Stage
 from recbole_cdr_ext.model.rating.floors import BiasOnly, GlobalMean, ItemMean, ItemMeanUserBias
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, RatingRecommender, whole_batch
-from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender, Stage
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.maker import RATING_SPLIT_KEYS, make_rating_split
 from recbole_cdr_ext.splits.split import Ratings, RatingSplit, TrainingData

@@ -18,7 +18,7 @@ from recbole_cdr_ext.registry.models import get_model
 from recbole_cdr_ext.settings.reading import TASKS
 from recbole_cdr_ext.tasks.rating import RatingExperiment
 from recbole_cdr_ext.tasks.task import Experiment
-from recbole_cdr_ext.testing import planted
+from recbole_cdr_ext.testing import subject as planted
 from recbole_cdr_ext.testing.subject import (
     Subject,
     all_scores,

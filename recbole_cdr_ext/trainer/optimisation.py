@@ -11,8 +11,7 @@ from torch import nn
 from torch.nn.utils.clip_grad import clip_grad_norm_
 
 from recbole_cdr_ext.errors import CDRError, did_you_mean
-from recbole_cdr_ext.model.phase import Phase
-from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender, Phase
 from recbole_cdr_ext.registry.metrics import get_metric
 from recbole_cdr_ext.settings.config import CDRConfig
 

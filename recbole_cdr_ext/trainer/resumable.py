@@ -14,8 +14,7 @@ import torch
 from recbole.trainer import Trainer
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.phase import Phase
-from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender, Phase
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.trainer import checkpoint
 from recbole_cdr_ext.trainer.optimisation import WeightAverage

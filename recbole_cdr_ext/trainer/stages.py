@@ -18,8 +18,7 @@ from recbole_cdr_ext.data.dataset import CrossDomainDataset, data_key
 from recbole_cdr_ext.data.instances import Instances
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.files import make_folder
-from recbole_cdr_ext.model.phase import Stage
-from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender, Stage
 from recbole_cdr_ext.settings.config import RUNTIME_KEYS, CDRConfig
 from recbole_cdr_ext.splits.audit import audit_recalled
 from recbole_cdr_ext.splits.loader import CrossDomainLoader

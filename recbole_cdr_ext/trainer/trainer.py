@@ -16,7 +16,7 @@ from tqdm import tqdm
 from recbole_cdr_ext import compat
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation.metric_tables import mean_over_domains
-from recbole_cdr_ext.model.phase import Loss, Phase
+from recbole_cdr_ext.model.recommender import Loss, Phase
 from recbole_cdr_ext.trainer import checkpoint, progress, sharpness
 from recbole_cdr_ext.trainer.optimisation import (
     WeightAverage,

@@ -24,10 +24,10 @@ from recbole_cdr_ext.data.dataset import CrossDomainDataset
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.evaluation.metric_tables import mean_over_domains
 from recbole_cdr_ext.files import make_folder, replacing
-from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.model.recommender import Phase
 from recbole_cdr_ext.runs.experiment import build, set_threads
 from recbole_cdr_ext.runs.folder import LOG
-from recbole_cdr_ext.runs.log import describe_model, logging_to
+from recbole_cdr_ext.runs.record import describe_model, logging_to
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.trainer import checkpoint
 from recbole_cdr_ext.trainer.trainer import CrossDomainTrainer

@@ -17,7 +17,7 @@ from recbole_cdr_ext import compat
 from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.files import locked, make_folder, replacing
 from recbole_cdr_ext.runs.experiment import check_fit, load_data, log_parts, set_threads
-from recbole_cdr_ext.runs.log import logging_to
+from recbole_cdr_ext.runs.record import logging_to
 from recbole_cdr_ext.settings.reading import (
     file_names,
     find_config_file,

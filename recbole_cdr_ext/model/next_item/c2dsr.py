@@ -60,8 +60,7 @@ from recbole_cdr_ext.model.parts.whole_sequences import (
     events_by_target_domain,
     merged_timelines,
 )
-from recbole_cdr_ext.model.phase import Phase
-from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender, Phase
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.declaration import BelowOne, Count, Positive, Settings, Size
 from recbole_cdr_ext.splits.audit import audit_edges

@@ -38,7 +38,7 @@ from recbole.data.interaction import Interaction
 from torch import nn
 
 from recbole_cdr_ext.model.parts.layers import Dropout, Gaussian, kl
-from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.model.recommender import Phase
 from recbole_cdr_ext.model.variational_graph import (
     DomainEncoder,
     DomainGraph,

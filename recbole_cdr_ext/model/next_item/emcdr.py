@@ -43,8 +43,7 @@ from recbole_cdr_ext.data.instances import Batch, Instances
 from recbole_cdr_ext.data.sequences import EpochBatches
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.layers import mapping
-from recbole_cdr_ext.model.phase import Phase
-from recbole_cdr_ext.model.recommender import CrossDomainRecommender, gathered_product
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender, Phase, gathered_product
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.declaration import BelowOne, Count, NonNegative, Positive, Settings, Size
 from recbole_cdr_ext.splits.sampler import Candidates, CrossDomainSampler

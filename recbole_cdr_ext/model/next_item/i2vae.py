@@ -63,8 +63,7 @@ from recbole_cdr_ext.model.parts.whole_sequences import (
     merged_timelines,
     trains_whole_sequences,
 )
-from recbole_cdr_ext.model.phase import Phase, Stage
-from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender, Phase, Stage
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.reading import properties_dir, read_mapping
 from recbole_cdr_ext.splits.split import PARTS, Split, TrainingData, recalled_by_event

@@ -35,8 +35,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from recbole_cdr_ext.data.instances import Batch, Instances
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.parts.propagation import BipartiteGraph
-from recbole_cdr_ext.model.phase import Phase
-from recbole_cdr_ext.model.recommender import CrossDomainRecommender, Progress
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender, Phase, Progress
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.declaration import Condition, Count, Positive, Settings, Size
 from recbole_cdr_ext.splits.audit import audit_edges

@@ -15,8 +15,7 @@ import torch
 
 from recbole_cdr_ext.data.instances import Batch
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.phase import Phase
-from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender, Phase
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.split import Split, TrainingData
 

@@ -46,8 +46,7 @@ from recbole_cdr_ext.model.parts.whole_sequences import (
     merged_timelines,
     trains_whole_sequences,
 )
-from recbole_cdr_ext.model.phase import Phase
-from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender, Phase
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.declaration import BelowOne, Count, Learner, Positive, Settings, Size
 from recbole_cdr_ext.splits.split import Split, TrainingData

@@ -62,8 +62,7 @@ from recbole_cdr_ext.model.parts.whole_sequences import (
     events_by_target_domain,
     trains_whole_sequences,
 )
-from recbole_cdr_ext.model.phase import Phase
-from recbole_cdr_ext.model.recommender import CrossDomainRecommender
+from recbole_cdr_ext.model.recommender import CrossDomainRecommender, Phase
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.declaration import Count, NonNegative, Positive, Settings, Size
 from recbole_cdr_ext.splits.split import Split, TrainingData

@@ -11,7 +11,6 @@ import torch
 from pydantic import Field
 
 from recbole_cdr_ext.errors import CDRError
-from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating.tgt import FactorizationLoss, _table
 from recbole_cdr_ext.model.rating_recommender import (
     SPARSE_LEARNERS,
@@ -20,6 +19,7 @@ from recbole_cdr_ext.model.rating_recommender import (
     Shuffled,
     whole_batch,
 )
+from recbole_cdr_ext.model.recommender import Phase
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.declaration import Count, Learner, Positive, Reduction, Settings, Share, Size
 from recbole_cdr_ext.splits.split import RatingSplit, TrainingData

@@ -12,8 +12,8 @@ from torch import nn
 
 from recbole_cdr_ext.model.bridge import Bridge
 from recbole_cdr_ext.model.parts.layers import mapping
-from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, Shuffled
+from recbole_cdr_ext.model.recommender import Phase
 from recbole_cdr_ext.settings.declaration import Count, Positive, Settings, SettingsClass
 
 

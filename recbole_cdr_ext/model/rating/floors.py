@@ -7,8 +7,8 @@ import torch
 
 from recbole_cdr_ext.errors import CDRError
 from recbole_cdr_ext.model.bridge import Bridge, pretraining
-from recbole_cdr_ext.model.phase import Phase, Stage
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, RatingRecommender
+from recbole_cdr_ext.model.recommender import Phase, Stage
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.splits.split import Ratings, RatingSplit, TrainingData
 

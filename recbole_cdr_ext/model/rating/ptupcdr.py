@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from recbole_cdr_ext.model.bridge import Bridge
-from recbole_cdr_ext.model.phase import Phase
+from recbole_cdr_ext.model.recommender import Phase
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.declaration import Count, Learner, Positive, Reduction, Settings, Size
 from recbole_cdr_ext.splits.split import Ratings, RatingSplit, TrainingData

@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import nn
 
 from recbole_cdr_ext.model.bridge import Bridge
-from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating_recommender import RatingBatch
+from recbole_cdr_ext.model.recommender import Phase
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.declaration import Count, NonNegative, Settings
 from recbole_cdr_ext.splits.split import RatingSplit, TrainingData

@@ -11,9 +11,9 @@ import torch
 from pydantic import AfterValidator, Field
 from scipy.sparse import csr_matrix
 
-from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating.emcdr import EMCDR
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, Shuffled, Tables
+from recbole_cdr_ext.model.recommender import Phase
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.declaration import Condition, Count, NonNegative, Positive, Settings
 from recbole_cdr_ext.splits.split import Ratings, RatingSplit, TrainingData

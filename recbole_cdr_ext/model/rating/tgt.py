@@ -13,7 +13,6 @@ from torch import nn
 
 from recbole_cdr_ext.data.dataset import hash_arrays
 from recbole_cdr_ext.model import backbones
-from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating_recommender import (
     SPARSE_LEARNERS,
     RatingBatch,
@@ -22,7 +21,7 @@ from recbole_cdr_ext.model.rating_recommender import (
     Tables,
     whole_batch,
 )
-from recbole_cdr_ext.model.recommender import Progress
+from recbole_cdr_ext.model.recommender import Phase, Progress
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.declaration import Settings
 from recbole_cdr_ext.splits.split import RatingSplit, TrainingData

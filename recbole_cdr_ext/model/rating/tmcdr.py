@@ -11,8 +11,8 @@ from pydantic import Field
 from torch.func import functional_call
 
 from recbole_cdr_ext.model.bridge import Bridge
-from recbole_cdr_ext.model.phase import Phase
 from recbole_cdr_ext.model.rating_recommender import RatingBatch, Shuffled
+from recbole_cdr_ext.model.recommender import Phase
 from recbole_cdr_ext.settings.config import CDRConfig
 from recbole_cdr_ext.settings.declaration import NonNegative, Settings
 from recbole_cdr_ext.splits.split import RatingSplit, TrainingData
