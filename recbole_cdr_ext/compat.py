@@ -169,8 +169,102 @@ def _without_chained_assignment_warning(function: Callable[..., Any], *args: Any
         return function(*args, **kwargs)
 
 
-def _wrap(owner: type, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Replaces a method by ``wrapper(method)``, once; the method stays reachable as ``__wrapped__``."""
+# -- RecBole's own models: mended when one of them is asked for, for importing them takes seconds ---------------------
+
+
+def apply_to(model: str) -> None:
+    """Mends one of RecBole's models, if it needs a mend, once.
+
+    Args:
+        model: the name of its class.
+    """
+    if model in MODEL_MENDS:
+        MODEL_MENDS[model]()
+
+
+def ngcf_message_dropout() -> None:
+    """Has NGCF drop messages in training alone.
+
+    Its ``forward`` makes a new ``nn.Dropout`` for each layer, which is in training mode whatever the model is in: its
+    scores are drawn anew in every evaluation.
+
+    Ends when RecBole makes the dropout once, in the constructor.
+    """
+    from recbole.model.general_recommender.ngcf import NGCF
+
+    _wrap(NGCF, "forward", _without_dropout_in_evaluation)
+
+
+def _without_dropout_in_evaluation(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def forward(model: Any) -> object:
+        if model.training:
+            return original(model)
+        dropout, model.message_dropout = model.message_dropout, 0.0
+        try:
+            return original(model)
+        finally:
+            model.message_dropout = dropout
+
+    return forward
+
+
+def dgcf_samples() -> None:
+    """Has DGCF sample no more users, or items, than there are.
+
+    It samples as many of both as the larger of the two numbers asks for: ``ValueError`` where the other is smaller
+    than that, as with few batches and many more users than items.
+
+    Ends when RecBole bounds the two samples apart.
+    """
+    from recbole.model.general_recommender import dgcf
+
+    _wrap(dgcf, "sample_cor_samples", _bounded_samples)
+
+
+def _bounded_samples(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def sample(n_users: int, n_items: int, size: int) -> object:
+        if size <= min(n_users, n_items):
+            return original(n_users, n_items, size)
+        return original(n_users, n_users, min(size, n_users))[0], original(
+            n_items, n_items, min(size, n_items)
+        )[1]
+
+    return sample
+
+
+def stamp_padding() -> None:
+    """Has STAMP's padding be nothing.
+
+    Its initialisation draws the padding's row of the item table as well, and its loss over all items trains it, so that
+    the sums over a sequence count it as often as the batch is longer than the sequence.
+
+    Ends when RecBole masks those sums.
+    """
+    from recbole.model.sequential_recommender.stamp import STAMP
+
+    _wrap(STAMP, "forward", _with_zero_padding)
+
+
+def _with_zero_padding(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def forward(model: Any, item_seq: Any, item_seq_len: Any) -> object:
+        model.item_embedding.weight.data[0].zero_()
+        return original(model, item_seq, item_seq_len)
+
+    return forward
+
+
+MODEL_MENDS: dict[str, Callable[[], None]] = {
+    "NGCF": ngcf_message_dropout,
+    "DGCF": dgcf_samples,
+    "STAMP": stamp_padding,
+}
+
+
+def _wrap(owner: Any, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Replaces a method, or a module's function, by ``wrapper`` of it, once; it stays reachable as ``__wrapped__``."""
     method = getattr(owner, name)
     if not hasattr(method, "__wrapped__"):
         setattr(owner, name, wrapper(method))

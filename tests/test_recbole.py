@@ -129,6 +129,49 @@ def probe_read_missing_sequences():
     return [list(map(str, genres)) for genres in frame["genres"]]
 
 
+def probe_ngcf_message_dropout():
+    import torch
+    from recbole.model.general_recommender.ngcf import NGCF
+
+    class Layer(torch.nn.Module):
+        def forward(self, matrix, eye, vectors):
+            return vectors
+
+    model = types.SimpleNamespace(
+        training=False, node_dropout=0, norm_adj_matrix=None, eye_matrix=None, message_dropout=0.5,
+        get_ego_embeddings=lambda: torch.ones(2, 64), GNNlayers=[Layer()], n_users=1, n_items=1,
+    )  # fmt: skip
+    users, _ = NGCF.forward(model)
+    if (users == 0).any():
+        raise ValueError("messages were dropped in evaluation")
+    assert model.message_dropout == 0.5
+    return users[0, ::64].tolist()
+
+
+def probe_dgcf_samples():
+    from recbole.model.general_recommender import dgcf
+
+    users, items = dgcf.sample_cor_samples(5, 2, 4)
+    return [len(set(users)), sorted(items)]
+
+
+def probe_stamp_padding():
+    import torch
+    from recbole.model.sequential_recommender.stamp import STAMP
+
+    config = {
+        "USER_ID_FIELD": "user", "ITEM_ID_FIELD": "item", "LIST_SUFFIX": "_list", "NEG_PREFIX": "neg_", "device": "cpu",
+        "ITEM_LIST_LENGTH_FIELD": "length", "MAX_ITEM_LIST_LENGTH": 5, "embedding_size": 4, "loss_type": "CE",
+    }  # fmt: skip
+    model = STAMP(config, types.SimpleNamespace(num=lambda field: 6))
+    length = torch.tensor([2])
+    short = model(torch.tensor([[3, 4]]), length)
+    long = model(torch.tensor([[3, 4, 0, 0, 0]]), length)
+    if not torch.allclose(short, long, rtol=1e-4, atol=0):
+        raise ValueError("padding counts")
+    return bool(short.any())
+
+
 PROBES = {
     name.removeprefix("probe_"): probe for name, probe in list(globals().items()) if name.startswith("probe_")
 }
@@ -138,6 +181,9 @@ MENDED = {
     "dok_update": [[0, 0, 1], [0, 0, 0], [1, 0, 0]],
     "fill_missing_values": {"token": [3, 0], "value": [1, 1], "other": [5, 5]},
     "read_missing_sequences": [["a", "b"], []],
+    "ngcf_message_dropout": [1, pytest.approx(0.125)],
+    "dgcf_samples": [4, [0, 1]],
+    "stamp_padding": True,
 }
 NEEDED_FROM = {
     "numpy_aliases": (np, (1, 24)),
@@ -145,6 +191,9 @@ NEEDED_FROM = {
     "dok_update": (sp, (1, 13)),
     "fill_missing_values": (pd, (3, 0)),
     "read_missing_sequences": (pd, (3, 0)),
+    "ngcf_message_dropout": (np, (0, 0)),
+    "dgcf_samples": (np, (0, 0)),
+    "stamp_padding": (np, (0, 0)),
 }
 
 
@@ -163,6 +212,9 @@ def test_is_mended(mend):
 
     compat.apply()
     compat.apply()  # a second time changes nothing
+    for model in compat.MODEL_MENDS:
+        compat.apply_to(model)
+        compat.apply_to(model)
     assert PROBES[mend]() == MENDED[mend]
 
 
@@ -183,7 +235,9 @@ def test_every_mend_has_a_probe():
     mends = {
         name
         for name, function in inspect.getmembers(compat, inspect.isfunction)
-        if function.__module__ == compat.__name__ and not name.startswith("_") and name != "apply"
+        if function.__module__ == compat.__name__
+        and not name.startswith("_")
+        and name not in ("apply", "apply_to")
     }
     assert mends == set(PROBES) == set(MENDED) == set(NEEDED_FROM)
 

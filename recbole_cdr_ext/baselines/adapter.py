@@ -4,8 +4,8 @@
 ``baseline_scope: target`` builds one RecBole model per domain, which sees that domain's items and events alone;
 ``baseline_scope: all`` builds one on the union of the domains. Candidates are the target domain's either way.
 
-How a model is served follows from what it scores with (the kinds in ``recbole_general``, ``recbole_history`` and
-``recbole_sequential``, on what ``recbole_baseline`` has for all):
+How a model is served follows from what it scores with (the kinds in ``general``, ``history`` and ``sequential``, on
+what ``baseline`` has for all):
 
 ======================  ==================================  =======================================================
 RecBole model           learns from                         scores with
@@ -30,6 +30,7 @@ import torch
 from recbole.model.abstract_recommender import AbstractRecommender, AutoEncoderMixin
 from recbole.utils import ModelType
 
+from recbole_cdr_ext import compat
 from recbole_cdr_ext.baselines.baseline import RecBoleBaseline
 from recbole_cdr_ext.baselines.general import FactorBaseline, GraphBaseline, UserBaseline
 from recbole_cdr_ext.baselines.history import (
@@ -85,6 +86,7 @@ def adapt(recbole_class: type[AbstractRecommender]) -> type[CrossDomainRecommend
         CDRError: the model is of a kind that needs more than interactions, or a trainer of its own.
     """
     name, kind = recbole_class.__name__, recbole_class.type
+    compat.apply_to(name)
     if kind in _KINDS or name in _UNSERVED:
         why = _UNSERVED.get(name) or _KINDS[kind]
         raise CDRError(f"RecBole's {name} cannot serve as a baseline here: {why}. See 'recbole-cdr models'.")

@@ -130,7 +130,7 @@ def tune(words: Sequence[str]) -> None:
     all trials, and a page with figures. docs/tuning.md shows how spaces are written. Needs Ray:
     pip install 'recbole_cdr_ext[tune]'.
     """
-    arguments, keys = parse_arguments(words), command_keys("tune")
+    arguments, keys = parse_arguments(words, flags=("resume",)), command_keys("tune")
     options = option_values("tune", [f"--{key}={value}" for key, value in arguments.items() if key in keys])
     from recbole_cdr_ext.tuning.tune import tune as search
 

@@ -272,8 +272,11 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
 _NAMED = ("model", "dataset", "config_files", "resume", "run_id", "task", "split", "source", "target", "raw")
 
 
-def parse_arguments(argv: Iterable[str]) -> dict[str, str]:
+def parse_arguments(argv: Iterable[str], flags: Collection[str] = ()) -> dict[str, str]:
     """Returns the settings in command-line words of the form ``--key=value``; ``--key`` alone is True.
+
+    Args:
+        flags: keys that may stand alone here, though elsewhere a name belongs to them (``resume`` of a sweep).
 
     Raises:
         CDRError: a word has another form, a key stands there twice with different values, or alone where only a name
@@ -288,7 +291,7 @@ def parse_arguments(argv: Iterable[str]) -> dict[str, str]:
                 continue
             raise CDRError(f"'{word}' is not of the form --key=value.")
         last, equals, value = word[2:].partition("=")
-        if not equals and last in _NAMED:
+        if not equals and last in _NAMED and last not in flags:
             raise CDRError(f"'{word}' stands alone: say --{last}=NAME.")
         value = value if equals else "True"
         if not last or settings.get(last, value) != value:
