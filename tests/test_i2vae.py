@@ -73,7 +73,7 @@ def test_objective_by_hand(tmp_path):
     for prior in (model.own_prior[0], model.augmented_prior[0]):
         prior.mean, prior.logvar = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
     latents = Latents(
-        own=Gaussian(torch.tensor([[1.0], [2.0], [9.0]]), torch.zeros(3, 1)),
+        interest=Gaussian(torch.tensor([[1.0], [2.0], [9.0]]), torch.zeros(3, 1)),
         augmented=Gaussian(torch.tensor([[0.0], [1.0], [9.0]]), torch.zeros(3, 1)),
         transfer=Gaussian(torch.tensor([[3.0]]), torch.zeros(1, 1)),
         auxiliary=Gaussian(
