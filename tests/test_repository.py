@@ -21,11 +21,55 @@ import yaml
 
 import recbole_cdr_ext
 
-# -- types ---------------------------------------------------------------------------------------------------------
-
-
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "recbole_cdr_ext"
+
+
+# -- sizes ---------------------------------------------------------------------------------------------------------
+
+
+def tracked(*patterns: str) -> list[Path]:
+    done = subprocess.run(["git", "ls-files", *patterns], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("no checkout")
+    return [ROOT / name for name in done.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+def test_files_and_functions_fit_on_a_few_screens():
+    for path in tracked("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 450, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+                assert node.end_lineno - first < 60, f"{path}: {node.name}"
+
+
+# They name nothing: docs/names.md says what to write instead.
+EMPTY_WORDS = {"found", "own", "asked", "given", "made", "kept"}
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_names_are_nouns(path):
+    stored = {
+        getattr(node, "id", None) or getattr(node, "arg", None) or getattr(node, "name", None) or node.attr
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.arg | ast.FunctionDef | ast.ClassDef)
+        or (isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store))
+    }
+    assert not {name.strip("_") for name in stored} & EMPTY_WORDS
+
+
+def test_the_repository_is_one_of_source():
+    assert len(tracked()) < 450
+    binary = [path for path in tracked() if b"\0" in path.read_bytes()[:8000]]
+    assert len(binary) <= 60
+
+
+# -- types ---------------------------------------------------------------------------------------------------------
+
 
 MISSPELT = """
 from recbole_cdr_ext.data.dataset import CrossDomainDataset
@@ -155,6 +199,15 @@ def test_the_walks_name_what_there_is():
     assert len(names) > 20
     for name in names:
         assert pkgutil.resolve_name(f"recbole_cdr_ext.{name}"), name
+
+
+def test_the_rooms_of_the_page_hold_the_files_that_it_names():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", text, re.MULTILINE)
+    assert len(rows) > 15
+    for room, what in rows:
+        for name in re.findall(r"`(\w+\.py)`", what):
+            assert list((PACKAGE / room).rglob(name)), f"{room}: {name}"
 
 
 def test_the_layers_of_the_page_are_those_that_are_checked():
