@@ -48,9 +48,6 @@ properties: $(INSTALLED)
 hooks: $(INSTALLED)
 	$(BIN)/pre-commit install
 
-properties: $(INSTALLED)
-	$(BIN)/python -m recbole_cdr_ext.settings.property_files
-
 # torch comes first and alone, in its exact version, so that a build for this machine is taken where pip finds one.
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
