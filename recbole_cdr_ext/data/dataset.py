@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from recbole_cdr_ext import compat
 from recbole_cdr_ext.data import atomic
 from recbole_cdr_ext.errors import CDRError, did_you_mean
 from recbole_cdr_ext.registry.splits import get_split
+from recbole_cdr_ext.settings.config import CDRConfig
 
 compat.apply()
 
@@ -61,6 +63,29 @@ class Rows:
     user: np.ndarray
     target_domain: np.ndarray
     is_test: np.ndarray
+
+
+class TokenIds(Mapping[str, dict[str, int]]):
+    """Ids by field and token, written when a field is first looked up: most models never do that.
+
+    Args:
+        tokens: by field, the token of each id.
+    """
+
+    def __init__(self, tokens: Mapping[str, np.ndarray]):
+        self._tokens = tokens
+        self._ids: dict[str, dict[str, int]] = {}
+
+    def __getitem__(self, name: str) -> dict[str, int]:
+        if name not in self._ids:
+            self._ids[name] = {str(token): i for i, token in enumerate(self._tokens[name])}
+        return self._ids[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tokens)
+
+    def __len__(self) -> int:
+        return len(self._tokens)
 
 
 class CrossDomainDataset(Dataset):
@@ -263,6 +288,23 @@ class CrossDomainDataset(Dataset):
         self.events = Events(*(np.ascontiguousarray(c[order]) for c in columns))
         self.inter_feat = self.interactions()
         del self._flat
+
+    def portable(self) -> CrossDomainDataset:
+        """Returns a copy that processes can share: its bulk in arrays of plain types, and no settings."""
+        other = copy.copy(self)
+        other.config, other.inter_feat = None, None
+        other.field2id_token = {
+            name: np.array([str(token) for token in tokens]) for name, tokens in self.field2id_token.items()
+        }
+        other.field2token_id = cast("dict[str, dict[str, int]]", TokenIds(other.field2id_token))
+        other._tokens = np.array([str(token) for token in self._tokens])
+        return other
+
+    def with_settings(self, config: CDRConfig) -> CrossDomainDataset:
+        """Returns a copy, on the same memory, under other settings: what :meth:`portable` leaves out is there again."""
+        other = copy.copy(self)
+        other.config, other.inter_feat = config, self.interactions()
+        return other
 
     def interactions(self) -> Interaction:
         """Returns the events as RecBole's ``Interaction``, on their memory where the types are the same."""

@@ -116,7 +116,6 @@ class RatingRecommender(CrossDomainRecommender[RatingBatch, RatingSplit]):
     def __init__(self, config: CDRConfig, data: TrainingData[RatingSplit]):
         super().__init__(config, data)
         split = data.split
-        assert isinstance(split, RatingSplit)
         self.source, self.target = split.source, split.target
         self.has_biases = bool(config["biases"])
         self.clipped = bool(config["clip_ratings"])

@@ -5,18 +5,16 @@ Nothing here knows of Ray: who runs the trial hands in what it reports to.
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import yaml
 
 from recbole_cdr_ext import compat
@@ -55,7 +53,7 @@ class Shared:
         settings: the user's, as a property file would hold them.
         machine: settings of where and how, which do not change what is computed.
         folder: of the trials' folders.
-        dataset: as :func:`portable` makes it.
+        dataset: as :meth:`CrossDomainDataset.portable` gives it.
         split: with what the stages made of it if ``staged``.
         staged: whether the model's stages were run; else each trial runs its own.
         plan: settings by the trials' numbers, where they are known beforehand.
@@ -83,37 +81,6 @@ def write_yaml(settings: Mapping[str, Any], path: Path, header: str = "") -> Non
     with replacing(path) as temporary:
         comment = "".join(f"# {line}\n" for line in header.splitlines())
         temporary.write_text(comment + yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
-
-
-def portable(dataset: CrossDomainDataset) -> CrossDomainDataset:
-    """Returns a dataset that processes can share: its bulk in arrays of plain types, and no settings."""
-    other = copy.copy(dataset)
-    other.config, other.inter_feat = None, None
-    other.field2id_token = {
-        name: np.array([str(token) for token in tokens]) for name, tokens in dataset.field2id_token.items()
-    }
-    other.field2token_id = cast("dict[str, dict[str, int]]", TokenIds(other.field2id_token))
-    other._tokens = np.array([str(token) for token in dataset._tokens])
-    return other
-
-
-class TokenIds(Mapping[str, dict[str, int]]):
-    """Ids by field and token, made when a field is first asked for: most models never ask."""
-
-    def __init__(self, tokens: Mapping[str, np.ndarray]):
-        self._tokens = tokens
-        self._ids: dict[str, dict[str, int]] = {}
-
-    def __getitem__(self, name: str) -> dict[str, int]:
-        if name not in self._ids:
-            self._ids[name] = {str(token): i for i, token in enumerate(self._tokens[name])}
-        return self._ids[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tokens)
-
-    def __len__(self) -> int:
-        return len(self._tokens)
 
 
 # -- a trial --------------------------------------------------------------------------------------------------------
@@ -159,9 +126,7 @@ def run_trial(
 def _train(shared: Shared, folder: Path, record: Record, report: Report, donor: Path | None) -> None:
     config = shared.config(record.settings, folder)
     set_threads(config)
-    dataset = copy.copy(shared.dataset)
-    dataset.config, dataset.inter_feat = config, dataset.interactions()
-    experiment = build(config, dataset, shared.split, staged=shared.staged)
+    experiment = build(config, shared.dataset.with_settings(config), shared.split, staged=shared.staged)
     experiment.check()
     logging.getLogger().info(describe_model(experiment.model))
     trainer = CrossDomainTrainer(config, experiment.model, folder, data=experiment.split.fingerprint)

@@ -41,7 +41,7 @@ from recbole_cdr_ext.tuning.sweep import (
     prepare,
     require,
 )
-from recbole_cdr_ext.tuning.trial import Shared, portable, write_yaml
+from recbole_cdr_ext.tuning.trial import Shared, write_yaml
 
 compat.apply()
 
@@ -220,7 +220,7 @@ def share(sweep: Sweep) -> Shared:
         settings=sweep.settings,
         machine=sweep.machine,
         folder=sweep.folder / TRIALS,
-        dataset=portable(dataset),
+        dataset=dataset.portable(),
         split=split,
         staged=sweep.staged,
         plan=sweep.plan,
